@@ -1,0 +1,43 @@
+"""dred: exact reductions of symbolic formulas over all pairs of points, on CPUs, GPUs and Dask clusters."""
+
+from dred.errors import (
+    AliasError,
+    ArgumentError,
+    BackendError,
+    DerivativeError,
+    DimensionError,
+    DredError,
+    DtypeError,
+    FormulaError,
+    FormulaSyntaxError,
+    IndexRangeError,
+    InputError,
+    LimitError,
+    OptionError,
+    PlanError,
+    UnknownNameError,
+    VariableError,
+)
+from dred.genred import Genred
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AliasError",
+    "ArgumentError",
+    "BackendError",
+    "DerivativeError",
+    "DimensionError",
+    "DredError",
+    "DtypeError",
+    "FormulaError",
+    "FormulaSyntaxError",
+    "Genred",
+    "IndexRangeError",
+    "InputError",
+    "LimitError",
+    "OptionError",
+    "PlanError",
+    "UnknownNameError",
+    "VariableError",
+]

@@ -1,0 +1,118 @@
+"""Exceptions of dred: one class per kind of mistake, each message says what, where, the numbers and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DredError(Exception):
+    """Base of every exception that dred raises on purpose.
+
+    Errors travel between processes: whatever was given to the constructor is given again when one is unpickled.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> DredError:
+        self = super().__new__(cls, *args, **kwargs)
+        self._given = (args, kwargs)
+        return self
+
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), *self._given)
+
+
+def _again(cls: type[DredError], args: tuple[Any, ...], kwargs: dict[str, Any]) -> DredError:
+    return cls(*args, **kwargs)
+
+
+class FormulaError(DredError, ValueError):
+    """A formula, alias or constant that means nothing; shows the text with a caret under the offending part.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, with the numbers involved.
+    text : str, optional
+        The formula (or alias) as the user wrote it.
+    span : (int, int), optional
+        First and one-past-last character of the offending part.
+    hint : str, optional
+        What to do.
+    """
+
+    def __init__(self, message: str, text: str | None = None, span: tuple[int, int] = (0, 0), hint: str = "") -> None:
+        self.message, self.text, self.span, self.hint = message, text, span, hint
+        super().__init__("\n".join([message, *self._excerpt(), *([hint] if hint else [])]))
+
+    def _excerpt(self) -> list[str]:
+        if self.text is None:
+            return []
+        start, end = self.span
+        first = self.text.rfind("\n", 0, start) + 1
+        last = self.text.find("\n", start)
+        last = len(self.text) if last < 0 else last
+        lo, hi = max(first, start - 60), min(last, max(end, start) + 60)
+        head, tail = "..." if lo > first else "", "..." if hi < last else ""
+        width = max(1, min(end, hi) - start)
+        return [f"    {head}{self.text[lo:hi]}{tail}", "    " + " " * (len(head) + start - lo) + "^" * width]
+
+    def located(self, text: str, span: tuple[int, int]) -> FormulaError:
+        """The same error with a place, where it has none yet."""
+        return self if self.text is not None else type(self)(self.message, text, span, self.hint)
+
+
+class FormulaSyntaxError(FormulaError):
+    """The text is not in the language."""
+
+
+class UnknownNameError(FormulaError):
+    """A name that is no alias, no operation and no reduction."""
+
+
+class ArgumentError(FormulaError):
+    """Wrong number or kind of arguments of an operation."""
+
+
+class DimensionError(FormulaError):
+    """Dimensions that do not fit together."""
+
+
+class IndexRangeError(FormulaError):
+    """A component, range or position outside its vector."""
+
+
+class AliasError(FormulaError):
+    """A declaration of a variable that cannot be read."""
+
+
+class VariableError(FormulaError):
+    """Declarations of variables that contradict each other."""
+
+
+class DerivativeError(FormulaError):
+    """A derivative that does not exist or is not defined."""
+
+
+class LimitError(FormulaError):
+    """A formula, dimension or constant beyond the limits of the language."""
+
+
+class OptionError(DredError, ValueError):
+    """An argument of a routine that is not accepted."""
+
+
+class InputError(DredError, ValueError):
+    """Arrays that do not fit the declared variables (number, rank, shape, rows, chunks)."""
+
+
+class DtypeError(InputError, TypeError):
+    """Arrays of a type that the routine does not compute with."""
+
+
+class BackendError(DredError, RuntimeError):
+    """The requested backend cannot run here."""
+
+
+class PlanError(DredError, ValueError):
+    """Work that cannot be planned, or does not fit."""

@@ -1,0 +1,1 @@
+"""The formula language: nodes, syntax, the table of operations, derivatives, rewriting and the dense oracle."""

@@ -1,0 +1,91 @@
+"""Nodes with checks: counts and kinds of arguments, dimensions, limits, exact folding of constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from dred.errors import ArgumentError, LimitError
+from dred.formula.node import Node, const, intern
+from dred.formula.ops import OPS, Op, elementwise
+from dred.formula.syntax import MAX_DIGITS
+
+_TOO_LARGE = 10**MAX_DIGITS
+
+
+def exact(node: Node) -> Fraction | None:
+    """The value of an exact constant, else None."""
+    value = node.attrs[0] if node.op == "Const" else None
+    return value if isinstance(value, Fraction) else None
+
+
+def number(value: Fraction) -> Node:
+    """An exact constant within the limits of the language."""
+    if max(abs(value.numerator), value.denominator) > _TOO_LARGE:
+        raise LimitError(f"a constant has more than {MAX_DIGITS} digits")
+    return const(value)
+
+
+def make(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node:
+    """The node `name(*args; *attrs)`, or the constant that it is.
+
+    Raises
+    ------
+    DimensionError, IndexRangeError, LimitError, ArgumentError
+    """
+    op = OPS[name]
+    dims = tuple(a.dim for a in args)
+    dim = (op.dim or elementwise)(dims, attrs)
+    if op.exact is not None:
+        values = [exact(a) for a in args]
+        if name in ("Divide", "Inv") and values[-1] == 0:
+            raise ArgumentError("division by the constant 0")
+        if None not in values:
+            try:
+                folded = op.exact(*values, *attrs)
+            except ZeroDivisionError:
+                raise ArgumentError("division by the constant 0") from None
+            if folded or name != "Minus":  # -0 keeps its sign: it stays a node
+                return number(folded)
+    return intern(name, tuple(args), attrs, dim)
+
+
+def arguments(op: Op, given: Sequence[Any], named: dict[str, Any]) -> tuple[list[Node], tuple[Any, ...]]:
+    """Formula arguments and attributes of a call as written.
+
+    Raises
+    ------
+    ArgumentError
+        For a wrong number, unknown or repeated names, a formula where an integer is due, or the reverse.
+    """
+    names = op.args + op.attrs
+    values = dict(zip(names, given, strict=False))
+    for word, value in named.items():
+        if word not in names:
+            raise ArgumentError(f"{op.name} has no argument {word!r}", hint=f"it is {usage(op)}")
+        if word in values:
+            raise ArgumentError(f"{op.name} got its argument {word!r} twice", hint=f"it is {usage(op)}")
+        values[word] = value
+    if len(given) > len(names) or len(values) < len(names):
+        count = len(given) + len(named)
+        raise ArgumentError(f"{op.name} takes {len(names)} arguments, got {count}", hint=f"it is {usage(op)}")
+    args: list[Node] = []
+    for word in op.args:
+        if not isinstance(values[word], Node):
+            raise ArgumentError(f"argument {word!r} of {op.name} must be a formula, got a list")
+        args.append(values[word])
+    return args, tuple(integer(op, word, values[word]) for word in op.attrs)
+
+
+def integer(op: Op, word: str, value: Any) -> int:
+    """An attribute: a constant that is an integer."""
+    given = exact(value) if isinstance(value, Node) else None
+    if given is None or given.denominator != 1:
+        raise ArgumentError(f"argument {word!r} of {op.name} must be an integer constant")
+    return int(given)
+
+
+def usage(op: Op) -> str:
+    """The call as it should be written: "Elem(f, m)"."""
+    return f"{op.name}({', '.join(op.args + op.attrs)})"

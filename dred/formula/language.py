@@ -1,0 +1,242 @@
+"""The formula language as users write it: declarations of variables, formulas, derivatives inside formulas."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dred.errors import AliasError, ArgumentError, FormulaError, UnknownNameError, VariableError
+from dred.formula.construct import arguments, exact, number
+from dred.formula.derive import grad, limited
+from dred.formula.node import Node, toposort, var, variables
+from dred.formula.ops import MAX_DIM, OPS
+from dred.formula.rewrite import expand, power
+from dred.formula.syntax import evaluate, parse
+
+CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
+KINDS = ("i-variable", "j-variable", "parameter")
+
+
+class Variable(NamedTuple):
+    """An input of a routine: place in the call, length of its vectors, category (0: per i, 1: per j, 2: parameter)."""
+
+    ind: int
+    dim: int
+    cat: int
+
+    def __str__(self) -> str:
+        return f"{('Vi', 'Vj', 'Pm')[self.cat]}({self.ind},{self.dim})"
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula with everything that its call needs.
+
+    Attributes
+    ----------
+    text : str
+        As the user wrote it.
+    node : Node
+    variables : tuple of Variable
+        By position: 0, 1, 2, ...
+    names : tuple of str
+        Alias of each variable, "" without.
+    """
+
+    text: str
+    node: Node
+    variables: tuple[Variable, ...]
+    names: tuple[str, ...]
+
+
+def _grad(args: Sequence[Any]) -> Node:
+    if len(args) not in (2, 3) or not all(isinstance(a, Node) for a in args):
+        raise ArgumentError(f"Grad takes 2 or 3 arguments, got {len(args)}", hint="it is Grad(f, v, e)")
+    return grad(*args)
+
+
+def _variable(name: str) -> Callable[[Sequence[Any]], Node]:
+    def declared(args: Sequence[Any]) -> Node:
+        values = [exact(a) if isinstance(a, Node) else None for a in args]
+        if None in values or any(v.denominator != 1 for v in values if v is not None):
+            raise ArgumentError(f"the arguments of {name} must be integers")
+        return _var(name, [int(v) for v in values if v is not None], None)
+
+    return declared
+
+
+def _var(name: str, values: Sequence[int], place: int | None) -> Node:
+    """`Vi(dim)` (only with a place), `Vi(ind, dim)`, `Var(ind, dim, cat)` and the like."""
+    if name == "Var" and len(values) == 3:
+        ind, dim, cat = values
+    elif name in CATEGORIES and len(values) == 2:
+        (ind, dim), cat = values, CATEGORIES[name]
+    elif name in CATEGORIES and len(values) == 1 and place is not None:
+        ind, dim, cat = place, values[0], CATEGORIES[name]
+    else:
+        forms = "Var(ind, dim, cat)" if name == "Var" else f"{name}(ind, dim)"
+        raise AliasError(f"{name} got {len(values)} arguments", hint=f"it is {forms}")
+    if ind < 0 or not 1 <= dim <= MAX_DIM or cat not in (0, 1, 2):
+        raise AliasError(
+            f"position {ind}, dimension {dim}, category {cat} declare no variable",
+            hint=f"positions start at 0, dimensions are 1 ... {MAX_DIM}, categories 0, 1 and 2",
+        )
+    return var(ind, dim, cat)
+
+
+# operations on formulas that are no entry of the table, and the variables
+SPECIAL: Mapping[str, Callable[[Sequence[Any]], Node]] = {
+    "Grad": _grad,
+    "Var": _variable("Var"),
+    **{name: _variable(name) for name in CATEGORIES},
+}
+
+
+def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
+    """A call as a user wrote it."""
+    if name == "Power":
+        return power(args[0], args[1])
+    if name in SPECIAL:
+        if named:
+            raise ArgumentError(f"{name} takes no named arguments")
+        return SPECIAL[name](args)
+    if name not in OPS:
+        raise UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *SPECIAL]))
+    formulas, attrs = arguments(OPS[name], args, named)
+    return expand(name, formulas, attrs)
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """The nearest known name as a question, or all of them."""
+    folded = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), list(folded), 1)
+    return f"did you mean {folded[near[0]]!r}?" if near else f"known are: {', '.join(sorted(known))}"
+
+
+_ALIAS = re.compile(r"\s*(?:([A-Za-z_][A-Za-z0-9_]*)\s*=)?\s*(Var|Vi|Vj|Pm)\s*\(([^()]*)\)\s*")
+
+
+def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
+    """The variables declared by a list of aliases, in its order; "" for one without a name.
+
+    Examples
+    --------
+    >>> [(name, v.attrs) for name, v in declare(["x = Vi(3)", "Pm(1)"])]
+    [('x', (0, 0)), ('', (1, 2))]
+    """
+    if isinstance(aliases, str) or not all(isinstance(a, str) for a in aliases):
+        raise AliasError("aliases must be a list of texts", hint='for example ["x = Vi(3)", "y = Vj(3)"]')
+    out: list[tuple[str, Node]] = []
+    seen: set[str] = set()
+    for place, text in enumerate(aliases):
+        whole = (0, max(1, len(text)))
+        found = _ALIAS.fullmatch(text)
+        inner = [] if found is None else [part.strip() for part in found.group(3).split(",")]
+        if found is None or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in inner):
+            hint = "an alias is 'name = Vi(dim)', with Vi, Vj or Pm"
+            raise AliasError("this alias cannot be read", text, whole, hint)
+        name = found.group(1) or ""
+        if name and name in seen:
+            raise AliasError(f"the name {name!r} is declared twice", text, whole)
+        seen.add(name)
+        try:
+            out.append((name, _var(found.group(2), [int(part) for part in inner], place)))
+        except FormulaError as error:
+            raise error.located(text, whole) from None
+    return out
+
+
+def formula(text: str, aliases: Sequence[str]) -> Formula:
+    """Read a formula.
+
+    Parameters
+    ----------
+    text : str
+    aliases : sequence of str
+        Declarations of its variables; never modified.
+
+    Returns
+    -------
+    Formula
+
+    Raises
+    ------
+    FormulaError
+        One of its classes, with the text and a caret at the place.
+
+    Examples
+    --------
+    >>> f = formula("Exp(x - y)", ["x = Vi(3)", "y = Vj(3)"])
+    >>> f.node.dim, [str(v) for v in f.variables]
+    (3, ['Vi(0,3)', 'Vj(1,3)'])
+    """
+    declared = declare(aliases)
+    names = {name: v for name, v in declared if name}
+
+    def name(word: str) -> Node:
+        if word not in names:
+            hint = f"the aliases are: {', '.join(names)}" if names else "there are no aliases"
+            if word in OPS:
+                hint = f"the operation is written {word}(...)"
+            raise UnknownNameError(f"unknown name {word!r}", hint=hint)
+        return names[word]
+
+    if not isinstance(text, str):
+        raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
+    node = limited(evaluate(parse(text), number, name, call, locate=True))
+    return Formula(text, node, *_signature(declared, node))
+
+
+def _signature(declared: list[tuple[str, Node]], node: Node) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
+    """Variables by position: declared ones and those written in the formula; positions must be 0 ... n - 1."""
+    found: dict[int, Variable] = {}
+    names: dict[int, str] = {}
+    for name, v in [*declared, *(("", v) for v in variables(node))]:
+        ind, cat = v.attrs
+        new = Variable(ind, v.dim, cat)
+        if found.setdefault(ind, new) != new:
+            raise VariableError(
+                f"position {ind} is declared as {KINDS[found[ind].cat]} of dimension {found[ind].dim}"
+                f" and as {KINDS[cat]} of dimension {v.dim}"
+            )
+        names[ind] = names.get(ind) or name
+    places = sorted(found)
+    if places != list(range(len(places))):
+        raise VariableError(f"the positions of the variables are {places}, they must be 0 ... {len(places) - 1}")
+    return tuple(found[k] for k in places), tuple(names[k] for k in places)
+
+
+def canonical(node: Node) -> str:
+    """Text of a formula, shared parts bound to names once; `formula` reads it back to the same node.
+
+    Examples
+    --------
+    >>> canonical(formula("Square(x) + Exp(Square(x))", ["x = Vi(3)"]).node)
+    'let t0 = Square(Var(0,3,0)); Add(t0, Exp(t0))'
+    """
+    order = toposort([node])
+    users: dict[Node, int] = {}
+    for n in order:
+        for a in n.args:
+            users[a] = users.get(a, 0) + 1
+    texts: dict[Node, str] = {}
+    bindings: list[str] = []
+    depth: dict[Node, int] = {}
+    for n in order:
+        if n.op == "Var":
+            ind, cat = n.attrs
+            texts[n] = f"Var({ind},{n.dim},{cat})"
+        elif n.op == "Const":
+            value = exact(n)
+            assert value is not None
+            texts[n] = f"RatCst({value.numerator}, {value.denominator})" if value.denominator != 1 else str(value)
+        else:
+            texts[n] = f"{n.op}({', '.join([*(texts[a] for a in n.args), *map(str, n.attrs)])})"
+        depth[n] = 1 + max((depth[a] for a in n.args), default=0)
+        if n.args and n is not node and (users.get(n, 0) > 1 or depth[n] > 50):
+            bindings.append(f"let t{len(bindings)} = {texts[n]}; ")
+            texts[n], depth[n] = f"t{len(bindings) - 1}", 1
+    return "".join(bindings) + texts[node]

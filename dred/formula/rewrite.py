@@ -1,0 +1,212 @@
+"""Rewrite rules: pairs of formulas, applied where a node is built. The value stays, the cost falls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Any, NamedTuple
+
+from dred.errors import ArgumentError
+from dred.formula.construct import exact, integer, make, number
+from dred.formula.node import Node, const, toposort
+from dred.formula.ops import OPS
+from dred.formula.syntax import evaluate, parse
+
+Binding = Mapping[str, Node | int]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`left` may be written as `right`; names stand for any formula, or any integer where an attribute is due.
+
+    Attributes
+    ----------
+    left, right : str
+    when : callable, optional
+        Condition on what the names stand for.
+    safe : bool
+        False where a finite value may become an overflow, or accuracy may be lost: never applied by itself.
+    """
+
+    left: str
+    right: str
+    when: Callable[[Any], bool] | None = None
+    safe: bool = True
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("a + 0", "a"),
+    Rule("0 + a", "a"),
+    Rule("a + SumT(0, n)", "a"),
+    Rule("SumT(0, n) + a", "a"),
+    Rule("a - 0", "a"),
+    Rule("0 - a", "-a"),
+    Rule("a - SumT(0, n)", "a"),
+    Rule("SumT(0, n) - a", "-a"),
+    Rule("a - a", "0"),
+    Rule("a + a", "2 * a"),
+    Rule("a + -b", "a - b"),
+    Rule("a - -b", "a + b"),
+    Rule("-a + b", "b - a"),
+    Rule("-(a - b)", "b - a"),
+    Rule("--a", "a"),
+    Rule("a * 1", "a"),
+    Rule("1 * a", "a"),
+    Rule("a * 0", "0"),
+    Rule("0 * a", "0"),
+    Rule("a * SumT(0, n)", "0"),
+    Rule("SumT(0, n) * a", "0"),
+    Rule("a * -1", "-a"),
+    Rule("-1 * a", "-a"),
+    Rule("-SumT(0, n)", "0"),
+    Rule("a * a", "Square(a)"),
+    Rule("-a * -b", "a * b"),
+    Rule("SumT(a, n) * b", "a * b", lambda b: b["n"] == b["b"].dim),
+    Rule("a * SumT(b, n)", "a * b", lambda b: b["n"] == b["a"].dim),
+    Rule("a / 1", "a"),
+    Rule("0 / a", "0"),
+    Rule("SumT(0, n) / a", "0"),
+    Rule("a / a", "1"),
+    Rule("1 / a", "Inv(a)"),
+    Rule("Square(-a)", "Square(a)"),
+    Rule("Abs(-a)", "Abs(a)"),
+    Rule("Abs(Abs(a))", "Abs(a)"),
+    Rule("Abs(Square(a))", "Square(a)"),
+    Rule("Cos(-a)", "Cos(a)"),
+    Rule("Pow(a, 0)", "1"),
+    Rule("Pow(a, 1)", "a"),
+    Rule("Pow(a, 2)", "Square(a)"),
+    Rule("Pow(a, -1)", "Inv(a)"),
+    Rule("Exp(0)", "1"),
+    Rule("Log(1)", "0"),
+    Rule("Sum(a)", "a", lambda b: b["a"].dim == 1),
+    Rule("Sum(SumT(a, n))", "n * a"),
+    Rule("SumT(a, n)", "a", lambda b: b["n"] == 1),
+    Rule("(a | b)", "a * b", lambda b: b["a"].dim == b["b"].dim == 1),
+    Rule("(a | SumT(0, n))", "0"),
+    Rule("(SumT(0, n) | a)", "0"),
+    Rule("Extract(a, s, n)", "a", lambda b: b["s"] == 0 and b["n"] == b["a"].dim),
+    Rule("Extract(SumT(a, m), s, n)", "SumT(a, n)"),
+    Rule("ExtractT(a, s, n)", "a", lambda b: b["s"] == 0 and b["n"] == b["a"].dim),
+    Rule("ExtractT(SumT(0, m), s, n)", "SumT(0, n)"),
+    Rule("Elem(a, m)", "a", lambda b: b["a"].dim == 1),
+    Rule("Elem(SumT(a, n), m)", "a"),
+    Rule("ElemT(0, n, m)", "SumT(0, n)"),
+    Rule("Exp(a) * Exp(b)", "Exp(a + b)", safe=False),
+    Rule("Sqrt(Square(a))", "Abs(a)", safe=False),
+)
+
+
+class Cost(NamedTuple):
+    """What a rule lowers, most important first."""
+
+    flops: int
+    nodes: int
+    edges: int
+
+
+def cost(node: Node) -> Cost:
+    """Operations, nodes and edges of a formula, shared parts counted once."""
+    order = toposort([node])
+    flops = sum(OPS[n.op].flops * max([n.dim, *(a.dim for a in n.args)]) for n in order if n.op in OPS)
+    return Cost(flops, len(order), sum(len(set(n.args)) for n in order))
+
+
+# -- matching ---------------------------------------------------------------------------------------------------------
+
+
+class Pattern(NamedTuple):
+    kind: str  # "number", "name" or "call"
+    value: Any
+    args: tuple[Pattern, ...] = ()
+
+
+def pattern(text: str) -> Pattern:
+    """The left side of a rule as a tree."""
+
+    def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Pattern:
+        if name == "Minus" and args[0].kind == "number":
+            return Pattern("number", -args[0].value)
+        return Pattern("call", name, tuple(args))
+
+    return evaluate(parse(text), lambda v: Pattern("number", v), lambda n: Pattern("name", n), call)
+
+
+def match(p: Pattern, value: Node | int, found: dict[str, Node | int]) -> bool:
+    """Whether `value` has the form `p`; fills in what the names stand for."""
+    if p.kind == "name":
+        return found.setdefault(p.value, value) is value or found[p.value] == value
+    if p.kind == "number":
+        return bool((exact(value) if isinstance(value, Node) else Fraction(value)) == p.value)
+    if not isinstance(value, Node) or value.op != p.value:
+        return False
+    return all(match(q, v, found) for q, v in zip(p.args, (*value.args, *value.attrs), strict=True))
+
+
+@cache
+def _rules() -> dict[str, list[tuple[Pattern, Rule]]]:
+    table: dict[str, list[tuple[Pattern, Rule]]] = {}
+    for rule in RULES:
+        if rule.safe:
+            left = pattern(rule.left)
+            table.setdefault(left.value, []).append((left, rule))
+    return table
+
+
+def rewritten(rule: Rule, found: Binding) -> Node:
+    """The right side of a rule."""
+
+    def name(word: str) -> Node:
+        value = found[word]
+        return value if isinstance(value, Node) else const(value)
+
+    return evaluate(parse(rule.right), number, name, construct)
+
+
+def build(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node:
+    """`make`, then the first rule that applies. Arguments are assumed to be built likewise.
+
+    Ends, since every rule lowers the cost; the dimension stays, since a narrower right side is repeated.
+    """
+    node = make(name, args, attrs)
+    for left, rule in _rules().get(node.op, ()):
+        found: dict[str, Node | int] = {}
+        if match(left, node, found) and (rule.when is None or rule.when(found)):
+            right = rewritten(rule, found)
+            return right if right.dim == node.dim else build("SumT", (right,), (node.dim,))
+    return node
+
+
+def construct(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
+    """A call of the table's own texts (rules, derivatives, macros): known to be well-formed."""
+    if name == "Power":
+        return power(args[0], args[1])
+    if name == "dim":
+        return const(args[0].dim)
+    op = OPS[name]
+    n = len(op.args)
+    attrs = tuple(integer(op, word, value) for word, value in zip(op.attrs, args[n:], strict=True))
+    return expand(name, args[:n], attrs)
+
+
+def expand(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node:
+    """`build`, macros written out."""
+    op = OPS[name]
+    if not op.macro:
+        return build(name, args, attrs)
+    names = dict(zip(op.args + op.attrs, (*args, *map(const, attrs)), strict=True))
+    return evaluate(parse(op.macro), number, names.__getitem__, construct)
+
+
+def power(base: Node, exponent: Node) -> Node:
+    """`base ** exponent` for constant exponents: integers, 0.5 and -0.5."""
+    value = exact(exponent)
+    if value is not None and value.denominator == 1:
+        if abs(value) > 10**6 and exact(base) is None:
+            raise ArgumentError(f"the exponent {value} is outside -1000000 ... 1000000")
+        return build("Pow", (base,), (int(value),))
+    if value in (Fraction(1, 2), Fraction(-1, 2)):
+        return build("Sqrt" if value == Fraction(1, 2) else "Rsqrt", (base,))
+    raise ArgumentError("an exponent must be an integer, 0.5 or -0.5")

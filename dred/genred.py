@@ -1,0 +1,272 @@
+"""Genred: a reduction of a formula as a callable, with the signature that users of KeOps know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dred.errors import InputError, OptionError
+from dred.formula.language import formula as read_formula
+from dred.formula.language import suggestion
+from dred.inputs import DTYPES, Inputs, check
+from dred.kernel import engine
+from dred.kernel.spec import CHAIN, KernelSpec
+from dred.reductions import REDUCTIONS
+
+# scheme of summation -> terms that are added in the compute type before they join the state
+_CHAINS = {"auto": CHAIN, "block_sum": CHAIN, "direct_sum": 1}
+
+
+class Genred:
+    r"""A generic reduction over all pairs (i, j) of points, in linear memory.
+
+    .. math:: \mathrm{out}_i = \mathrm{Reduction}_j \; F(p, x_i, y_j) \quad (\mathrm{axis} = 1)
+
+    and with the roles of i and j exchanged for axis = 0. The M × N values of F are never stored.
+
+    Parameters
+    ----------
+    formula : str
+        F, for example ``"Square(p-a)*Exp(x+y)"``.
+    aliases : sequence of str
+        One declaration per input: ``"x = Vi(3)"`` (an array (M, 3)), ``"y = Vj(3)"`` (an array (N, 3)),
+        ``"p = Pm(1)"`` (an array (1,)). Never modified.
+    reduction_op : str
+        "Sum".
+    axis : {0, 1}
+        1 reduces over j and keeps one row per i; 0 reduces over i and keeps one row per j.
+    dtype : str or dtype, optional
+        "float32" or "float64": the type of all arrays of a call. By default that of the arrays.
+    opt_arg, formula2
+        Not taken by the reductions there are: anything but None is refused.
+    cuda_type
+        Without effect (accepted for compatibility).
+    dtype_acc : str
+        Type in which the rows are accumulated: "auto" (float64), "float32" or "float64", not narrower than `dtype`.
+    use_double_acc : bool
+        True: ``dtype_acc="float64"``.
+    sum_scheme : str
+        "auto" and "block_sum" add 32 terms at a time in the compute type, then add these sums to the accumulator;
+        "direct_sum" adds every term to the accumulator. "kahan_scheme" is refused.
+    enable_chunks, rec_multVar_highdim
+        Without effect (accepted for compatibility).
+    use_fast_math : bool
+        True is refused: every operation has its full precision.
+
+    Raises
+    ------
+    FormulaError
+        A formula or alias that means nothing, with a caret at the place.
+    OptionError
+        Another argument that is not accepted.
+
+    See Also
+    --------
+    The formula language and the calling convention are those of KeOps (Charlier, Feydy, Glaunès, Collin, Durif:
+    Kernel Operations on the GPU, with Autodiff, without Memory Overflows. JMLR 22, 2021).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dred import Genred
+    >>> routine = Genred("Square(p-a)*Exp(x+y)", ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"], axis=1)
+    >>> x, y, a, p = np.zeros((2, 3)), np.zeros((5, 3)), np.ones((5, 1)), np.array([3.0])
+    >>> routine(x, y, a, p)
+    array([[20., 20., 20.],
+           [20., 20., 20.]])
+    """
+
+    def __init__(
+        self,
+        formula: str,
+        aliases: Sequence[str],
+        reduction_op: str = "Sum",
+        axis: int = 0,
+        dtype: Any = None,
+        opt_arg: Any = None,
+        formula2: Any = None,
+        cuda_type: Any = None,
+        dtype_acc: Any = "auto",
+        use_double_acc: bool = False,
+        sum_scheme: str = "auto",
+        enable_chunks: bool = True,
+        rec_multVar_highdim: bool = False,
+        use_fast_math: bool = False,
+    ) -> None:
+        if reduction_op not in REDUCTIONS:
+            raise OptionError(f"unknown reduction {reduction_op!r}: {suggestion(str(reduction_op), [*REDUCTIONS])}")
+        if axis not in (0, 1) or isinstance(axis, bool):
+            raise OptionError(f"axis={axis!r}: it is 0 (reduce over i) or 1 (reduce over j)")
+        for name, value in (("opt_arg", opt_arg), ("formula2", formula2)):
+            if value is not None:
+                raise OptionError(f"{name}={value!r}: the reduction {reduction_op} takes none")
+        if use_fast_math:
+            raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
+        if sum_scheme not in _CHAINS:
+            reason = "is not offered yet" if sum_scheme == "kahan_scheme" else "is unknown"
+            raise OptionError(f"sum_scheme={sum_scheme!r} {reason}: it is one of {', '.join(_CHAINS)}")
+        self._formula = read_formula(formula, aliases)
+        self.formula, self.aliases, self.reduction_op, self.axis = formula, tuple(aliases), reduction_op, axis
+        self.dtype = None if dtype is None else _dtype("dtype", dtype)
+        self._acc = _accumulator(dtype_acc, use_double_acc)
+        self._chain = _CHAINS[sum_scheme]
+        if self.dtype is not None:
+            self.spec(self.dtype)
+
+    def __repr__(self) -> str:
+        return f"Genred({self.formula!r}, {list(self.aliases)!r}, {self.reduction_op!r}, axis={self.axis})"
+
+    @property
+    def dim(self) -> int:
+        """Components of a row of the result."""
+        return self._formula.node.dim
+
+    def spec(self, dtype: Any) -> KernelSpec:
+        """What is computed for arrays of a type, as a value.
+
+        Parameters
+        ----------
+        dtype : str or dtype
+            "float32" or "float64".
+
+        Returns
+        -------
+        KernelSpec
+        """
+        dtype = _dtype("dtype", dtype)
+        acc = self._acc or "float64"
+        if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
+            raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
+        f = self._formula
+        return KernelSpec(f.node, self.reduction_op, self.axis, dtype, acc, self._chain, f.variables)
+
+    def source(self, backend: str, dtype: Any = "float32") -> str:
+        """The text of the generated kernel: LLVM IR for "cpu", CUDA C++ for "cuda".
+
+        Parameters
+        ----------
+        backend : str
+        dtype : str or dtype
+
+        Returns
+        -------
+        str
+        """
+        from dred.kernel import cpu, cuda
+
+        modules = {"cpu": cpu, "cuda": cuda}
+        name = engine.named(backend)
+        if name not in modules:
+            raise OptionError(f"source({backend!r}): name the backend, cpu or cuda")
+        return modules[name].source(self.spec(dtype))
+
+    def __call__(
+        self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
+    ) -> Any:
+        """Reduce.
+
+        Parameters
+        ----------
+        *args : arrays
+            One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
+            dask or CuPy, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will do.
+        backend : str
+            "auto" (a GPU where there is one, else the CPU), "cpu" or "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda).
+        device_id : int
+            CUDA device; -1: the current one.
+        ranges
+            None: restricted index sets are refused.
+        out : ndarray, optional
+            Where to put the result: of its shape and type, C-contiguous.
+
+        Returns
+        -------
+        ndarray, dask array or CuPy array
+            (M, D) for axis 1, (N, D) for axis 0. NumPy in, NumPy out, computed in this process; a dask array among the
+            inputs: a lazy dask array, in the chunks of the first variable of the kept index.
+
+        Raises
+        ------
+        InputError, DtypeError
+            Arrays that do not fit the variables or each other.
+        OptionError
+            An argument that is not accepted.
+        BackendError
+            No GPU where one is asked for.
+        """
+        if ranges is not None:
+            raise OptionError("ranges are not offered yet: pass ranges=None")
+        name = engine.named(backend)
+        if isinstance(device_id, bool) or not isinstance(device_id, int | np.integer) or device_id < -1:
+            raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
+        if device_id >= 0 and name == "cpu":
+            raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
+        inputs = check(self._formula, args, self.dtype)
+        spec = self.spec(inputs.dtype)
+        if out is not None:
+            self._check_out(out, inputs)
+        result = _RUN[inputs.kind](spec, inputs, name, int(device_id))
+        if out is None:
+            return result
+        out[...] = result
+        return out
+
+    def _check_out(self, out: Any, inputs: Inputs) -> None:
+        if inputs.kind != "numpy" or not isinstance(out, np.ndarray):
+            raise InputError("out must be a NumPy array, and so must be all inputs")
+        shape = (inputs.rows[1 - self.axis], self.dim)
+        if out.shape != shape or str(out.dtype) != inputs.dtype:
+            raise InputError(f"out has shape {out.shape} and type {out.dtype}: expected {shape} and {inputs.dtype}")
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            raise InputError("out must be C-contiguous and writeable")
+
+
+def _dtype(name: str, value: Any) -> str:
+    try:
+        found = str(np.dtype(value))
+    except TypeError:
+        found = str(value)
+    if found not in DTYPES:
+        raise OptionError(f"{name}={value!r}: it is float32 or float64")
+    return found
+
+
+def _accumulator(dtype_acc: Any, use_double_acc: bool) -> str | None:
+    acc = None if isinstance(dtype_acc, str) and dtype_acc == "auto" else _dtype("dtype_acc", dtype_acc)
+    if use_double_acc and acc == "float32":
+        raise OptionError("use_double_acc=True contradicts dtype_acc='float32': give one of them")
+    return "float64" if use_double_acc else acc
+
+
+def _sizes(spec: KernelSpec, inputs: Inputs) -> tuple[int, int]:
+    """Rows kept and reduced."""
+    M, N = inputs.rows
+    return (M, N) if spec.axis == 1 else (N, M)
+
+
+def _run_numpy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
+    M, N = _sizes(spec, inputs)
+    chosen = engine.local(backend)
+    state = engine.empty(spec, M)
+    return engine.finalize(spec, engine.fold(spec, chosen, state, inputs.arrays, M, N, device_id=device_id))
+
+
+def _run_cupy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
+    if backend == "cpu":
+        raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
+    from dred.kernel import cuda
+
+    return cuda.reduce_device(spec, inputs.arrays, *_sizes(spec, inputs), device_id=device_id)
+
+
+def _run_dask(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
+    if device_id >= 0:
+        raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
+    from dred.cluster.graph import reduce
+
+    return reduce(spec, inputs.arrays, backend)
+
+
+_RUN = {"numpy": _run_numpy, "cupy": _run_cupy, "dask": _run_dask}

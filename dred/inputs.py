@@ -1,0 +1,122 @@
+"""Checks of the arrays of a call against the declared variables, before anything is compiled or submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dred.errors import DtypeError, InputError
+from dred.formula.language import Formula
+
+DTYPES = ("float32", "float64")
+_PLURAL = ("i-variables", "j-variables")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arrays that fit.
+
+    Attributes
+    ----------
+    kind : str
+        "numpy", "dask" (at least one dask array) or "cupy" (all CuPy).
+    arrays : tuple of arrays
+        By position; NumPy arrays are C-contiguous.
+    dtype : str
+    rows : (int, int)
+        M and N: rows of the i-variables and of the j-variables, 1 where there are none.
+    """
+
+    kind: str
+    arrays: tuple[Any, ...]
+    dtype: str
+    rows: tuple[int, int]
+
+
+def kind_of(array: Any) -> str | None:
+    """ "numpy", "dask" or "cupy", without importing any of them; None for anything else."""
+    module = type(array).__module__.partition(".")[0]
+    if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+        return "numpy"
+    if module == "dask" and hasattr(array, "chunks") and hasattr(array, "__dask_graph__"):
+        return "dask"
+    return "cupy" if module == "cupy" and hasattr(array, "__cuda_array_interface__") else None
+
+
+def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
+    """Inputs that fit the variables of a formula.
+
+    Raises
+    ------
+    InputError
+        Wrong number of arrays, kind, rank, dimension or rows; unknown chunk sizes.
+    DtypeError
+        Integer arrays, types that disagree with each other or with `dtype`.
+    """
+    n = len(formula.variables)
+    label = [f"argument {k} ({formula.names[k] or v})" for k, v in enumerate(formula.variables)]
+    if len(args) != n:
+        wanted = ", ".join(formula.names[k] or str(v) for k, v in enumerate(formula.variables))
+        raise InputError(f"the routine takes {n} arrays ({wanted}), got {len(args)}")
+    kinds = [kind_of(a) for a in args]
+    for k, kind in enumerate(kinds):
+        if kind is None:
+            what = "a masked array" if isinstance(args[k], np.ma.MaskedArray) else f"of type {type(args[k]).__name__}"
+            raise InputError(f"{label[k]} is {what}: pass a NumPy, dask or CuPy array")
+    _check_types(args, label, dtype)
+    rows = [_check_shapes(formula, args, label, cat) for cat in (0, 1)]
+    for k, v in enumerate(formula.variables):
+        if v.cat == 2 and (args[k].ndim != 1 or args[k].shape[0] != v.dim):
+            raise InputError(
+                f"{label[k]} has shape {args[k].shape}: a parameter of dimension {v.dim} has shape ({v.dim},)"
+            )
+    found = {kind for kind in kinds if kind is not None}
+    if found > {"cupy"}:
+        raise InputError(
+            f"CuPy arrays cannot be mixed with {' and '.join(sorted(found - {'cupy'}))} arrays: convert them"
+        )
+    kind = "dask" if "dask" in found else "cupy" if "cupy" in found else "numpy"
+    dtype = dtype or (str(args[0].dtype) if args else "float64")
+    arrays = tuple(np.ascontiguousarray(a) if k == "numpy" else a for a, k in zip(args, kinds, strict=True))
+    return Inputs(kind, arrays, dtype, (rows[0], rows[1]))
+
+
+def _check_types(args: Sequence[Any], label: Sequence[str], dtype: str | None) -> None:
+    for a, name in zip(args, label, strict=True):
+        if str(a.dtype) not in DTYPES:
+            raise DtypeError(f"{name} has type {a.dtype}: dred computes in float32 or float64, convert it with .astype")
+    found = {str(a.dtype): name for a, name in zip(args, label, strict=True)}
+    if len(found) > 1:
+        each = ", ".join(f"{name} {t}" for t, name in sorted(found.items()))
+        raise DtypeError(f"all arrays must have one type, got {each}: convert them with .astype")
+    if dtype is not None and found and dtype not in found:
+        (given,) = found
+        raise DtypeError(
+            f"the routine was made for dtype={dtype!r}, got arrays of type {given}: convert them with .astype"
+        )
+
+
+def _check_shapes(formula: Formula, args: Sequence[Any], label: Sequence[str], cat: int) -> int:
+    """The number of rows that all variables of a category share."""
+    rows: dict[int, str] = {}
+    letter = "MN"[cat]
+    for k, v in enumerate(formula.variables):
+        if v.cat != cat:
+            continue
+        shape = args[k].shape
+        if len(shape) > 2:
+            raise InputError(
+                f"{label[k]} has shape {shape}: batch dimensions are not supported, pass ({letter}, {v.dim})"
+            )
+        if any(np.isnan(n) for n in shape):
+            raise InputError(f"{label[k]} has unknown chunk sizes: call its compute_chunk_sizes() first")
+        if len(shape) != 2 or shape[1] != v.dim:
+            raise InputError(f"{label[k]} has shape {shape}: expected ({letter}, {v.dim})")
+        rows.setdefault(int(shape[0]), label[k])
+    if len(rows) > 1:
+        each = ", ".join(f"{name} has {n}" for n, name in rows.items())
+        raise InputError(f"all {_PLURAL[cat]} must have the same number of rows, {letter}: {each}")
+    return next(iter(rows), 1)

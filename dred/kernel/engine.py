@@ -1,0 +1,138 @@
+"""The engine: empty, fold, merge and finalize for a kernel spec, on a named backend; host arrays in and out."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dred.errors import BackendError
+from dred.kernel.interpret import array_text, merge_states
+from dred.kernel.spec import KernelSpec
+from dred.reductions import REDUCTIONS, identities
+
+State = tuple[NDArray[Any], ...]
+
+# what users may write, as KeOps spells it -> backend
+NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpu_1d": "cuda", "gpu_2d": "cuda"}
+_MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
+
+
+def named(backend: str) -> str:
+    """The backend that a user's word means: "auto", "cpu" or "cuda".
+
+    Raises
+    ------
+    BackendError
+    """
+    found = NAMES.get(backend.lower()) if isinstance(backend, str) else None
+    if found is None:
+        raise BackendError(
+            f"unknown backend {backend!r}: it is one of auto, cpu, cuda (GPU, GPU_1D and GPU_2D mean cuda)"
+        )
+    return found
+
+
+def local(backend: str) -> str:
+    """The backend "auto" means in this process: cuda where there is a device, else cpu.
+
+    Raises
+    ------
+    BackendError
+        Where cuda is asked for and there is no device.
+    """
+    if backend == "cpu":
+        return "cpu"
+    from dred.kernel import cuda
+
+    if cuda.device_count() > 0:
+        return "cuda"
+    if backend == "cuda":
+        raise BackendError(
+            "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that CuPy is"
+            " installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+        )
+    return "cpu"
+
+
+@cache
+def _llvm() -> bool:
+    from dred.kernel import cpu
+
+    if cpu.available():
+        return True
+    warnings.warn(
+        "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return False
+
+
+def empty(spec: KernelSpec, M: int) -> State:
+    """The state of M rows that have met no term: per field an array (D, M)."""
+    reduction = REDUCTIONS[spec.reduction]
+    types = [spec.acc if field.kind == "value" else "int64" for field in reduction.fields]
+    return tuple(np.full((spec.dim, M), v, t) for v, t in zip(identities(reduction), types, strict=True))
+
+
+def fold(
+    spec: KernelSpec,
+    backend: str,
+    state: State,
+    arrays: Sequence[NDArray[Any]],
+    M: int,
+    N: int,
+    *,
+    i0: int = 0,
+    j0: int = 0,
+    device_id: int = -1,
+) -> State:
+    """The state after the terms of one block of columns.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+    backend : str
+        "cpu", "cuda" or "numpy".
+    state : State
+        Of the M rows; never written to.
+    arrays : sequence of ndarray
+        By position, C-contiguous, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
+        for parameters.
+    M, N : int
+        Rows kept and reduced.
+    i0, j0 : int
+        Global row numbers of the first kept and the first reduced row.
+    device_id : int
+        CUDA device; -1: the current one.
+
+    Returns
+    -------
+    State
+    """
+    if backend == "cpu" and not _llvm():
+        backend = "numpy"
+    more = {"device_id": device_id} if backend == "cuda" else {}
+    module = importlib.import_module(_MODULES[backend])
+    result: State = module.fold(spec, state, arrays, M, N, i0=i0, j0=j0, **more)
+    return result
+
+
+def merge(spec: KernelSpec, left: State, right: State) -> State:
+    """The union of two states of the same rows."""
+    return merge_states(spec, left, right)
+
+
+def finalize(spec: KernelSpec, state: State) -> NDArray[Any]:
+    """The result (M, D) of a state, in the compute type."""
+    reduction = REDUCTIONS[spec.reduction]
+    names = {field.name: a for field, a in zip(reduction.fields, state, strict=True)}
+    with np.errstate(all="ignore"):
+        result = array_text(reduction.finalize, names)
+        return np.ascontiguousarray(np.asarray(result).T.astype(spec.dtype))

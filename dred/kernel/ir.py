@@ -1,0 +1,199 @@
+"""The scalar kernel IR: hash-consed expressions over components, each with the loop level it varies with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from dred.formula.node import I, J
+from dred.kernel.primitives import PRIMITIVES
+
+IJ = I | J
+
+
+class Loop(NamedTuple):
+    """A loop over components, named by nesting depth and length: equal loops share a name, so their bodies fuse."""
+
+    depth: int
+    length: int
+
+
+class Index(NamedTuple):
+    """A component number: `offset + sum of coefficient * loop counter`."""
+
+    offset: int = 0
+    terms: tuple[tuple[Loop, int], ...] = ()
+
+    def shifted(self, by: int) -> Index:
+        return Index(self.offset + by, self.terms)
+
+    @property
+    def last(self) -> int:
+        """The largest value that the index takes."""
+        return self.offset + sum((loop.length - 1) * c for loop, c in self.terms)
+
+
+class Load(NamedTuple):
+    """Component `index` of the row of variable `ind` (of length `dim`); rows run with `axes` (I, J, or 0: none)."""
+
+    ind: int
+    dim: int
+    axes: int
+    index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+
+
+class Expr:
+    """A scalar value.
+
+    Attributes
+    ----------
+    op : str
+        A name of `PRIMITIVES`, or "const" (attr: Fraction or float), "load" (attr: `Load`), "state" (attr: number of
+        the state field; the running value of a reduction), "other" (the same field of the state merged into it), or
+        "fold" (attr: `Loop`; one argument, the body: its sum over the loop, first component first, starting at 0, by
+        `fma` where the body is a product and by `add` elsewhere).
+    args : tuple of Expr
+    axes : int
+        The indices that the value varies with: it belongs into the loops over these and no deeper.
+    free : frozenset of Loop
+        Component loops that the value is inside of.
+    id : int
+        Order of creation: arguments come before their users. Names in generated text follow from it.
+    """
+
+    __slots__ = ("args", "attr", "axes", "free", "id", "op")
+
+    def __init__(self, op: str, args: tuple[Expr, ...], attr: Any, axes: int, free: frozenset[Loop], id: int) -> None:
+        self.op, self.args, self.attr, self.axes, self.free, self.id = op, args, attr, axes, free, id
+
+    def __repr__(self) -> str:
+        inner = [*map(repr, self.args), *([] if self.attr is None else [str(self.attr)])]
+        return f"{self.op}({', '.join(inner)})"
+
+    @property
+    def boolean(self) -> bool:
+        """Whether the value is a truth value."""
+        return self.op in PRIMITIVES and PRIMITIVES[self.op].boolean
+
+
+_EXACT: dict[str, Callable[..., Fraction]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "neg": lambda a: -a,
+}
+
+
+class Graph:
+    """Builder of expressions: equal ones are the same object, constants are folded exactly."""
+
+    def __init__(self) -> None:
+        self._table: dict[tuple[Any, ...], Expr] = {}
+
+    def make(self, op: str, *args: Expr, attr: Any = None) -> Expr:
+        """The expression `op(*args)`; identities that change no value (1 * a, a / 1, --a) are applied."""
+        if (short := self._short(op, args)) is not None:
+            return short
+        key = (op, tuple(a.id for a in args), type(attr).__name__, repr(attr))
+        if (found := self._table.get(key)) is not None:
+            return found
+        axes, free = 0, frozenset[Loop]()
+        for a in args:
+            axes, free = axes | a.axes, free | a.free
+        if op == "load":
+            axes, free = attr.axes, frozenset(loop for loop, _ in attr.index.terms)
+        elif op in ("state", "other"):
+            axes = I
+        elif op == "fold":
+            free -= {attr}
+        new = self._table[key] = Expr(op, args, attr, axes, free, len(self._table))
+        return new
+
+    def const(self, value: Fraction | int | float) -> Expr:
+        return self.make("const", attr=value if isinstance(value, float) else Fraction(value))
+
+    def load(self, ind: int, dim: int, axes: int, index: Index) -> Expr:
+        return self.make("load", attr=Load(ind, dim, axes, index))
+
+    def _short(self, op: str, args: Sequence[Expr]) -> Expr | None:
+        values = [a.attr if a.op == "const" and isinstance(a.attr, Fraction) else None for a in args]
+        if op in _EXACT and None not in values and not (op == "neg" and values[0] == 0):
+            return self.const(_EXACT[op](*values))
+        if op == "mul" and 1 in values:
+            return args[1 - values.index(Fraction(1))]
+        if op == "div" and values[1] == 1:
+            return args[0]
+        if op == "neg" and args[0].op == "neg":
+            return args[0].args[0]
+        return None
+
+
+def walk(roots: Sequence[Expr]) -> list[Expr]:
+    """Every expression below `roots` once, in order of creation (arguments first)."""
+    seen: dict[int, Expr] = {}
+    stack = list(roots)
+    while stack:
+        e = stack.pop()
+        if e.id not in seen:
+            seen[e.id] = e
+            stack.extend(e.args)
+    return [seen[k] for k in sorted(seen)]
+
+
+class Root(NamedTuple):
+    """A piece of the formula's value: component `offset`, or components offset + 0 ... offset + loop.length - 1."""
+
+    offset: int
+    loop: Loop | None
+    value: Expr
+
+
+class Kernel(NamedTuple):
+    """All that a renderer reads.
+
+    Attributes
+    ----------
+    dim : int
+        Components of the formula, D.
+    roots : tuple of Root
+        The formula's components at pair level, in order of offset; together they cover 0 ... D - 1. Renderers emit
+        `steps`; the value of a root is in them, or its factors are.
+    steps : tuple of tuples of Expr
+        For each root, for each state field: the new running value as an expression of `state` leaves (same compute
+        type) and the root's value. For Sum: `fma(a, b, state)` where the value is a product, else `add(state, value)`.
+    merge : tuple of Expr
+        For each state field: the merged value of two states, over `state` and `other` leaves; used to join a chain's
+        running value (as `other`, converted to the state's type) to the state, and splits of j to each other.
+    identity : tuple of float
+        For each field: the value of the empty state.
+    loads : tuple of Load-like (ind, dim, axes)
+        Variables that are read, by position; axes is I, J or 0.
+    slots_i, slots_j : tuple of (Expr, offset)
+        The maximal expressions that vary with i (with j) alone and are read at pair level: the record that is staged
+        once per row (once per column). One with free loops takes product-of-lengths places, the loop of greatest
+        depth fastest. Offsets count values of the compute type.
+    size_i, size_j : int
+        Length of a record.
+    once : tuple of Expr
+        The maximal expressions (other than plain constants) that vary with nothing and are inside no loop, read by
+        roots, slots or steps: computed before all loops.
+    folds : dict of (Loop, level) to tuple of Expr
+        The pair-level folds by loop and by dependence (a fold of level n + 1 reads one of level n): what to fuse.
+    cost : float
+        Estimated instructions per pair.
+    """
+
+    dim: int
+    roots: tuple[Root, ...]
+    steps: tuple[tuple[Expr, ...], ...]
+    merge: tuple[Expr, ...]
+    identity: tuple[float, ...]
+    loads: tuple[tuple[int, int, int], ...]
+    slots_i: tuple[tuple[Expr, int], ...]
+    slots_j: tuple[tuple[Expr, int], ...]
+    size_i: int
+    size_j: int
+    once: tuple[Expr, ...]
+    folds: dict[tuple[Loop, int], tuple[Expr, ...]]
+    cost: float
