@@ -162,6 +162,28 @@ class Genred:
             raise OptionError(f"source({backend!r}): name the backend, cpu or cuda")
         return modules[name].source(self.spec(dtype))
 
+    def plan(self, *args: Any, backend: str = "auto") -> Any:
+        """How a call with these arrays, dask arrays among them, is cut into tasks; nothing is computed.
+
+        Parameters
+        ----------
+        *args : arrays
+            As in a call.
+        backend : str
+            As in a call.
+
+        Returns
+        -------
+        dred.cluster.plan.Plan
+            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes.
+        """
+        inputs = check(self._formula, args, self.dtype)
+        if inputs.kind != "dask":
+            raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
+        from dred.cluster import graph
+
+        return graph.plan(self.spec(inputs.dtype), inputs.arrays, engine.named(backend))
+
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
     ) -> Any:

@@ -24,7 +24,7 @@ class Inputs:
     kind : str
         "numpy", "dask" (at least one dask array) or "cupy" (all CuPy).
     arrays : tuple of arrays
-        By position; NumPy arrays are C-contiguous.
+        By position; NumPy arrays are plain, C-contiguous and aligned.
     dtype : str
     rows : (int, int)
         M and N: rows of the i-variables and of the j-variables, 1 where there are none.
@@ -80,7 +80,10 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
         )
     kind = "dask" if "dask" in found else "cupy" if "cupy" in found else "numpy"
     dtype = dtype or (str(args[0].dtype) if args else "float64")
-    arrays = tuple(np.ascontiguousarray(a) if k == "numpy" else a for a, k in zip(args, kinds, strict=True))
+    arrays = tuple(
+        np.require(np.asarray(a), requirements=("C", "A")) if k == "numpy" else a
+        for a, k in zip(args, kinds, strict=True)
+    )
     return Inputs(kind, arrays, dtype, (rows[0], rows[1]))
 
 

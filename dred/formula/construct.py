@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 from dred.errors import ArgumentError, LimitError
@@ -18,6 +19,14 @@ def exact(node: Node) -> Fraction | None:
     """The value of an exact constant, else None."""
     value = node.attrs[0] if node.op == "Const" else None
     return value if isinstance(value, Fraction) else None
+
+
+def nearest(value: Fraction | float) -> float:
+    """The float64 nearest to a constant; infinite beyond the largest."""
+    try:
+        return float(value)
+    except OverflowError:
+        return inf if value > 0 else -inf
 
 
 def number(value: Fraction) -> Node:
@@ -69,7 +78,8 @@ def arguments(op: Op, given: Sequence[Any], named: dict[str, Any]) -> tuple[list
         values[word] = value
     if len(given) > len(names) or len(values) < len(names):
         count = len(given) + len(named)
-        raise ArgumentError(f"{op.name} takes {len(names)} arguments, got {count}", hint=f"it is {usage(op)}")
+        takes = "1 argument" if len(names) == 1 else f"{len(names)} arguments"
+        raise ArgumentError(f"{op.name} takes {takes}, got {count}", hint=f"it is {usage(op)}")
     args: list[Node] = []
     for word in op.args:
         if not isinstance(values[word], Node):

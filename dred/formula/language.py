@@ -14,7 +14,7 @@ from dred.formula.derive import grad, limited
 from dred.formula.node import Node, toposort, var, variables
 from dred.formula.ops import MAX_DIM, OPS
 from dred.formula.rewrite import expand, power
-from dred.formula.syntax import evaluate, parse
+from dred.formula.syntax import POWER, evaluate, parse
 
 CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
 KINDS = ("i-variable", "j-variable", "parameter")
@@ -97,7 +97,7 @@ SPECIAL: Mapping[str, Callable[[Sequence[Any]], Node]] = {
 
 def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
     """A call as a user wrote it."""
-    if name == "Power":
+    if name == POWER:
         return power(args[0], args[1])
     if name in SPECIAL:
         if named:
@@ -127,7 +127,7 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
     >>> [(name, v.attrs) for name, v in declare(["x = Vi(3)", "Pm(1)"])]
     [('x', (0, 0)), ('', (1, 2))]
     """
-    if isinstance(aliases, str) or not all(isinstance(a, str) for a in aliases):
+    if not isinstance(aliases, list | tuple) or not all(isinstance(a, str) for a in aliases):
         raise AliasError("aliases must be a list of texts", hint='for example ["x = Vi(3)", "y = Vj(3)"]')
     out: list[tuple[str, Node]] = []
     seen: set[str] = set()

@@ -18,6 +18,7 @@ from dred.errors import DimensionError, IndexRangeError, LimitError
 from dred.formula.syntax import MAX_DIGITS
 
 MAX_DIM = 1_000_000
+MAX_EXPONENT = 1_000_000  # whole numbers up to here are exact in every compute type
 
 
 class Component(Protocol):
@@ -167,7 +168,7 @@ def _elem_t(dims: tuple[int, ...], attrs: tuple[Any, ...]) -> int:
 
 def _extract(dims: tuple[int, ...], attrs: tuple[Any, ...]) -> int:
     start, n = attrs
-    if start < 0 or n < 1 or start + n > dims[0]:
+    if start < 0 or start + length(n) > dims[0]:
         end = start + n - 1
         raise IndexRangeError(f"components {start} ... {end} are not inside a vector of dimension {dims[0]}")
     return int(n)
@@ -179,6 +180,12 @@ def _extract_t(dims: tuple[int, ...], attrs: tuple[Any, ...]) -> int:
         end = start + dims[0] - 1
         raise IndexRangeError(f"components {start} ... {end} are not inside a vector of dimension {n}")
     return int(n)
+
+
+def _exponent(dims: tuple[int, ...], attrs: tuple[Any, ...]) -> int:
+    if abs(attrs[0]) > MAX_EXPONENT:
+        raise LimitError(f"the exponent {attrs[0]} is outside -{MAX_EXPONENT} ... {MAX_EXPONENT}")
+    return dims[0]
 
 
 # -- references -------------------------------------------------------------------------------------------------------
@@ -261,7 +268,7 @@ _ENTRIES = (
     Op("Inv(f)", "1 / f", np.reciprocal, "1 / f", ("-Square(y)",), exact=lambda f: 1 / f, flops=8, domain=(AWAY,),
        special=(((0.0,), inf), ((-0.0,), -inf), ((inf,), 0.0))),
     Op("Pow(f; m)", "f to the integer power m", lambda f, m: np.power(f, float(m)), _power, ("m * Pow(f, m - 1)",),
-       exact=_exact_power, flops=4, domain=(AWAY,), example=((3,), (3,)),
+       dim=_exponent, exact=_exact_power, flops=16, domain=(AWAY,), example=((3,), (3,)),
        special=(((-2.5,), -15.625), ((inf,), inf), ((nan,), nan))),
     Op("Scalprod(f, g)", "(f | g): sum of f[k] * g[k]", lambda f, g: _total(f * g),
        lambda c, m: c.fold(max(c.dims), lambda k: c.prim("mul", c.arg(0, k), c.arg(1, k))),

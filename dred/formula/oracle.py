@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.formula.construct import nearest
 from dred.formula.node import Node, toposort
 from dred.formula.ops import OPS
 
@@ -41,7 +42,7 @@ def dense(node: Node, arrays: Sequence[Any]) -> NDArray[np.float64]:
                 a = np.asarray(arrays[ind], np.float64)
                 values[n] = a[:, None] if cat == 0 else a[None] if cat == 1 else a[None, None]
             elif n.op == "Const":
-                values[n] = np.full((1, 1, 1), float(n.attrs[0]))
+                values[n] = np.full((1, 1, 1), nearest(n.attrs[0]))
             else:
                 values[n] = np.asarray(OPS[n.op].numpy(*(values[a] for a in n.args), *n.attrs), np.float64)
     result: NDArray[np.float64] = values[node]

@@ -12,7 +12,7 @@ from dred.errors import ArgumentError
 from dred.formula.construct import exact, integer, make, number
 from dred.formula.node import Node, const, toposort
 from dred.formula.ops import OPS
-from dred.formula.syntax import evaluate, parse
+from dred.formula.syntax import POWER, evaluate, parse
 
 Binding = Mapping[str, Node | int]
 
@@ -104,14 +104,18 @@ class Cost(NamedTuple):
 
     flops: int
     nodes: int
-    edges: int
+    reads: int
+    constants: int
 
 
 def cost(node: Node) -> Cost:
-    """Operations, nodes and edges of a formula, shared parts counted once."""
-    order = toposort([node])
-    flops = sum(OPS[n.op].flops * max([n.dim, *(a.dim for a in n.args)]) for n in order if n.op in OPS)
-    return Cost(flops, len(order), sum(len(set(n.args)) for n in order))
+    """Operations, nodes, their reads of each other, and constants of a formula, shared parts counted once."""
+    order = [n for n in toposort([node]) if n.op != "Var"]
+    calls = [n for n in order if n.op != "Const"]
+    flops = sum(OPS[n.op].flops * max([n.dim, *(a.dim for a in n.args)]) for n in calls)
+    reads = sum(a.op != "Const" for n in calls for a in n.args)
+    constants = len(order) - len(calls) + sum(len(n.attrs) for n in calls)
+    return Cost(flops, len(calls), reads, constants)
 
 
 # -- matching ---------------------------------------------------------------------------------------------------------
@@ -181,7 +185,7 @@ def build(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node:
 
 def construct(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
     """A call of the table's own texts (rules, derivatives, macros): known to be well-formed."""
-    if name == "Power":
+    if name == POWER:
         return power(args[0], args[1])
     if name == "dim":
         return const(args[0].dim)
@@ -204,8 +208,6 @@ def power(base: Node, exponent: Node) -> Node:
     """`base ** exponent` for constant exponents: integers, 0.5 and -0.5."""
     value = exact(exponent)
     if value is not None and value.denominator == 1:
-        if abs(value) > 10**6 and exact(base) is None:
-            raise ArgumentError(f"the exponent {value} is outside -1000000 ... 1000000")
         return build("Pow", (base,), (int(value),))
     if value in (Fraction(1, 2), Fraction(-1, 2)):
         return build("Sqrt" if value == Fraction(1, 2) else "Rsqrt", (base,))

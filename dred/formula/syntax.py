@@ -51,6 +51,8 @@ class Program:
     steps: tuple[Step, ...]
 
 
+POWER = "**"  # as an operation: no name of the language, so no user can call it
+
 # symbol -> (precedence, operation, operands exchanged)
 BINARY: dict[str, tuple[int, str, bool]] = {
     "<": (1, "LessThan", False),
@@ -64,7 +66,7 @@ BINARY: dict[str, tuple[int, str, bool]] = {
     "-": (3, "Subtract", False),
     "*": (4, "Mult", False),
     "/": (4, "Divide", False),
-    "**": (6, "Power", False),
+    "**": (6, POWER, False),
 }
 UNARY_PRECEDENCE = 5
 EXCHANGED = ("<>",)  # in place of keywords: no name of the language, so no user can write it
@@ -201,7 +203,7 @@ class _Parser:
         """Prefix operators and open parentheses up to, and with, one complete atom (or an empty call)."""
         while True:
             token = self.peek()
-            power = bool(self.stack) and isinstance(self.stack[-1], _Pending) and self.stack[-1].op == "Power"
+            power = bool(self.stack) and isinstance(self.stack[-1], _Pending) and self.stack[-1].op == POWER
             self.at += 1
             if token.kind == "number":
                 self.out.append(Step("number", number(token, self.text), 0, (), token.span))
@@ -252,6 +254,8 @@ class _Parser:
             elif self.peek().text != "]":
                 raise self.fail("expected ',' or ']'", self.peek())
         self.at += 1
+        if self.peek().text not in (",", ")"):
+            raise self.fail("a list is a whole argument, never a part of one", self.peek())
         self.out.append(Step("list", tuple(values), 0, (), (bracket.start, token.end)))
 
     # -- calls ------------------------------------------------------------------------------------------------------
@@ -271,7 +275,10 @@ class _Parser:
     def keyword(self, frame: _Open) -> None:
         word = ""
         if self.peek().kind == "name" and self.peek(1).text == "=":
-            word, self.at = self.peek().text, self.at + 2
+            word = self.peek().text
+            if word in frame.args:
+                raise self.fail(f"the argument {word!r} is given twice", self.peek())
+            self.at += 2
         elif any(frame.args):
             raise self.fail("an argument without name follows one with a name", self.peek())
         frame.args.append(word)
@@ -301,9 +308,9 @@ class _Parser:
 
     def binary(self, token: Token) -> None:
         precedence, op, exchanged = BINARY[token.text]
-        self.reduce(precedence + (op == "Power"))
+        self.reduce(precedence + (op == POWER))
         top = self.stack[-1] if self.stack else None
-        if isinstance(top, _Pending) and top.precedence == precedence and op == "Power":
+        if isinstance(top, _Pending) and top.precedence == precedence and op == POWER:
             raise self.fail("powers of powers are ambiguous", token, "use parentheses")
         if precedence == 1 and self.out and self.chained:
             raise self.fail("comparisons cannot be chained", token, "combine two comparisons with '*'")

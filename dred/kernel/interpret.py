@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.formula.syntax import evaluate, parse
 from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, walk
@@ -19,6 +20,7 @@ from dred.reductions import REDUCTIONS
 
 UNROLL = 16
 ROWS, COLUMNS = 256, 256  # of a block; COLUMNS fixes the order of summation and never changes
+VALUES = 64  # of a formula that blocks of so many rows are meant for: longer formulas get fewer rows
 
 State = tuple[NDArray[Any], ...]
 
@@ -48,6 +50,11 @@ def _kernel(spec_digest: str, spec: KernelSpec) -> Kernel:
     return lower(spec, UNROLL)
 
 
+def _rows(kernel: Kernel) -> int:
+    """Rows of a block; all values of a block are kept in memory, so that long formulas get small blocks."""
+    return max(1, ROWS * VALUES // max(VALUES, len(walk([root.value for root in kernel.roots]))))
+
+
 def fold(
     spec: KernelSpec,
     state: State,
@@ -62,8 +69,9 @@ def fold(
     kernel = _kernel(spec.digest, spec)
     new = tuple(field.copy() for field in state)
     with np.errstate(all="ignore"):
-        for low in range(0, M, ROWS):
-            rows = slice(low, min(low + ROWS, M))
+        step = _rows(kernel)
+        for low in range(0, M, step):
+            rows = slice(low, min(low + step, M))
             for start in range(0, N, COLUMNS):
                 columns = slice(start, min(start + COLUMNS, N))
                 part = tuple(field[:, rows] for field in new)
@@ -124,7 +132,7 @@ class _Block:
 
     def apply(self, e: Expr, counters: Mapping[Loop, int], of: Any, shared: dict[int, Any]) -> Any:
         if e.op == "const":
-            return self.type.type(float(e.attr))
+            return np.asarray(nearest(e.attr), self.type)[()]
         if e.op == "load":
             return self.load(e, counters)
         if e.op == "fold":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 from dred.formula.construct import exact
@@ -84,23 +85,29 @@ class Lowering:
         args = [self.known(a, m) for a in n.args]
         return scalar_text(g, meaning, dict(zip(OPS[n.op].args, args, strict=True)))
 
-    def fold(self, depth: int, length: int, body: Callable[[Index], Expr], start: int = 0) -> Expr:
-        """Sum of `body(start) ... body(start + length - 1)`: unrolled where short, else a loop, cut where needed."""
-        g = self.graph
-        if length <= self.unroll:
-            total = body(Index(start))
-            for k in range(start + 1, start + length):
-                total = contract(g, total, body(Index(k)))
-            return total
-        loop = Loop(depth, length)
-        try:
-            return g.make("fold", body(Index(start, ((loop, 1),))), attr=loop)
-        except _Split as split:
-            if split.loop != loop:
-                raise
-            cut = split.at
-        left = self.fold(depth, cut, body, start)
-        return g.make("add", left, self.fold(depth, length - cut, body, start + cut))
+    def fold(self, depth: int, length: int, body: Callable[[Index], Expr]) -> Expr:
+        """Sum of `body(0) ... body(length - 1)`: unrolled where short, else a loop, cut where needed."""
+        parts: list[Expr] = []
+        todo = [(0, length)]
+        while todo:
+            start, n = todo.pop()
+            try:
+                parts.append(self.part(depth, start, n, body))
+            except _Split as split:
+                if split.loop != Loop(depth, n):
+                    raise
+                todo += [(start + split.at, n - split.at), (start, split.at)]
+        return reduce(lambda total, part: self.graph.make("add", total, part), parts)
+
+    def part(self, depth: int, start: int, n: int, body: Callable[[Index], Expr]) -> Expr:
+        """Sum of `body(start) ... body(start + n - 1)`, as one loop where it is not unrolled."""
+        if n > self.unroll:
+            loop = Loop(depth, n)
+            return self.graph.make("fold", body(Index(start, ((loop, 1),))), attr=loop)
+        total = body(Index(start))
+        for k in range(start + 1, start + n):
+            total = contract(self.graph, total, body(Index(k)))
+        return total
 
     def roots(self, node: Node) -> list[Root]:
         """All components of a node: one by one where they are few, else as loops."""

@@ -1,0 +1,68 @@
+"""Run a script on all of this machine: one Dask worker per GPU where there are GPUs, a few worker processes otherwise.
+
+    python deploy/local/run.py [--workers W] [SCRIPT [ARGUMENTS ...]]
+
+SCRIPT (default: examples/million_points.py) is started with ARGUMENTS and `--scheduler ADDRESS`. Stop it with Ctrl-C:
+the workers end with it.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "million_points.py"
+
+
+def gpus() -> list[str]:
+    """One line per GPU of this machine, as `nvidia-smi` lists them; obeys CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device.strip() not in ("", "-1")]
+    try:
+        listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return listing.stdout.splitlines() if listing.returncode == 0 else []
+
+
+def start(workers: int | None) -> Any:
+    """A running cluster for this machine."""
+    if gpus():
+        try:
+            from dask_cuda import LocalCUDACluster
+        except ImportError:
+            sys.exit(
+                "This machine has GPUs, and a worker for each needs dask-cuda: pip install 'dred[cuda13,dask-cuda13]' "
+                "(or the 12s, by your driver). CUDA_VISIBLE_DEVICES= runs on the CPU."
+            )
+        return LocalCUDACluster(n_workers=workers)
+    from distributed import LocalCluster
+
+    workers = workers or 2
+    # A fold uses all threads of its process: the cores, and the memory with them, are shared between the processes.
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        memory_limit=0.9 / workers,
+        env={"DRED_NUM_THREADS": str(threads)},
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workers", type=int, help="worker processes (default: one per GPU, or 2)")
+    parser.add_argument("script", nargs="?", default=EXAMPLE)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
+    options = parser.parse_args()
+    with start(options.workers) as cluster:
+        print(cluster, flush=True)
+        command = [sys.executable, options.script, "--scheduler", cluster.scheduler_address, *options.arguments]
+        return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":  # the worker processes import this file
+    sys.exit(main())

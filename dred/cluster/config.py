@@ -1,0 +1,58 @@
+"""dred's own section of dask's configuration: the defaults of `dred.yaml`, and checked reading of each value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.config
+from dask.utils import parse_bytes, parse_timedelta
+
+from dred.cluster.plan import Settings
+from dred.errors import OptionError
+
+for _defaults in dask.config.collect_yaml([str(Path(__file__).with_name("dred.yaml"))]):
+    dask.config.update_defaults(_defaults)
+
+
+def backend() -> str:
+    """What `backend="auto"` means: "auto", or the name of a backend."""
+    return str(dask.config.get("dred.backend"))
+
+
+def graph_bytes() -> int:
+    """Largest NumPy array that may travel inside a task graph."""
+    most: int = _read("graph-bytes", _bytes)
+    return most
+
+
+def settings() -> Settings:
+    """Everything that plans depend on besides the sizes of a problem."""
+    return Settings(
+        arity=_read("plan.arity", int),
+        shortest_fold=_read("plan.shortest-fold", _seconds),
+        longest_fold=_read("plan.longest-fold", _seconds),
+        parallelism=_read("plan.parallelism", int),
+        y_budget=_read("plan.y-budget", _bytes),
+        operations_per_second=_read("plan.operations-per-second", _rates),
+    )
+
+
+def _bytes(value: Any) -> int:
+    return int(parse_bytes(value))
+
+
+def _seconds(value: Any) -> float:
+    return float(parse_timedelta(value))
+
+
+def _rates(value: Any) -> dict[str, float]:
+    return {str(name): float(rate) for name, rate in value.items()}
+
+
+def _read(key: str, convert: Any) -> Any:
+    value = dask.config.get(f"dred.{key}")
+    try:
+        return convert(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise OptionError(f"dred.{key} is {value!r} in dask's configuration, which cannot be read: {error}") from error

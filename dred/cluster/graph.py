@@ -1,0 +1,158 @@
+"""A reduction over blocks as a lazy dask array: fold tasks, merge tasks and result tasks, one layer each."""
+
+# mypy: allow-untyped-calls
+# (dask is typed in part)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.core import flatten
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import List, Task, TaskRef
+
+from dred.cluster import config, inputs, tasks
+from dred.cluster.backend import resolve
+from dred.cluster.plan import Plan
+from dred.kernel.spec import KernelSpec
+
+Key = tuple[Any, ...]
+Layer = dict[Key, Task]
+
+
+def plan(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> Plan:
+    """How `reduce` would cut this problem into tasks.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        Formula, reduction, axis and types.
+    arrays : sequence of dask.array.Array or numpy.ndarray
+        By position, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,) for
+        parameters.
+    backend : str
+        "auto", "cpu", "cuda" or "numpy".
+
+    Raises
+    ------
+    InputError
+        Unknown chunk sizes, rows that disagree, or a NumPy array too large to travel in a graph.
+    BackendError
+        The backend is not there, see `backend.resolve`.
+    """
+    sizes = inputs.measure(spec, arrays)
+    return Plan.choose(spec.reduction, resolve(backend, arrays), sizes, config.settings())
+
+
+def reduce(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> da.Array:
+    """The reduction as a lazy array of shape (M, D) in the caller's chunks of the first kept variable.
+
+    Nothing is computed. Parameters and errors are those of `plan`.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape (M, spec.dim), dtype `spec.dtype`. M (N) is 1 where there is no kept (reduced) variable.
+    """
+    chosen = plan(spec, arrays, backend)
+    return build(spec, inputs.prepare(spec, arrays, chosen), chosen)
+
+
+def build(spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> da.Array:
+    """The graph of `plan` over the arrays of `tasks.read(spec)`, which are in its blocks already."""
+    prefix = f"dred-{spec.reduction.lower()}"
+    token = tokenize(spec.digest, plan.token(), list(map(source, arrays)))
+    fold_name, merge_name, out_name = (f"{prefix}{kind}-{token}" for kind in ("-fold", "-merge", ""))
+    folds, lanes = fold_layer(fold_name, spec, arrays, plan)
+    merges, tops = merge_layer(merge_name, spec, plan, lanes)
+    outs = {
+        (out_name, i, 0): Task((out_name, i, 0), tasks.finish, spec, _refs(states)) for i, states in enumerate(tops)
+    }
+    layers: dict[str, tuple[Layer, set[str]]] = {fold_name: (folds, set(map(source, arrays)))}
+    if merges:
+        layers[merge_name] = (merges, {fold_name})
+    layers[out_name] = (outs, {key[0] for states in tops for key in states})
+    return as_dask_array(out_name, layers, arrays, (plan.x_blocks, (spec.dim,)), np.empty((0, 0), dtype=spec.dtype))
+
+
+def fold_layer(name: str, spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> tuple[Layer, list[list[Key]]]:
+    """Fold tasks (name, i, lane, step), and per x block the key of each lane's last state."""
+    i0 = [0, *accumulate(plan.x_blocks)]
+    j0 = [0, *accumulate(plan.y_blocks)]
+    kept, reduced, parameters = (
+        [source(a) for v, a in zip(tasks.read(spec), arrays, strict=True) if v.cat == category]
+        for category in (1 - spec.axis, spec.axis, 2)
+    )
+    fixed = _refs([(p, 0) for p in parameters])
+    panels = {  # shared by all x blocks
+        step: List(*(_refs([(y, j, 0) for y in reduced]) for j in step)) for lane in plan.schedule for step in lane
+    }
+    layer: Layer = {}
+    ends: list[list[Key]] = []
+    for i, rows in enumerate(plan.x_blocks):
+        x = _refs([(k, i, 0) for k in kept])
+        ends.append([])
+        for lane, steps in enumerate(plan.schedule):
+            state: TaskRef | None = None
+            for step, js in enumerate(steps):
+                key = (name, i, lane, step)
+                place = tasks.Place(i, lane, step, i0[i], rows, j0[js.start], plan.y_blocks[js.start : js.stop])
+                layer[key] = Task(key, tasks.fold_blocks, spec, plan.backend, place, state, x, panels[js], fixed)
+                state = TaskRef(key)
+            ends[i].append(key)
+    return layer, ends
+
+
+def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]]) -> tuple[Layer, list[list[Key]]]:
+    """Merge tasks (name, level, i, group), and per x block the keys of the states that are left to finish."""
+    layer: Layer = {}
+    tops: list[list[Key]] = []
+    for i, states in enumerate(lanes):
+        for level, groups in enumerate(plan.tree):
+            merged: list[Key] = []
+            for g, group in enumerate(groups):
+                run = [states[s] for s in group]
+                if len(run) > 1:
+                    key = (name, level, i, g)
+                    layer[key] = Task(key, tasks.merge_states, spec, _refs(run))
+                    run = [key]
+                merged += run
+            states = merged
+        tops.append(states)
+    return layer, tops
+
+
+def as_dask_array(
+    name: str,
+    layers: dict[str, tuple[Layer, set[str]]],
+    arrays: Sequence[da.Array],
+    chunks: tuple[tuple[int, ...], ...],
+    meta: Any,
+) -> da.Array:
+    """Layers (tasks, and the layers they read) over `arrays` as one array: all that knows how dask wraps graphs."""
+    if getattr(da, "array_expr_enabled", lambda: False)():  # experimental: no public constructor from a graph yet
+        from dask.array._array_expr._collection import from_graph
+
+        graph = {key: task for array in arrays for key, task in dict(array.__dask_graph__()).items()}
+        for layer, _ in layers.values():
+            graph.update(layer)
+        result: da.Array = from_graph(graph, meta, chunks, list(layers[name][0]), name.rsplit("-", 1)[0])
+        return result
+    base = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays))
+    tasks_of: dict[str, Any] = {**base.layers, **{n: layer for n, (layer, _) in layers.items()}}
+    reads = {**base.dependencies, **{n: below for n, (_, below) in layers.items()}}
+    return da.Array(HighLevelGraph(tasks_of, reads), name, chunks=chunks, meta=meta)
+
+
+def source(array: da.Array) -> str:
+    """Name in the keys of an array's blocks; for an array expression that is not `array.name`."""
+    return str(next(flatten(array.__dask_keys__()))[0])
+
+
+def _refs(keys: Sequence[Key]) -> List:
+    return List(*map(TaskRef, keys))

@@ -1,0 +1,253 @@
+"""The CPU backend: kernels compiled by LLVM when first needed, and run on all cores without the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dred.errors import BackendError, InputError, OptionError
+from dred.kernel.llvm import SIGNATURE, Program, render
+from dred.kernel.lower import lower
+from dred.kernel.spec import KernelSpec
+
+UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
+CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
+SHARE = 2e6  # instructions that are worth a thread of their own
+CACHED = 128  # compiled kernels that are kept
+THREADS = 256
+
+State = tuple[NDArray[Any], ...]
+Span = tuple[int, int, int, int]
+"""First and one past the last row, first and one past the last column of one call."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Machine code of a kernel; it lives as long as `engine`."""
+
+    program: Program
+    cost: float
+    function: Callable[..., None]
+    engine: Any
+
+
+# after a fork the threads are gone and locks may be held by nobody
+_pool: ThreadPoolExecutor | None = None
+_kernels: OrderedDict[str, Compiled] = OrderedDict()
+_lookup, _compile = threading.Lock(), threading.Lock()
+
+
+def _renew() -> None:
+    global _pool, _lookup, _compile
+    _pool, _lookup, _compile = None, threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+def available() -> bool:
+    """Whether llvmlite can be imported."""
+    try:
+        import llvmlite.binding  # noqa: F401
+    except Exception:
+        return False
+    return True
+
+
+def thread_count() -> int:
+    """Threads of one fold: DRED_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this process may use.
+
+    Raises
+    ------
+    OptionError
+        DRED_NUM_THREADS is no positive number.
+    """
+    if text := os.environ.get("DRED_NUM_THREADS", "").strip():
+        if not text.isdecimal() or int(text) < 1:
+            raise OptionError(f"DRED_NUM_THREADS is {text!r}: set it to a positive number of threads, or unset it")
+        return min(int(text), THREADS)
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
+    if text.isdecimal() and int(text) > 0:
+        return min(int(text), THREADS)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, THREADS)
+
+
+def source(spec: KernelSpec) -> str:
+    """The LLVM IR of a kernel: the same text on every machine."""
+    return render(lower(spec, UNROLL), spec.dtype, spec.acc, spec.chain).text
+
+
+def fold(
+    spec: KernelSpec,
+    state: State,
+    arrays: Sequence[NDArray[Any]],
+    M: int,
+    N: int,
+    *,
+    i0: int = 0,
+    j0: int = 0,
+    threads: int | None = None,
+) -> State:
+    """The state after the terms of one block of columns; bits do not depend on the number of threads.
+
+    Parameters
+    ----------
+    spec, state, arrays, M, N, i0, j0
+        See `dred.kernel.engine.fold`.
+    threads : int, optional
+        Default: `thread_count()`.
+
+    Returns
+    -------
+    State
+
+    Raises
+    ------
+    InputError
+        An array that is not what the kernel would read.
+    BackendError
+        LLVM cannot compile for this machine.
+    """
+    new = tuple(np.array(field, order="C") for field in state)
+    if M == 0 or N == 0:
+        return new
+    arrays = _checked(spec, arrays, M, N)
+    kernel = compiled(spec)
+    shares = list(_shares(kernel, M, N, thread_count() if threads is None else threads))
+    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, stop) for share in shares])  # type: ignore[misc]
+    return new
+
+
+def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -> list[NDArray[Any]]:
+    """The arrays as the kernel reads them: it would read whatever lies in memory."""
+    for v in spec.variables:
+        rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
+        a = arrays[v.ind]
+        if a.shape != (*rows, v.dim) or a.dtype != spec.dtype:
+            raise InputError(
+                f"variable {v.ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {(*rows, v.dim)}"
+            )
+    return [np.ascontiguousarray(a) for a in arrays]
+
+
+def compiled(spec: KernelSpec) -> Compiled:
+    """The machine code of a kernel, compiled once per process however many threads ask."""
+    if (found := _find(spec.digest)) is not None:
+        return found
+    with _compile:
+        if (found := _find(spec.digest)) is not None:
+            return found
+        kernel = lower(spec, UNROLL)
+        new = build(render(kernel, spec.dtype, spec.acc, spec.chain), kernel.cost)
+        with _lookup:
+            _kernels[spec.digest] = new
+            while len(_kernels) > CACHED:
+                _kernels.popitem(last=False)
+        return new
+
+
+def _find(digest: str) -> Compiled | None:
+    with _lookup:
+        if digest in _kernels:
+            _kernels.move_to_end(digest)
+        return _kernels.get(digest)
+
+
+def build(program: Program, cost: float = 1.0, cpu: str | None = None, features: str | None = None) -> Compiled:
+    """Machine code of a program, for this machine or for the CPU and features that are named."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    try:
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
+            features=llvm.get_host_cpu_features().flatten() if features is None else features,
+            opt=3,
+        )
+        module = llvm.parse_assembly(program.text)
+        module.verify()
+        engine = llvm.create_mcjit_compiler(module, machine)
+        engine.finalize_object()
+    except RuntimeError as error:
+        raise BackendError(f"LLVM cannot compile this kernel: {error}") from error
+    kinds = {"p": ctypes.c_void_p, "l": ctypes.c_int64}
+    prototype = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))
+    return Compiled(program, cost, prototype(engine.get_function_address("fold")), engine)
+
+
+def _shares(kernel: Compiled, M: int, N: int, threads: int) -> Iterator[list[Span]]:
+    """For each thread its rows, in calls that are short enough; columns are cut at multiples of the chain alone."""
+    program = kernel.program
+    tiles = -(-M // program.lanes)
+    threads = max(1, min(threads, tiles, int(M * N * kernel.cost / SHARE)))
+    most = CALL / kernel.cost  # pairs of a call
+    rows = program.rows * max(1, int(most / (program.rows * N)))
+    columns = program.panel * max(1, int(most / (min(rows, M) * program.panel)))
+    for t in range(threads):
+        first, last = (min(M, tiles * n // threads * program.lanes) for n in (t, t + 1))
+        yield [
+            (i, min(i + rows, last), j, min(j + columns, N))
+            for i in range(first, last, rows)
+            for j in range(0, N, columns)
+        ]
+
+
+def _calls(kernel: Compiled, arrays: Sequence[NDArray[Any]], state: State, spans: Sequence[Span], stop: Any) -> None:
+    """Folds one share: one batch, one interval per call."""
+    scratch = np.empty(kernel.program.scratch + 64, np.uint8)
+    aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
+    variables = _pointers(arrays)
+    states = _pointers(state)
+    strides = np.zeros(1 + len(arrays), np.int64)
+    pitch = state[0].shape[1]
+    for first, last, start, end in spans:
+        if stop.is_set():
+            return
+        items, intervals = np.array([[0, first, last, 0, 1]], np.int64), np.array([[start, end]], np.int64)
+        kernel.function(
+            variables, strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data, states, pitch, aligned
+        )
+
+
+def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+
+
+def _run(shares: Sequence[Callable[[threading.Event], None]]) -> None:
+    """Runs every share, the first here. Shares that no thread has begun are taken over, so a full pool never blocks."""
+    stop = threading.Event()
+    others = [(_threads().submit(share, stop), share) for share in shares[1:]]
+    try:
+        shares[0](stop)
+        for future, share in others:
+            if future.cancel():
+                share(stop)
+            else:
+                future.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for future, _ in others:
+            future.cancel()
+        wait([future for future, _ in others])
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    with _lookup:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(THREADS, "dred")
+        return _pool

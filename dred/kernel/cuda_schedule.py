@@ -1,0 +1,88 @@
+"""How a CUDA kernel is cut into rows, columns and chains: from the kernel alone, never from the device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dred.kernel.ir import IJ, Kernel, walk
+from dred.kernel.primitives import PRIMITIVES
+
+THREADS = 128  # of a block
+COLUMNS = 1024  # bytes of one value of every column of a tile, at most
+SHARED = 32768  # bytes of a tile, at most
+BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills, and takes long, beyond
+UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
+
+
+class Schedule(NamedTuple):
+    """Blocking of a kernel.
+
+    Attributes
+    ----------
+    R, C : int
+        Rows of a thread, and columns, that are in registers at a time.
+    TJ : int
+        Columns of a tile; splits of the columns begin at tiles.
+    chain : int
+        Columns that are accumulated in the compute type.
+    unroll : int
+        Copies of the loop over columns.
+    rows_in_memory : bool
+        Row records are too long for registers: a kernel of its own writes them to memory.
+    wide : bool
+        The state is too long for registers: it stays in memory, and only C columns of one component are added up.
+    columns : str
+        How column records reach the threads: "none" (there are none), "packed" (shared memory, 16 bytes at a time),
+        "block" (shared memory, C columns side by side) or "memory" (a kernel of its own writes them there).
+    """
+
+    R: int
+    C: int
+    TJ: int
+    chain: int
+    unroll: int
+    rows_in_memory: bool
+    wide: bool
+    columns: str
+
+
+def weight(k: Kernel) -> float:
+    """Instructions of one pair as text: those inside component loops count once."""
+    pair = walk([e for step in k.steps for e in step])
+    return max(1.0, sum(PRIMITIVES[e.op].cost for e in pair if e.axes == IJ and e.op in PRIMITIVES))
+
+
+def schedule(k: Kernel, size: int, chain: int) -> Schedule:
+    """Blocking of a kernel whose values take `size` bytes, with chains of `chain` columns at most."""
+    few = 128 // size  # values of which a thread can hold a few times as many
+    fields = len(k.identity)
+    fused = max(map(len, k.folds.values()), default=0)
+    long_j = any(e.free for e, _ in k.slots_j)
+    rows_in_memory = any(e.free for e, _ in k.slots_i) or k.size_i > 2 * few
+    wide = any(root.loop for root in k.roots) or len(k.roots) * fields > few
+
+    per = 16 // size
+    packed = not long_j and k.size_j <= 8 * per
+    record = size * (-(-k.size_j // per) * per if packed else k.size_j)
+
+    C = 1
+    if wide:
+        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= min(few, chain) and (c == 1 or c * weight(k) <= BODY))
+    else:
+        short = chain
+        while short > 8 and short % 2 == 0 and short * record > SHARED:
+            short //= 2
+        chain = short if short * record <= SHARED else chain
+        if fused or long_j or rows_in_memory:
+            C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * weight(k) <= BODY))
+    registers = (0 if rows_in_memory else k.size_i) + 3 * len(k.roots) * fields
+    R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
+    while R > 1 and (wide or R * C * size * max(1, fused) > 256 or R * C * weight(k) > BODY):
+        R //= 2
+
+    most = min(COLUMNS // size, SHARED // max(1, record))
+    columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
+    TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
+
+    copies = max(1, min(16, int(1024 / (R * C * weight(k)))))
+    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, columns)

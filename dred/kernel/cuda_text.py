@@ -1,0 +1,333 @@
+"""Expressions of the scalar IR as CUDA C++ statements, each in the loop that it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from math import inf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dred.formula.node import I, J
+from dred.kernel.cuda_schedule import THREADS, Schedule
+from dred.kernel.ir import IJ, Expr, Index, Kernel, Loop, walk
+from dred.kernel.primitives import PRIMITIVES
+
+Lines = list[str]
+Open = frozenset[Loop]
+CLOSED: Open = frozenset()
+C_NAME = {"float32": "float", "float64": "double"}
+_BITS = {
+    "float32": ("__int_as_float(0x7f800000)", "__int_as_float(0x7fffffff)"),
+    "float64": ("__longlong_as_double(0x7ff0000000000000ll)", "__longlong_as_double(0x7ff8000000000000ll)"),
+}
+
+
+def literal(value: Fraction | float, dtype: str) -> str:
+    """A constant, rounded once to the type and printed so that it is read back exactly."""
+    x = _nearest(value, dtype)
+    infinite, nan = _BITS[dtype]
+    if np.isnan(x):
+        return nan
+    if np.isinf(x):
+        return f"(-{infinite})" if x < 0 else infinite
+    text = str(x) + ("f" if dtype == "float32" else "")
+    return f"({text})" if text.startswith("-") else text
+
+
+def _nearest(value: Fraction | float, dtype: str) -> Any:
+    kind = np.dtype(dtype).type
+    with np.errstate(over="ignore"):
+        if isinstance(value, float):
+            return kind(value)
+        try:
+            x = kind(float(value))
+        except OverflowError:
+            return kind(inf if value > 0 else -inf)
+        if not np.isfinite(x):
+            return x
+        # float(value) may have been rounded to a tie of the narrower type: its neighbours are tried, too
+        around = [y for y in (x, np.nextafter(x, kind(-inf)), np.nextafter(x, kind(inf))) if np.isfinite(y)]
+    return min(around, key=lambda y: abs(Fraction(float(y)) - value))
+
+
+def loop(head: str, body: Iterable[str], unroll: str | int = "") -> Lines:
+    """`for (head)` around `body`; `unroll`: "" is the compiler's choice, "all", or a number of copies."""
+    pragma = {"": [], "all": ["#pragma unroll"]}.get(str(unroll), [f"#pragma unroll {unroll}"])
+    return [*pragma, f"for ({head}) {{", *body, "}"]
+
+
+def over(component: Loop, body: Iterable[str], unroll: str | int = "") -> Lines:
+    """A loop over components."""
+    k = f"k{component.depth}"
+    return loop(f"int {k} = 0; {k} < {component.length}; {k}++", body, unroll)
+
+
+def indented(lines: Iterable[str]) -> str:
+    """Lines as text, indented by their braces."""
+    out, depth = [], 0
+    for line in lines:
+        depth -= line.startswith("}")
+        out.append("  " * depth + line if line else "")
+        depth += line.count("{") - line.count("}") + line.startswith("}")
+    return "\n".join(out) + "\n"
+
+
+class Put(NamedTuple):
+    """Values of one root (`state` leaves are its running values), and the statements to make of their names."""
+
+    exprs: Sequence[Expr]
+    then: Callable[[list[str]], Lines]
+    root: int = 0
+
+
+class Writer:
+    """Writes expressions in order of creation; `scopes` hold the names of what has been written.
+
+    `direct` computes from the variables (records and what varies with nothing); `phase` computes R rows x C columns at
+    pair level, from the records.
+    """
+
+    def __init__(self, kernel: Kernel, s: Schedule, dtype: str) -> None:
+        self.k, self.s, self.dtype, self.T = kernel, s, dtype, C_NAME[dtype]
+        self.f = "f" if dtype == "float32" else ""
+        self.per = 16 // np.dtype(dtype).itemsize  # values of a 16-byte word
+        self.words = -(-kernel.size_j // self.per)
+        self.slot_i = {e.id: n for e, n in kernel.slots_i}
+        self.slot_j = {e.id: n for e, n in kernel.slots_j}
+        self.at, self.block = ("[r]", f"[{s.R}]") if s.C == 1 else ("[r][c]", f"[{s.R}][{s.C}]")
+        self.every_row = f"int r = 0; r < {s.R}; r++"
+        self.scopes: list[dict[int, str]] = [{}]
+        self.count = 0
+        self.root = 0
+        self.level: dict[int, int] = {}
+        self.stateful: set[int] = set()
+        for e in walk([x for step in kernel.steps for x in step]):
+            self.level[e.id] = max((self.level[a.id] for a in e.args), default=0) + (e.op == "fold")
+            if e.op == "state" or any(a.id in self.stateful for a in e.args):
+                self.stateful.add(e.id)
+
+    # -- names and operands ----------------------------------------------------------------------------------------
+
+    def fresh(self, prefix: str) -> str:
+        self.count += 1
+        return f"{prefix}{self.count}"
+
+    def known(self, e: Expr) -> str | None:
+        return next((scope[e.id] for scope in reversed(self.scopes) if e.id in scope), None)
+
+    def text(self, e: Expr, dtype: str = "") -> str:
+        """An operand: a literal or a name."""
+        if e.op == "const":
+            return literal(e.attr, dtype or self.dtype)
+        name = self.known(e)
+        if name is None:
+            raise AssertionError(f"{e.op} is read before it is written")
+        return name
+
+    def type(self, e: Expr) -> str:
+        return "bool" if e.boolean else self.T
+
+    def operation(self, e: Expr, dtype: str = "") -> str:
+        f = "f" if (dtype or self.dtype) == "float32" else ""
+        return PRIMITIVES[e.op].cuda.format(*(self.text(a, dtype) for a in e.args), f=f)
+
+    def run(self, field: int, prefix: str = "run") -> str:
+        """Name of a field of the running state of the current root."""
+        return f"{prefix}{self.root}" + (f"_{field}" if len(self.k.identity) > 1 else "")
+
+    @staticmethod
+    def terms(fold: Expr) -> tuple[Expr, ...]:
+        """What one turn of a fold reads: the factors of a product, which is added by fma."""
+        body = fold.args[0]
+        return body.args if body.op == "mul" else (body,)
+
+    def added(self, fold: Expr, total: str) -> str:
+        values = [self.text(e) for e in self.terms(fold)]
+        return (
+            f"{total} = fma{self.f}({values[0]}, {values[1]}, {total});" if values[1:] else f"{total} += {values[0]};"
+        )
+
+    def adding(self, fold: Expr, total: str) -> Callable[[list[str]], Lines]:
+        return lambda _: [self.added(fold, total)]
+
+    @staticmethod
+    def assigning(target: str) -> Callable[[list[str]], Lines]:
+        return lambda values: [f"{target} = {values[0]};"]
+
+    @staticmethod
+    def component(index: Index) -> str:
+        parts = [f"k{counter.depth}" if c == 1 else f"{c} * k{counter.depth}" for counter, c in index.terms]
+        return " + ".join(parts + ([str(index.offset)] if index.offset or not parts else []))
+
+    @staticmethod
+    def place(e: Expr, offset: int) -> str:
+        """Where a slot lies in its record, over the counters of its loops."""
+        parts, stride = [], 1
+        for counter in sorted(e.free, reverse=True):
+            parts.append(f"k{counter.depth}" + (f" * {stride}" if stride > 1 else ""))
+            stride *= counter.length
+        return " + ".join(([str(offset)] if offset or not parts else []) + parts[::-1])
+
+    def pending(self, roots: Iterable[Expr], open: Open, slots: bool) -> list[Expr]:
+        """What is still to be written below `roots` and lies inside no other than the open loops, arguments first."""
+        seen: dict[int, Expr] = {}
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if e.id in seen or e.op == "const" or self.known(e) is not None:
+                continue
+            seen[e.id] = e
+            if not (slots and (e.id in self.slot_i or e.id in self.slot_j)):
+                stack.extend(e.args)
+        return [seen[n] for n in sorted(seen) if seen[n].free <= open]
+
+    # -- straight from the variables -------------------------------------------------------------------------------
+
+    def direct(self, roots: Sequence[Expr], open: Open = CLOSED) -> Lines:
+        """Statements that compute `roots`, or what of them lies outside the loops not open, for row i and column j."""
+        out: Lines = []
+        for e in self.pending(roots, open, slots=False):
+            if e.op == "load":
+                row = {0: "", I: f"i * {e.attr.dim} + ", J: f"j * {e.attr.dim} + "}[e.attr.axes]
+                name = self.fresh("in")
+                out.append(f"const {self.T} {name} = v{e.attr.ind}[{row}{self.component(e.attr.index)}];")
+            elif e.op == "fold":
+                name = self.fresh("f")
+                self.scopes.append({})
+                body = [*self.direct(self.terms(e), open | {e.attr}), self.added(e, name)]
+                self.scopes.pop()
+                out += [f"{self.T} {name} = 0;", *over(e.attr, body)]
+            else:
+                name = self.fresh("t")
+                out.append(f"const {self.type(e)} {name} = {self.operation(e)};")
+            self.scopes[-1][e.id] = name
+        return out
+
+    def stored(self, slots: Sequence[tuple[Expr, int]], target: Callable[[str], str]) -> Lines:
+        """Statements that store slots; `target` makes the left side of a place in the record."""
+        out: Lines = []
+        for e, offset in slots:
+            out += [*self.direct([e]), *self.nested(e, sorted(e.free), CLOSED, target(self.place(e, offset)))]
+        return out
+
+    def nested(self, e: Expr, counters: Sequence[Loop], open: Open, target: str) -> Lines:
+        """Store `e` inside its loops; what lies outside one is written before it begins."""
+        if not counters:
+            return [f"{target} = {self.text(e)};"]
+        self.scopes.append({})
+        open |= {counters[0]}
+        body = [*self.direct([e], open), *self.nested(e, counters[1:], open, target)]
+        self.scopes.pop()
+        return over(counters[0], body)
+
+    # -- pair level ------------------------------------------------------------------------------------------------
+
+    def phase(self, puts: Sequence[Put], open: Open, bounded: bool = False) -> Lines:
+        """Loops over columns and rows around the values of `puts` and what is made of each; bounded: by `left`."""
+        once: Lines = []
+        column: Lines = ["if (c >= left) break;"] if bounded and self.s.C > 1 else []
+        pair: Lines = []
+        self.scopes.append({})
+        for put in puts:
+            self.root = put.root
+            pending = self.pending(put.exprs, open, slots=True)
+            for e in pending:
+                self.scopes[-1][e.id] = self.read(e, once, column, pair)
+            pair += put.then([self.text(e) for e in put.exprs])
+            for e in pending:  # equal roots have equal steps, each over its own running values
+                if e.id in self.stateful:
+                    del self.scopes[-1][e.id]
+        self.scopes.pop()
+        body = [*column, *loop(self.every_row, pair, "all")]
+        return once + (body if self.s.C == 1 else loop(f"int c = 0; c < {self.s.C}; c++", body, "all"))
+
+    def read(self, e: Expr, once: Lines, column: Lines, pair: Lines) -> str:
+        """Write `e` at the level that it belongs to; returns its name."""
+        if e.op == "state":
+            return f"{self.run(e.attr)}[r]"
+        if e.id in self.slot_i or e.id in self.slot_j:
+            name = self.read_row(e, once) if e.id in self.slot_i else self.read_column(e, column)
+            return f"({name} != 0)" if e.boolean else name
+        level = pair if e.axes == IJ or e.id in self.stateful else once
+        name = self.fresh("in" if e.op == "load" else "t")
+        value = f"v{e.attr.ind}[{self.component(e.attr.index)}]" if e.op == "load" else self.operation(e)
+        level.append(f"const {self.type(e)} {name} = {value};")
+        return name
+
+    def read_row(self, e: Expr, once: Lines) -> str:
+        name = self.fresh("x")
+        source = f"xs[(i64)({self.place(e, self.slot_i[e.id])}) * pitch + {THREADS} * r]"
+        once += [f"{self.T} {name}[{self.s.R}];", *loop(self.every_row, [f"{name}[r] = {source};"], "all")]
+        return f"{name}[r]"
+
+    def read_column(self, e: Expr, column: Lines) -> str:
+        s, offset = self.s, self.slot_j[e.id]
+        t = "t" if s.C == 1 else "(t + c)"
+        if s.columns == "packed":
+            word, part = divmod(offset, self.per)
+            if -1 - word not in self.scopes[-1]:  # a word has no expression of its own
+                name = self.scopes[-1][-1 - word] = self.fresh("y")
+                column.append(f"const {self.T}{self.per} {name} = tile[{t} * {self.words} + {word}];")
+            return f"{self.scopes[-1][-1 - word]}.{'xyzw'[part]}"
+        name, place = self.fresh("y"), self.place(e, offset)
+        if s.columns == "memory":
+            source = f"ys[(i64)({place}) * ypitch + j0 + {t}]"
+        else:
+            source = f"tile[{self.in_block(place, 't', 'c')}]"
+        column.append(f"const {self.T} {name} = {source};")
+        return name
+
+    def in_block(self, place: str, t: str, c: str) -> str:
+        """Index into a tile whose records lie C side by side, of column t + c."""
+        if self.s.C == 1:
+            return f"{t} * {self.k.size_j} + {place}"
+        return f"({t} / {self.s.C} * {self.k.size_j} + {place}) * {self.s.C} + {c}"
+
+    def kept(self, exprs: Iterable[Expr], open: Open) -> Lines:
+        """Pair-level values kept in registers, for the loops that follow."""
+        names = {e: self.fresh("q") for e in exprs}
+        if not names:
+            return []
+        puts = [Put([e], self.assigning(name + self.at)) for e, name in names.items()]
+        out = [f"{self.type(e)} {name}{self.block};" for e, name in names.items()] + self.phase(puts, open)
+        self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
+        return out
+
+    def outermost(self, roots: Iterable[Expr], want: Callable[[Expr], bool]) -> list[Expr]:
+        """The maximal pair-level values below `roots` that have no name and that `want` accepts."""
+        found: dict[int, Expr] = {}
+        seen: set[int] = set()
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if e.id in seen or e.id in self.slot_i or e.id in self.slot_j or self.known(e) is not None:
+                continue
+            seen.add(e.id)
+            if e.axes == IJ and e.id not in self.stateful and want(e):
+                found[e.id] = e
+            else:
+                stack.extend(e.args)
+        return [found[n] for n in sorted(found)]
+
+    def folds(self, roots: Sequence[Expr], open: Open) -> Lines:
+        """The component loops that `roots` read, in order of dependence; equal ones are one loop."""
+        groups: dict[tuple[int, Loop], list[Expr]] = {}
+        for e in self.pending(roots, open, slots=True):
+            if e.op == "fold":
+                groups.setdefault((self.level[e.id], e.attr), []).append(e)
+        out: Lines = []
+        for (_, counter), group in sorted(groups.items()):
+            terms = [x for e in group for x in self.terms(e)]
+            out += self.kept(self.outermost(terms, lambda e: e.free <= open), open)
+            names = {e: self.fresh("f") for e in group}
+            inner = open | {counter}
+            self.scopes.append({})
+            body = self.folds(terms, inner)
+            puts = [Put(self.terms(e), self.adding(e, name + self.at)) for e, name in names.items()]
+            body += self.phase(puts, inner)
+            self.scopes.pop()
+            out += [f"{self.T} {name}{self.block} = {{}};" for name in names.values()] + over(counter, body, 4)
+            self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
+        return out

@@ -1,0 +1,272 @@
+"""Writing LLVM IR text: instructions, counted loops, and the values of expressions on demand, each once per scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from dred.formula.node import J
+from dred.kernel.ir import Expr, Loop, walk
+from dred.kernel.llvm_math import Lanes, operation
+
+Operand = str | int
+Carry = tuple[str, str]
+"""Type and first value of something that a loop hands from round to round."""
+
+
+class Text:
+    """The body of a function, line by line; it knows the basic block that is being written."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.block = "entry"
+        self.names = 0
+
+    def name(self, stem: str) -> str:
+        self.names += 1
+        return f"{stem}{self.names}"
+
+    def do(self, instruction: str) -> None:
+        self.lines.append(f"  {instruction}")
+
+    def put(self, instruction: str) -> str:
+        """Writes an instruction and returns the name of its result."""
+        result = f"%{self.name('t')}"
+        self.do(f"{result} = {instruction}")
+        return result
+
+    def label(self, name: str) -> None:
+        self.lines.append(f"{name}:")
+        self.block = name
+
+    def integer(self, op: str, a: Operand, b: Operand) -> str:
+        return self.put(f"{op} i64 {a}, {b}")
+
+    def smaller(self, a: Operand, b: Operand) -> str:
+        return self.put(f"select i1 {self.put(f'icmp slt i64 {a}, {b}')}, i64 {a}, i64 {b}")
+
+    def at(self, pointer: str, *offsets: Operand, element: str) -> str:
+        """`pointer` plus offsets counted in elements; numbers are added up first."""
+        for offset in offsets:
+            if isinstance(offset, str):
+                pointer = self.put(f"getelementptr {element}, ptr {pointer}, i64 {offset}")
+        known = sum(offset for offset in offsets if isinstance(offset, int))
+        return self.put(f"getelementptr {element}, ptr {pointer}, i64 {known}") if known else pointer
+
+    def load(self, kind: str, pointer: str, align: int) -> str:
+        return self.put(f"load {kind}, ptr {pointer}, align {align}")
+
+    def store(self, kind: str, value: str, pointer: str, align: int) -> None:
+        self.do(f"store {kind} {value}, ptr {pointer}, align {align}")
+
+    def broadcast(self, lanes: Lanes, value: str, element: str | None = None) -> str:
+        """A scalar in every lane."""
+        if lanes.width == 1:
+            return value
+        element = element or lanes.scalar
+        kind = lanes.of(element)
+        one = self.put(f"insertelement {kind} poison, {element} {value}, i32 0")
+        return self.put(f"shufflevector {kind} {one}, {kind} poison, <{lanes.width} x i32> zeroinitializer")
+
+    def loop(
+        self,
+        start: Operand,
+        stop: Operand,
+        step: int,
+        carry: Sequence[Carry],
+        body: Callable[[str, list[str]], Sequence[str]],
+    ) -> list[str]:
+        """`for (i = start; i < stop; i += step) carry = body(i, carry)`; returns what is carried out of it.
+
+        The test stands at the end of the loop. One before it is left out where both borders are numbers.
+        """
+        head, done, before = self.name("loop"), self.name("done"), self.block
+        counter, held = f"%{self.name('i')}", [f"%{self.name('c')}" for _ in carry]
+        guarded = not (isinstance(start, int) and isinstance(stop, int))
+        if guarded:
+            self.do(f"br i1 {self.put(f'icmp slt i64 {start}, {stop}')}, label %{head}, label %{done}")
+        else:
+            self.do(f"br label %{head}")
+        self.label(head)
+        mark = len(self.lines)
+        new = list(body(counter, list(held)))
+        following, end = self.integer("add", counter, step), self.block
+        self.do(f"br i1 {self.put(f'icmp slt i64 {following}, {stop}')}, label %{head}, label %{done}")
+        self.lines[mark:mark] = [  # only now are the values known that come back from the end of the loop
+            f"  {counter} = phi i64 [ {start}, %{before} ], [ {following}, %{end} ]",
+            *(
+                f"  {h} = phi {kind} [ {first}, %{before} ], [ {value}, %{end} ]"
+                for h, (kind, first), value in zip(held, carry, new, strict=True)
+            ),
+        ]
+        self.label(done)
+        if not guarded:
+            return new
+        return [
+            self.put(f"phi {kind} [ {first}, %{before} ], [ {value}, %{end} ]")
+            for (kind, first), value in zip(carry, new, strict=True)
+        ]
+
+
+class Wanted(NamedTuple):
+    """A value of an expression: in column `column` of the block of columns at hand."""
+
+    expr: Expr
+    column: int
+
+
+class Values:
+    """The values of expressions, written when first wanted.
+
+    Parameters
+    ----------
+    text : Text
+    lanes : Lanes
+        Type of the values.
+    leaf : callable
+        (expr, column) -> operand of what is at hand already (constants, loads, records), or None: to be computed.
+    groups : dict
+        For a sum over a component loop (by id): the sums that share its loop.
+    """
+
+    def __init__(
+        self,
+        text: Text,
+        lanes: Lanes,
+        leaf: Callable[[Expr, int], str | None],
+        groups: dict[int, tuple[Expr, ...]] | None = None,
+    ) -> None:
+        self.text, self.lanes, self.leaf, self.groups = text, lanes, leaf, groups or {}
+        self.columns = 1
+        self.counters: dict[Loop, Operand] = {}
+        self._scopes: list[dict[tuple[int, int], str]] = [{}]
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Values written in here are forgotten at the end: their place in the text does not dominate what follows."""
+        self._scopes.append({})
+        yield
+        self._scopes.pop()
+
+    def bind(self, e: Expr, operand: str) -> None:
+        """Declares the value of an expression that varies with no column."""
+        self._scopes[-1][e.id, 0] = operand
+
+    def get(self, e: Expr, column: int = 0) -> str:
+        """The operand of an expression. The depth of expressions is not limited."""
+        stack = [Wanted(e, column)]
+        while stack:
+            want = stack[-1]
+            if self._known(want) is None:
+                missing = self._compute(want)
+                if missing:
+                    stack.extend(missing)
+                    continue
+            stack.pop()
+        known = self._known(Wanted(e, column))
+        assert known is not None
+        return known
+
+    def components(
+        self, loop: Loop, carry: Sequence[Carry], body: Callable[[list[str]], Sequence[str]], unroll: int
+    ) -> list[str]:
+        """A loop over components, `unroll` of them at once; the rest follows it one by one."""
+        full = loop.length - loop.length % unroll
+
+        def once(counter: Operand, held: Sequence[str]) -> list[str]:
+            self.counters[loop] = counter
+            with self.scope():
+                return list(body(list(held)))
+
+        def several(counter: str, held: list[str]) -> list[str]:
+            for u in range(unroll):
+                held = once(self.text.integer("add", counter, u) if u else counter, held)
+            return held
+
+        held = self.text.loop(0, full, unroll, carry, several) if full else [first for _, first in carry]
+        for k in range(full, loop.length):
+            held = once(k, held)
+        del self.counters[loop]
+        return held
+
+    def invariants(self, loop: Loop, bodies: Iterable[Expr]) -> list[Wanted]:
+        """What the bodies of a component loop read that does not vary with it: to be computed before."""
+        found: dict[int, Expr] = {}
+        seen: set[int] = set()
+        stack = list(bodies)
+        while stack:
+            e = stack.pop()
+            if e.id in seen or e.op == "const":
+                continue
+            seen.add(e.id)
+            if loop not in e.free and e.free <= self.counters.keys():
+                found[e.id] = e
+            elif not self.recorded(e):
+                stack.extend(e.args)
+        return [w for k in sorted(found) for w in self._everywhere(found[k])]
+
+    def recorded(self, e: Expr) -> bool:
+        """Whether a value is read from a record, so that its arguments are not wanted."""
+        return False
+
+    def _everywhere(self, e: Expr) -> list[Wanted]:
+        return [Wanted(e, s) for s in range(self.columns if e.axes & J else 1)]
+
+    def _key(self, want: Wanted) -> tuple[int, int]:
+        return want.expr.id, want.column if want.expr.axes & J else 0
+
+    def _known(self, want: Wanted) -> str | None:
+        key = self._key(want)
+        for scope in reversed(self._scopes):
+            if key in scope:
+                return scope[key]
+        return None
+
+    def _compute(self, want: Wanted) -> list[Wanted]:
+        """Writes a value, or says which ones are missing to do so."""
+        e, column = want
+        operand = self.leaf(e, column)
+        if operand is None and e.op == "fold":
+            return self._sum(e)
+        if operand is None:
+            missing = [w for a in reversed(e.args) if self._known(w := Wanted(a, column)) is None]
+            if missing:
+                return missing
+            operands = [self._known(Wanted(a, column)) or "" for a in e.args]
+            operand = operation(self.text.put, self.lanes, e.op, operands)
+        self._scopes[-1][self._key(want)] = operand
+        return []
+
+    def _sum(self, e: Expr) -> list[Wanted]:
+        """Writes the component loop of a sum, for all columns and for the other sums that share it."""
+        group = [f for f in self.groups.get(e.id, (e,)) if f.free <= self.counters.keys()]
+        loop: Loop = e.attr
+        missing = [w for w in self.invariants(loop, [f.args[0] for f in group]) if self._known(w) is None]
+        if missing:
+            return missing
+        totals = [w for f in group for w in self._everywhere(f)]
+
+        def add(held: list[str]) -> list[str]:
+            return [self._term(f.args[0], s, total) for (f, s), total in zip(totals, held, strict=True)]
+
+        zero = (self.lanes.type, self.lanes.literal(0.0))
+        unroll = 1 if len(totals) > 1 else 4  # several sums hide each other's latency, and fill the registers
+        for want, total in zip(totals, self.components(loop, [zero] * len(totals), add, unroll), strict=True):
+            self._scopes[-1][self._key(want)] = total
+        return []
+
+    def _term(self, body: Expr, column: int, total: str) -> str:
+        if body.op == "mul" and not self.recorded(body):
+            factors = [self.get(a, column) for a in body.args]
+            return operation(self.text.put, self.lanes, "fma", [*factors, total])
+        return operation(self.text.put, self.lanes, "add", [total, self.get(body, column)])
+
+
+def below(roots: Iterable[Expr], op: str) -> set[int]:
+    """The ids of all expressions under `roots` that read one with the given operation."""
+    found: set[int] = set()
+    for e in walk(list(roots)):
+        if e.op == op or any(a.id in found for a in e.args):
+            found.add(e.id)
+    return found

@@ -1,0 +1,51 @@
+"""The section `dred` of dask's configuration."""
+
+import os
+import subprocess
+import sys
+
+import dask.config
+import pytest
+
+from dred.cluster import config
+from dred.errors import OptionError
+
+
+def test_defaults():
+    settings = config.settings()
+    assert (settings.arity, settings.shortest_fold, settings.longest_fold) == (8, 0.5, 30.0)
+    assert (settings.parallelism, settings.y_budget) == (64, 1 << 30)
+    assert set(settings.operations_per_second) == {"cpu", "cuda", "numpy"}
+    assert config.graph_bytes() == 100_000_000
+    assert config.backend() == "auto"
+
+
+def test_set_by_the_caller():
+    changes = {"dred.plan.arity": 2, "dred.plan.longest-fold": "1 minute", "dred.plan.y-budget": "2 MiB"}
+    with dask.config.set(changes):
+        settings = config.settings()
+    assert (settings.arity, settings.longest_fold, settings.y_budget) == (2, 60.0, 2 << 20)
+
+
+def test_set_by_the_environment_and_not_overwritten_by_the_defaults():
+    code = "from dred.cluster import config; print(config.settings().arity, config.backend())"
+    environment = {**os.environ, "DASK_DRED__PLAN__ARITY": "3", "DASK_DRED__BACKEND": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["3", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("graph-bytes", "many"),
+        ("plan.arity", "eight"),
+        ("plan.shortest-fold", "1 lightyear"),
+        ("plan.y-budget", None),
+        ("plan.operations-per-second", 7),
+        ("plan.operations-per-second", {"cpu": "fast"}),
+    ],
+)
+def test_what_cannot_be_read_is_refused(key, value):
+    with dask.config.set({f"dred.{key}": value}), pytest.raises(OptionError) as caught:
+        config.graph_bytes() if key == "graph-bytes" else config.settings()
+    assert str(caught.value).startswith(f"dred.{key} is {value!r} in dask's configuration, which cannot be read: ")

@@ -1,0 +1,320 @@
+"""Every entry of the table of operations: value, broadcasting, special values, derivatives of both orders."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from dred.formula import derive
+from dred.formula.language import formula
+from dred.formula.node import const, var
+from dred.formula.ops import ANY, OPS, Op, length
+from dred.formula.oracle import dense
+from dred.formula.syntax import parse
+from dred.kernel import interpret
+from dred.kernel.primitives import PRIMITIVES
+from tests.formula import checks
+
+TYPES = ("float64", "float32")
+WITH_ARGUMENTS = [name for name, op in OPS.items() if op.args]
+LINEAR = [name for name, op in OPS.items() if op.vjp]
+CONSTANT = [name for name, op in OPS.items() if not op.args]
+# entries whose arguments may be of dimension 1, and each place where one can be
+BROADCAST = [(name, k) for name, op in OPS.items() if op.example is None and len(op.args) > 1
+             for k in range(len(op.args))]  # fmt: skip
+
+
+def with_scalar(op, k):
+    """Dims of a call whose argument k is a scalar."""
+    return tuple(1 if j == k else d for j, d in enumerate(checks.example(op)[0]))
+
+
+# -- the entries themselves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_entry_is_complete(name):
+    op = OPS[name]
+    assert op.name == name
+    assert op.doc
+    assert "\n" not in op.doc
+    assert bool(op.meaning) != bool(op.macro), "either a meaning, or short for a formula"
+    assert [bool(op.partial), bool(op.vjp), bool(op.macro)].count(True) == 1, "one way to differentiate"
+    assert len(op.partial or op.vjp or op.args) == len(op.args)
+    assert len(op.domain or op.args) == len(op.args)
+    dims, attrs = checks.example(op)
+    assert (len(dims), len(attrs)) == (len(op.args), len(op.attrs))
+    for text in (*op.partial, *op.vjp, op.macro):
+        assert not text or parse(text).steps
+    for given, _ in op.special:
+        assert len(given) == len(op.args)
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if isinstance(op.meaning, str) and op.meaning])
+def test_meaning_uses_primitives_only(name):
+    calls = {word for word in re.findall(r"([A-Za-z_]\w*)\(", OPS[name].meaning)}
+    assert calls <= set(PRIMITIVES)
+
+
+def test_methods_differ():
+    methods = [op.method for op in OPS.values()]
+    assert sorted(methods) == sorted(set(methods))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", OPS)
+def test_value(name, dtype, axis):
+    checks.check_value(OPS[name], dtype, axis)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("name", "k"), BROADCAST)
+def test_value_with_a_scalar(name, k, dtype):
+    checks.check_value(OPS[name], dtype, dims=with_scalar(OPS[name], k))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.special])
+def test_special_values(name, dtype):
+    checks.check_special(OPS[name], dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_extreme_values(name, dtype):
+    checks.check_extremes(OPS[name], dtype)
+
+
+# -- derivatives -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_gradient(name):
+    checks.check_gradient(OPS[name])
+
+
+@pytest.mark.parametrize(("name", "k"), BROADCAST)
+def test_gradient_with_a_scalar(name, k):
+    checks.check_gradient(OPS[name], with_scalar(OPS[name], k))
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_second_order(name):
+    checks.check_second_order(OPS[name])
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_adjoint(name):
+    checks.check_adjoint(OPS[name])
+
+
+# -- these checks can fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corrupt(monkeypatch):
+    """Replace fields of an entry of the table; kernels made from it before are forgotten, and those made now too."""
+
+    def change(name, **fields):
+        monkeypatch.setitem(OPS, name, dataclasses.replace(OPS[name], **fields))
+        return OPS[name]
+
+    interpret._kernel.cache_clear()
+    yield change
+    interpret._kernel.cache_clear()
+
+
+def _no_first_component(c, m):
+    return c.fold(c.dims[0] - 1, lambda k: c.arg(0, k.shifted(1)))
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "fields"),
+    [
+        (checks.check_value, "Exp", {"numpy": lambda f: np.exp(f) * (1 + 1e-6)}),
+        (checks.check_value, "Exp", {"meaning": "exp(f) * 1.000001"}),
+        (checks.check_value, "Sum", {"meaning": _no_first_component}),
+        (checks.check_value, "Divide", {"meaning": "g / f"}),
+        (checks.check_value, "SqDist", {"macro": "Sum(Square(f + g))"}),
+        (checks.check_special, "Exp", {"special": (((0.0,), 2.0),)}),
+        (checks.check_special, "Rsqrt", {"meaning": "1 / sqrt(f)"}),
+        (checks.check_special, "Sign", {"numpy": np.sign}),
+        (checks.check_extremes, "LessOrEqual", {"meaning": "select(g < f, 0, 1)"}),
+        (checks.check_extremes, "Mult", {"meaning": "f * g + 0 * f"}),
+        (checks.check_gradient, "Exp", {"partial": ("f",)}),
+        (checks.check_gradient, "Divide", {"partial": ("1 / g", "y / g")}),
+        (checks.check_gradient, "Sin", {"partial": (None,)}),
+        (checks.check_gradient, "Concat", {"vjp": ("Extract(e, 0, dim(f))", "Extract(e, 0, dim(g))")}),
+        (checks.check_adjoint, "Scalprod", {"vjp": ("e * g", "e * g")}),
+        (checks.check_adjoint, "ElemT", {"vjp": ("Sum(e)",)}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else ",".join(v) if isinstance(v, dict) else v.__name__,
+)
+def test_a_wrong_entry_is_caught(corrupt, check, name, fields):
+    check(OPS[name])
+    interpret._kernel.cache_clear()
+    op = corrupt(name, **fields)
+    with pytest.raises(AssertionError):
+        check(op)
+
+
+def test_a_wrong_second_derivative_is_caught(corrupt):
+    corrupt("Cos", partial=("Sin(f)",))
+    checks.check_gradient(OPS["Sin"])
+    with pytest.raises(AssertionError):
+        checks.check_second_order(OPS["Sin"])
+
+
+def test_a_cotangent_that_is_not_summed_is_caught(monkeypatch):
+    def first(node, dim):
+        return node if node.dim == dim else derive.build("Elem", (node,), (0,))
+
+    monkeypatch.setattr(derive, "fit", first)
+    checks.check_gradient(OPS["Mult"])
+    with pytest.raises(AssertionError):
+        checks.check_gradient(OPS["Mult"], (1, 3))
+
+
+def test_a_new_entry_is_all_that_a_new_operation_needs(monkeypatch):
+    """Value, derivatives, parser and kernels follow from the entry; so do its tests."""
+
+    def meaning(c, m):
+        f = c.arg(0, m)
+        return c.prim("mul", c.const(c.attrs[0]), c.prim("mul", f, c.prim("mul", f, f)))
+
+    cube = Op("Cube(f; n)", "n * f^3", lambda f, n: n * f**3, meaning, ("3 * n * Square(f)",),
+              domain=(ANY,), example=((3,), (2,)), special=(((2.0,), 16.0),))  # fmt: skip
+    monkeypatch.setitem(OPS, "Cube", cube)
+    checks.check_value(cube)
+    checks.check_special(cube)
+    checks.check_extremes(cube)
+    checks.check_gradient(cube)
+    checks.check_second_order(cube)
+    assert formula("Cube(x, 2)", ["x = Vi(3)"]).node.op == "Cube"
+
+
+# -- constants ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("RatCst(1, 3)", 1 / 3),
+        ("IntInv(3)", 1 / 3),
+        ("1/3", 1 / 3),
+        ("16777217", 16777217.0),
+        ("IntCst(16777217)", 16777217.0),
+        ("9007199254740993", 9007199254740992.0),
+        ("0.1", 0.1),
+        ("1/10 + 2/10 - 3/10", 0.0),
+        ("1e-3", 1e-3),
+        (".5e1", 5.0),
+        ("2.", 2.0),
+        ("-7", -7.0),
+        ("2**100", 2.0**100),
+        ("2**-3", 0.125),
+        ("1e400", np.inf),
+        ("-1e400", -np.inf),
+        ("1e-400", 0.0),
+        ("1e400 * 1e-400", 1.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_constants_are_exact(text, value, dtype):
+    node = formula(f"({text}) * p", ["p = Pm(1)"]).node
+    with np.errstate(over="ignore"):
+        wanted = np.asarray(value, dtype)
+    with np.errstate(invalid="ignore"):
+        assert dense(node, [[1.0]]).item() == value
+    assert checks.reduced(node, [[1.0]], dtype=dtype, rows=(1, 1)).item() == wanted
+
+
+def test_a_sum_of_constants_is_exact_where_floats_are_not():
+    assert formula("0.1 + 0.2 - 0.3", []).node is const(0)
+
+
+# -- kinks -------------------------------------------------------------------------------------------------------------
+
+AT = np.array([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
+KINKS = {
+    "Sqrt(x)": [np.nan, np.nan, 0, 0.5, 0.353553391],
+    "Rsqrt(x)": [np.nan, np.nan, 0, -0.5, -0.176776695],
+    "Abs(x)": [-1, -1, 0, 1, 1],
+    "Norm2(x)": [-1, -1, 0, 1, 1],
+    "Sign(x)": [0, 0, 0, 0, 0],
+    "x < 0": [0, 0, 0, 0, 0],
+    "Pow(x, 2)": [-4, -2, 0, 2, 4],
+    "Pow(x, 0)": [0, 0, 0, 0, 0],
+    "Pow(x, 3)": [12, 3, 0, 3, 12],
+    "Sqrt(Square(x))": [-1, -1, 0, 1, 1],
+    "Abs(Abs(x))": [-1, -1, 0, 1, 1],
+    "Exp(-Norm2(x))": [np.exp(-2), np.exp(-1), 0, -np.exp(-1), -np.exp(-2)],
+}
+
+
+@pytest.mark.parametrize("text", KINKS)
+def test_derivatives_at_kinks(text):
+    node = formula(f"Grad({text}, x, 1)", ["x = Vi(1)"]).node
+    for got in (dense(node, [AT])[:, 0, 0] + np.zeros(5), checks.reduced(node, [AT], rows=(5, 1))[:, 0]):
+        np.testing.assert_allclose(got, KINKS[text], rtol=1e-8)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("text", ["Norm2(x - y)", "Exp(-Norm2(x - y))", "Sqrt(SqDist(x, y))", "Sum(Abs(x - y))"])
+def test_gradients_of_distances_are_finite_on_the_diagonal(text, axis):
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    node = formula(f"Grad({text}, x, 1)", ["x = Vi(3)", "y = Vj(3)"]).node
+    pairs = dense(node, [x, x])
+    np.testing.assert_array_equal(pairs[np.arange(6), np.arange(6)], 0)
+    assert np.isfinite(pairs).all()
+    checks.close(checks.reduced(node, [x, x], axis, rows=(6, 6)), pairs.sum(axis), 1e-13)
+
+
+VALUES_AT = np.array([[-2.5], [-1.0], [0.0], [1.0], [2.5]])
+VALUES = {
+    "Rsqrt(x)": [np.nan, np.nan, 0, 1, 0.632455532],
+    "Sqrt(x)": [np.nan, np.nan, 0, 1, 1.581138830],
+    "Sign(x)": [-1, -1, 0, 1, 1],
+    "Pow(x, 3)": [-15.625, -1, 0, 1, 15.625],
+    "Pow(x, -1)": [-0.4, -1, np.inf, 1, 0.4],
+    "Pow(x, 0)": [1, 1, 1, 1, 1],
+    "Pow(x, 5)": [-97.65625, -1, 0, 1, 97.65625],
+    "Pow(x, -3)": [-0.064, -1, np.inf, 1, 0.064],
+    "Pow(x, -4)": [0.0256, 1, np.inf, 1, 0.0256],
+}
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_values_at_check_points(text):
+    node = formula(text, ["x = Vi(1)"]).node
+    got = checks.reduced(node, [VALUES_AT], rows=(5, 1))[:, 0]
+    np.testing.assert_allclose(got, VALUES[text], rtol=1e-8)
+    np.testing.assert_allclose(dense(node, [VALUES_AT])[:, 0, 0] + np.zeros(5), VALUES[text], rtol=1e-8)
+
+
+# -- rules of dimension ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [-1_000_000, 999_999, 1_000_000])
+def test_exponents_up_to_the_limit_keep_their_parity(exponent):
+    node = formula(f"Pow(x, {exponent})", ["x = Vi(1)"]).node
+    got = checks.reduced(node, [[[-1.0]]], dtype="float32", rows=(1, 1))
+    assert got.item() == (-1) ** exponent
+
+
+@pytest.mark.parametrize("n", [1, 1_000_000])
+def test_dimensions_at_the_limits(n):
+    assert length(n) == n
+    assert formula(f"Zero({n})", []).node.dim == n
+
+
+def test_a_gradient_by_a_variable_that_does_not_occur_is_zero():
+    node = formula("Grad(Exp(x), y, x)", ["x = Vi(3)", "y = Vj(2)"]).node
+    assert node.dim == 2
+    np.testing.assert_array_equal(dense(node, [np.ones((1, 3)), np.ones((1, 2))]), 0)
+    assert derive.grad(var(0, 3, 0), var(1, 3, 1), var(2, 3, 2)).dim == 3

@@ -1,0 +1,93 @@
+"""Driver of the CUDA shim: many kernels compiled into one shared object by g++, and launched as on a device."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from dred.kernel.cuda import launch
+from dred.kernel.cuda_schedule import THREADS
+from dred.kernel.cuda_source import Entry, Source
+
+HEADER = Path(__file__).with_name("cuda_shim.hpp")
+COMPILER = os.environ.get("CXX") or "g++"
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC", "-w"]
+_CTYPES = {"i64": ctypes.c_int64, "int": ctypes.c_int}
+
+
+def available() -> bool:
+    return shutil.which(COMPILER) is not None
+
+
+def wrapper(entry: Entry) -> str:
+    """A C function that runs an entry point over a grid; `__restrict__` would promise too much across its arguments."""
+    params = ", ".join(f"{kind.replace(' __restrict__', '')} {name}" for kind, name in entry.params)
+    call = f"{entry.name}({', '.join(name for _, name in entry.params)})"
+    return (
+        f'extern "C" void run_{entry.name}(unsigned gx, unsigned gy, {params}) '
+        f"{{ dred_shim::launch(dim3(gx, gy), dim3({THREADS}), [=] {{ {call}; }}); }}\n"
+    )
+
+
+def compile_sources(sources: Sequence[Source], folder: Path, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """One library of all sources (each rendered under a name of its own)."""
+    path = folder / "kernels.cpp"
+    path.write_text("".join(s.text + "".join(map(wrapper, s.entries.values())) for s in sources))
+    library = path.with_suffix(".so")
+    command = [COMPILER, *FLAGS, *flags, "-include", str(HEADER), str(path), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:4000]
+    return ctypes.CDLL(str(library))
+
+
+class ShimDevice:
+    """The device of `dred.kernel.cuda.launch` that is this CPU; new memory is NaN, so that nobody gets by unwritten."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library, self.calls = library, []
+
+    def empty(self, count, dtype):
+        return np.full(count, np.nan, dtype)
+
+    def upload(self, table):
+        return np.ascontiguousarray(table)
+
+    def run(self, entry, grid, args):
+        self.calls.append((entry.name, grid))
+        values = [
+            ctypes.c_void_p(value.ctypes.data) if kind not in _CTYPES else _CTYPES[kind](int(value))
+            for (kind, _), value in zip(entry.params, args, strict=True)
+        ]
+        getattr(self.library, f"run_{entry.name}")(ctypes.c_uint(grid[0]), ctypes.c_uint(grid[1]), *values)
+
+    def pace(self):
+        pass
+
+
+def run(library, source: Source, arrays, M: int, N: int, *, state=None, batches: int = 1, **more):
+    """The state (fields, D, batches * M) after folding N columns, by `launch`."""
+    arrays = [None if a is None else np.ascontiguousarray(a, source.dtype) for a in arrays]
+    if state is None:
+        state = [np.full((source.dim, batches * M), v, source.acc) for v in source.identity]
+    state = [np.array(field, source.acc) for field in state]
+    launch(source, ShimDevice(library), state, arrays, M, N, batches=batches, **more)
+    return np.stack(state)
+
+
+@contextmanager
+def fibers(reverse: bool):
+    """Run the threads of each block from the last to the first, or from the first to the last."""
+    before = os.environ.get("DRED_SHIM_REVERSE")
+    os.environ["DRED_SHIM_REVERSE"] = "1" if reverse else "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DRED_SHIM_REVERSE"]
+        else:
+            os.environ["DRED_SHIM_REVERSE"] = before

@@ -1,0 +1,56 @@
+"""The examples run as a user runs them, and leave what they promise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PNG = b"\x89PNG"
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_sum_reduction(tmp_path):
+    out = run("sum_reduction.py", "--output", tmp_path)
+    rows = [line for line in out.splitlines() if "relative error" in line]
+    assert len(rows) == 2 * 2 * 2  # sizes, types, sum and gradient
+    for name in ("sum_reduction.png", "sum_reduction_gradient.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_million_points_on_a_local_cluster(tmp_path):
+    sizes = ("--M", 3000, "--N", 2000, "--check", 20)
+    out = run("million_points.py", "--cluster", "local", "--workers", 2, *sizes, "--output", tmp_path)
+    assert "lanes x steps x depth" in out
+    assert out.count("pairs/s") == 2
+    assert out.count("MB moved between workers") == 2
+    assert np.load(tmp_path / "sum.npy").shape == (3000, 3)
+    assert np.load(tmp_path / "gradient.npy").shape == (2000, 3)
+    assert (tmp_path / "million_points.png").read_bytes().startswith(PNG)
+
+
+def test_million_points_on_a_running_cluster(tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        sizes = ("--M", 500, "--N", 400, "--check", 20, "--dtype", "float64")
+        by_address = ("--scheduler", cluster.scheduler_address, "--output", tmp_path / "address")
+        run("million_points.py", *by_address, *sizes)
+        file = tmp_path / "scheduler.json"
+        file.write_text(f'{{"address": "{cluster.scheduler_address}"}}')
+        run("million_points.py", "--scheduler-file", file, "--output", tmp_path / "file", *sizes)
+    first, second = (np.load(tmp_path / name / "sum.npy") for name in ("address", "file"))
+    assert first.tobytes() == second.tobytes()
+
+
+@pytest.mark.parametrize("script", ["sum_reduction.py", "million_points.py"])
+def test_help(script):
+    assert "usage" in run(script, "--help")
