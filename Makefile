@@ -43,7 +43,7 @@ test-slow: venv
 	$(BIN)/python -m pytest -m slow --durations=15
 
 soak: venv
-	$(BIN)/python -m pytest -m soak --durations=15 --record=tests/soak/results
+	$(BIN)/python -m pytest -m soak --record=tests/soak/results -o faulthandler_timeout=0
 
 lint: venv
 	$(BIN)/ruff format --check .

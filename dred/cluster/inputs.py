@@ -52,7 +52,9 @@ def measure(spec: KernelSpec, arrays: Sequence[Any]) -> Sizes:
 def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[da.Array]:
     """For each variable that the formula reads, a dask array in the blocks of the plan, its columns in one chunk."""
     blocks = {1 - spec.axis: plan.x_blocks, spec.axis: plan.y_blocks}
-    return [_in_blocks(arrays[v.ind], ((v.dim,),) if v.cat == 2 else (blocks[v.cat], (v.dim,))) for v in spec.variables]
+    return [
+        _in_blocks(arrays[v.ind], ((v.dim,),) if v.cat == 2 else (blocks[v.cat], (v.dim,))) for v in tasks.read(spec)
+    ]
 
 
 def operations(formula: Node) -> int:

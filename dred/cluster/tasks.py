@@ -99,9 +99,10 @@ def fold_blocks(
     try:
         if state is None:
             state = engine.empty(spec, place.rows)
+        needed = read(spec)
         j0 = place.j0
         for rows, blocks in zip(place.panel, reduced, strict=True):
-            arrays = _arrange(spec, place.rows, rows, kept, blocks, parameters)
+            arrays = _arrange(spec, needed, place.rows, rows, kept, blocks, parameters)
             state = engine.fold(spec, backend, state, arrays, place.rows, rows, i0=place.i0, j0=j0)
             j0 += rows
         return state
@@ -145,7 +146,13 @@ def describe(spec: KernelSpec, most: int = 300) -> str:
 
 
 def _arrange(
-    spec: KernelSpec, M: int, N: int, kept: Sequence[Any], reduced: Sequence[Any], parameters: Sequence[Any]
+    spec: KernelSpec,
+    needed: Sequence[Variable],
+    M: int,
+    N: int,
+    kept: Sequence[Any],
+    reduced: Sequence[Any],
+    parameters: Sequence[Any],
 ) -> list[Array]:
     """Host arrays by position, checked: a block may differ from what its dask array declared."""
     blocks = {spec.axis: iter(reduced), 1 - spec.axis: iter(kept), 2: iter(parameters)}
@@ -154,7 +161,7 @@ def _arrange(
     arrays = [np.empty(0, dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for variable in spec.variables:
         shape = (*rows[variable.cat], variable.dim)
-        if variable not in read(spec):
+        if variable not in needed:
             arrays[variable.ind] = np.zeros(shape, dtype)
             continue
         block = host(next(blocks[variable.cat]))

@@ -14,7 +14,7 @@ from dred.formula.derive import grad, limited
 from dred.formula.node import Node, toposort, var, variables
 from dred.formula.ops import MAX_DIM, OPS
 from dred.formula.rewrite import expand, power
-from dred.formula.syntax import POWER, evaluate, parse
+from dred.formula.syntax import POWER, SHOWN, evaluate, parse
 
 CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
 KINDS = ("i-variable", "j-variable", "parameter")
@@ -132,7 +132,7 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
     out: list[tuple[str, Node]] = []
     seen: set[str] = set()
     for place, text in enumerate(aliases):
-        whole = (0, max(1, len(text)))
+        whole = (0, max(1, min(len(text), SHOWN)))
         found = _ALIAS.fullmatch(text)
         inner = [] if found is None else [part.strip() for part in found.group(3).split(",")]
         if found is None or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in inner):

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 from dred.errors import FormulaError, FormulaSyntaxError, LimitError
 
 MAX_DIGITS = 400  # of a constant
+MAX_NAME = 200
 MAX_TOKENS = 1_000_000
+SHOWN = 60  # characters of an offending part that an error shows
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
@@ -30,7 +32,7 @@ class Token(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        return self.start, self.end
+        return self.start, min(self.end, self.start + SHOWN)
 
 
 class Step(NamedTuple):
@@ -80,7 +82,7 @@ def tokenize(text: str) -> list[Token]:
     FormulaSyntaxError
         At a character that starts no token.
     LimitError
-        For more than a million tokens.
+        For more than a million tokens, or a name of more than 200 characters.
     """
     tokens: list[Token] = []
     at = 0
@@ -92,7 +94,10 @@ def tokenize(text: str) -> list[Token]:
         found = _TOKEN.match(text, at)
         if found is None:
             raise FormulaSyntaxError(f"unexpected character {text[at]!r}", text, (at, at + 1))
-        tokens.append(Token(str(found.lastgroup), found.group(), at, found.end()))
+        token = Token(str(found.lastgroup), found.group(), at, found.end())
+        if token.kind == "name" and len(token.text) > MAX_NAME:
+            raise LimitError(f"a name has more than {MAX_NAME} characters", text, token.span)
+        tokens.append(token)
         at = found.end()
         if len(tokens) > MAX_TOKENS:
             raise LimitError(f"the formula has more than {MAX_TOKENS} tokens")

@@ -174,7 +174,7 @@ def build(program: Program, cost: float = 1.0, cpu: str | None = None, features:
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
             features=llvm.get_host_cpu_features().flatten() if features is None else features,
-            opt=3,
+            opt=2,
         )
         module = llvm.parse_assembly(program.text)
         module.verify()
@@ -240,9 +240,7 @@ def _run(shares: Sequence[Callable[[threading.Event], None]]) -> None:
         stop.set()
         raise
     finally:
-        for future, _ in others:
-            future.cancel()
-        wait([future for future, _ in others])
+        wait([future for future, _ in others if not future.cancel()])  # a cancelled one may never be collected
 
 
 def _threads() -> ThreadPoolExecutor:

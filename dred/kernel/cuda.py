@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from dred.errors import BackendError
 from dred.kernel.cuda_schedule import THREADS, UNROLL
 from dred.kernel.cuda_source import ITEM, Entry, Source, render
+from dred.kernel.interpret import array_text
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
+from dred.reductions import REDUCTIONS
 
 State = tuple[NDArray[Any], ...]
 Program = dict[str, Any]  # kind of entry -> function of the device
@@ -324,6 +326,24 @@ def fold_device(
         new = tuple(field.copy() for field in state)
     launch(found, _CuPy(found, _program(spec, found, current)), new, arrays, M, N)
     return new
+
+
+def reduce_device(spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, *, device_id: int = -1) -> Any:
+    """The result (M, D) over all N columns as a cupy.ndarray of type `spec.dtype`: arrays and device as `fold_device`.
+
+    Raises
+    ------
+    BackendError
+        Where there is no device `device_id` (-1 is the current one), or an array is on another one.
+    """
+    device_id = _checked(device_id)
+    import cupy
+
+    with cupy.cuda.Device(device_id):
+        state = fold_device(spec, None, arrays, M, N)
+        names = {field.name: a for field, a in zip(REDUCTIONS[spec.reduction].fields, state, strict=True)}
+        result = array_text(REDUCTIONS[spec.reduction].finalize, names)  # NumPy hands on to CuPy
+        return cupy.ascontiguousarray(result.T.astype(spec.dtype))
 
 
 _threads = threading.local()

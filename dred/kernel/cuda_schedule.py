@@ -84,5 +84,5 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
 
-    copies = max(1, min(16, int(1024 / (R * C * weight(k)))))
+    copies = 1 if registers > 24 else max(1, min(16, int(2 * BODY / (size * R * C * weight(k)))))
     return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, columns)

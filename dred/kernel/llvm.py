@@ -221,10 +221,9 @@ class _Fold(Text):
             self.loop(0, count, 1, [], stage)
 
     def _stage(self, slots: Sequence[tuple[Expr, int]], record: str, stride: int) -> None:
-        def slot(e: Expr, at: int, loops: Sequence[object]) -> list[str]:
-            open_loops = sorted(e.free - self.scalars.counters.keys())
-            if open_loops:
-                return self.scalars.components(open_loops[0], [], lambda _: slot(e, at, loops), 4)
+        def slot(e: Expr, at: int) -> list[str]:
+            if loops := sorted(e.free - self.scalars.counters.keys()):
+                return self.scalars.components(loops[0], [], lambda _: slot(e, at), 4)
             value = self.scalars.get(e)
             if e.boolean:
                 value = self.put(f"uitofp i1 {value} to {self.one.scalar}")
@@ -234,7 +233,7 @@ class _Fold(Text):
 
         with self.scalars.scope():
             for e, at in slots:
-                slot(e, at, ())
+                slot(e, at)
 
     # tiles and chains -------------------------------------------------------------------------------------------------
 
@@ -411,8 +410,9 @@ class _Fold(Text):
     def _merge_leaf(self, e: Expr, _: int) -> str | None:
         if e.op == "const":
             return self.wide.literal(e.attr)
-        leaves = {"state": self.state, "other": self.other}.get(e.op)
-        return None if leaves is None else leaves[e.attr]
+        if e.op in ("state", "other"):
+            return (self.state if e.op == "state" else self.other)[int(e.attr)]
+        return None
 
     def _truth(self, e: Expr, value: str) -> str:
         """Records hold numbers; a truth value is in them as 1 or 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -40,6 +40,7 @@ class Lowering:
     def __init__(self, levels: Sequence[int], unroll: int) -> None:
         self.graph, self.levels, self.unroll = Graph(), levels, unroll
         self.memo: dict[tuple[Node, Index], Expr | _Split] = {}
+        self.sums: dict[Hashable, tuple[list[Expr], list[tuple[int, int]]]] = {}  # parts done, parts to do
 
     def component(self, node: Node, index: Index) -> Expr:
         """Component `index` of a node; raises `_Split` where a loop of the index has to be cut."""
@@ -85,18 +86,21 @@ class Lowering:
         args = [self.known(a, m) for a in n.args]
         return scalar_text(g, meaning, dict(zip(OPS[n.op].args, args, strict=True)))
 
-    def fold(self, depth: int, length: int, body: Callable[[Index], Expr]) -> Expr:
-        """Sum of `body(0) ... body(length - 1)`: unrolled where short, else a loop, cut where needed."""
-        parts: list[Expr] = []
-        todo = [(0, length)]
+    def fold(self, key: Hashable, depth: int, length: int, body: Callable[[Index], Expr]) -> Expr:
+        """Sum of `body(0) ... body(length - 1)`: unrolled where short, else a loop, cut where needed.
+
+        Where a component is missing, the sum that `key` names is called again, and goes on where it was.
+        """
+        parts, todo = self.sums.setdefault(key, ([], [(0, length)]))
         while todo:
-            start, n = todo.pop()
+            start, n = todo[-1]
             try:
                 parts.append(self.part(depth, start, n, body))
+                todo.pop()
             except _Split as split:
                 if split.loop != Loop(depth, n):
                     raise
-                todo += [(start + split.at, n - split.at), (start, split.at)]
+                todo[-1:] = [(start + split.at, n - split.at), (start, split.at)]
         return reduce(lambda total, part: self.graph.make("add", total, part), parts)
 
     def part(self, depth: int, start: int, n: int, body: Callable[[Index], Expr]) -> Expr:
@@ -129,7 +133,7 @@ class _View:
     """What a structural operation of the table sees of the lowering (`dred.formula.ops.Component`)."""
 
     def __init__(self, lowering: Lowering, node: Node, index: Index) -> None:
-        self.lowering, self.node = lowering, node
+        self.lowering, self.node, self.index, self.sums = lowering, node, index, 0
         self.dims, self.attrs = tuple(a.dim for a in node.args), node.attrs
         self.depth = 1 + max((loop.depth for loop, _ in index.terms), default=-1)
 
@@ -137,7 +141,8 @@ class _View:
         return self.lowering.known(self.node.args[k], index)
 
     def fold(self, length: int, body: Callable[[Index], Expr]) -> Expr:
-        return self.lowering.fold(self.depth, length, body)
+        self.sums += 1
+        return self.lowering.fold((self.node, self.index, self.sums), self.depth, length, body)
 
     def split(self, index: Index, at: int, left: Callable[[Index], Expr], right: Callable[[Index], Expr]) -> Expr:
         if index.last < at:

@@ -164,6 +164,17 @@ def test_numpy_arguments_travel_once():
     assert held < len(pickle.dumps(dict(result.dask))) < 1.2 * held
 
 
+def test_a_memmap_travels_as_chunks(tmp_path):
+    x, *rest = arrays_of(20_000, 10)
+    x.tofile(tmp_path / "x")
+    there = np.memmap(tmp_path / "x", dtype=x.dtype, shape=x.shape, mode="r")
+    with dask.config.set({"dred.plan.operations-per-second": {"cpu": 1e5}}):
+        result = graph.reduce(spec_of(), (there, *dask_of((x, *rest), 10, 10)[1:]), "cpu")
+    assert result.numblocks[0] > 10
+    assert x.nbytes < len(pickle.dumps(dict(result.dask))) < 1.2 * x.nbytes
+    assert max(len(pickle.dumps(task)) for task in dict(result.dask).values()) < 0.1 * x.nbytes  # none holds it whole
+
+
 def test_variables_that_are_not_read_count_for_rows_and_chunks_alone():
     declared = formula("x + y * p", ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"]).variables
     spec = KernelSpec(
@@ -194,13 +205,11 @@ def test_every_row_meets_its_terms_in_order(monkeypatch):
     spec = spec_of("x * y", ["x = Vi(1)", "y = Vj(1)"])
     x, y = (np.arange(n, dtype=float)[:, None] for n in (40, 90))
     arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(7, 1))
-    with dask.config.set({**TREE, "dred.plan.y-budget": "200 B", "dred.plan.parallelism": 10}):
+    budget = {"dred.plan.y-budget": "120 B", "dred.plan.parallelism": 10}  # 15 rows: two blocks in a step
+    with dask.config.set({**SLOW, **budget, "dred.plan.arity": 3}):
         plan = graph.plan(spec, arrays, "cpu")
-        assert (plan.lanes, plan.steps, plan.depth) == (5, 1, 3)
-    with dask.config.set({**TREE, "dred.plan.y-budget": "60 B", "dred.plan.parallelism": 10}):
-        plan = graph.plan(spec, arrays, "cpu")
-        assert (plan.lanes, plan.steps, plan.depth) == (5, 3, 3)
         result = graph.reduce(spec, arrays, "cpu")
+    assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == (5, 2, 2, 14)
     for i in range(2):
         (got,) = dask.get(dict(result.dask), [(result.name, i, 0)])
         assert got.tolist() == [list(range(90))] * 20

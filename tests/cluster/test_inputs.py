@@ -1,12 +1,38 @@
 """Arguments that are refused before a task exists, with their texts."""
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 
-from dred.cluster import graph
+from dred.cluster import graph, inputs
+from dred.cluster.plan import Axis, Sizes
 from dred.errors import InputError
 from tests.cluster.problems import arrays_of, dask_of, spec_of
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sizes_by_hand(dtype):
+    x, y, a, p = arrays_of(100, 80, dtype=dtype)
+    lazy = da.from_array(x, chunks=(30, 2)), y, da.from_array(a, chunks=(50, 1)), p
+    item = int(dtype[-2:]) // 8
+    want = Sizes(
+        x=Axis(100, 3 * item, 1, (30, 30, 30, 10)),
+        y=Axis(80, 4 * item, 2, (50, 30)),
+        parameters=1,
+        parameter_bytes=item,
+        state_row_bytes=3 * 8,
+        out_row_bytes=3 * item,
+        operations=3 + 3 + 3 + 3,  # x + y, Exp, the product and the sum; Square(p - a) does not depend on i
+    )
+    assert inputs.measure(spec_of(dtype=dtype), lazy) == want
+    swapped = inputs.measure(spec_of(axis=0, dtype=dtype), lazy)
+    assert (swapped.x, swapped.y) == (want.y, want.x)
+
+
+def test_long_vectors_count_for_what_is_read():
+    spec = spec_of("Exp(-SqDist(x, y))", ["x = Vi(50)", "y = Vj(50)"])
+    assert inputs.operations(spec.formula) == 3 * 50 + 1 + 1 + 1  # difference, square, sum; minus, Exp; the sum over j
 
 
 def refused(arrays, axis=1):

@@ -12,6 +12,7 @@ import pytest
 from dred.cluster import graph, tasks
 from dred.errors import BackendError
 from dred.kernel import engine
+from tests.cluster.local import processes
 from tests.cluster.problems import arrays_of, dask_of, spec_of
 
 TREE = {"dred.plan.operations-per-second": {"cpu": 1e3}, "dred.plan.y-budget": "700 B"}
@@ -87,6 +88,20 @@ def block_that_lies(change):
     return caught.value.cause
 
 
+def cut_short(block):
+    return block[:1] if len(block) == 10 else block
+
+
+def test_an_exception_of_another_process_says_where_it_happened():
+    x, y, a, p = dask_of(arrays_of(100, 80), 30, 20)
+    wrong = da.map_blocks(cut_short, x, dtype=x.dtype, meta=x._meta)
+    result = graph.reduce(spec_of(), (wrong, y, a, p), "cpu")
+    with processes(1) as client, pytest.raises(tasks.FoldError) as caught:
+        client.compute(result).result()
+    assert (caught.value.i, caught.value.place.i0, caught.value.formula) == (3, 90, tasks.describe(spec_of()))
+    assert caught.value.cause.startswith("InputError: argument 0: a block holds float64 of shape (1, 3), but")
+
+
 def test_blocks_that_differ_from_what_was_declared():
     declared = "but its dask array declares float64 of shape (10, 3)"
     assert block_that_lies(lambda b: b[:1]) == (
@@ -118,6 +133,23 @@ def test_blocks_on_a_device_are_brought_to_the_host():
     (here,) = tasks.fold_blocks(spec, "cpu", place, None, [x], [[y, a]], [p])
     (there,) = tasks.fold_blocks(spec, "cpu", place, None, [OnDevice(x)], [[OnDevice(y), OnDevice(a)]], [OnDevice(p)])
     np.testing.assert_array_equal(here, there)
+
+
+def test_kernels_are_given_contiguous_blocks_by_position(monkeypatch):
+    given = []
+    fold = engine.fold
+
+    def remember(spec, backend, state, arrays, *args, **kwargs):
+        given.append(arrays)
+        return fold(spec, backend, state, arrays, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "fold", remember)
+    x, y, a, p = arrays_of(4, 5)
+    strided = [np.asfortranarray(x)], [[np.asfortranarray(y), np.repeat(a, 2, axis=0)[::2]]], [np.repeat(p, 2)[::2]]
+    tasks.fold_blocks(spec_of(), "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, *strided)
+    for got, want in zip(given[0], (x, y, a, p), strict=True):
+        assert got.flags.c_contiguous
+        np.testing.assert_array_equal(got, want)
 
 
 def test_states_that_are_folded_into_are_not_written_to():

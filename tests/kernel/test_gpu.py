@@ -1,0 +1,93 @@
+"""The CUDA cases on a device: host arrays through `fold`, CuPy arrays through `fold_device` and `reduce_device`."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from dred.errors import BackendError
+from dred.kernel import cuda
+from tests.kernel.cuda_cases import CASES, HUGE, assert_sums, data, pairs, rendered, spec, tolerance
+
+pytestmark = pytest.mark.gpu
+
+every_case = pytest.mark.parametrize("name", CASES)
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@every_dtype
+@every_case
+def test_fold_agrees_with_numpy(name, dtype):
+    case, source = CASES[name], rendered(CASES[name], dtype)
+    s = spec(case, dtype)
+    TJ = source.tile_columns
+    for M, N in ((0, 3), (3, 0), (1, 1), (source.tile_rows, TJ), (source.tile_rows + 1, TJ + 1), (127, 3 * TJ + 37)):
+        arrays = data(case, M, N, dtype, seed=M + N)
+        start = (np.full((source.dim, M), 0.5),)
+        (state,) = cuda.fold(s, start, tuple(arrays.values()), M, N)
+        assert state.dtype == "float64"
+        assert_sums(state, pairs(case, arrays), dtype, start=0.5)
+        assert np.all(start[0] == 0.5)
+        (again,) = cuda.fold(s, start, tuple(arrays.values()), M, N)
+        assert again.tobytes() == state.tobytes()
+
+
+@every_dtype
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_records(name, dtype):
+    case, M, N = HUGE[name], 130, 300
+    arrays = data(case, M, N, dtype)
+    terms = pairs(case, arrays)
+    (state,) = cuda.fold(spec(case, dtype), (np.zeros((terms.shape[2], M)),), tuple(arrays.values()), M, N)
+    assert np.all(np.abs(state - terms.sum(1).T) <= 5 * tolerance(dtype) * np.abs(terms).sum(1).max())
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["gaussian 3 axis 1", "gaussian 3 gradient y", "gaussian 64 axis 0", "norms"])
+def test_cupy_in_cupy_out_on_the_current_stream(name, dtype):
+    import cupy
+
+    case, M, N = CASES[name], 300, 500
+    arrays = data(case, M, N, dtype)
+    s, terms = spec(case, dtype), pairs(case, arrays)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        inputs = [cupy.asarray(a) for a in arrays.values()]
+        result = cuda.reduce_device(s, inputs, M, N)
+        first = cuda.fold_device(s, None, inputs, M, N)
+        second = cuda.fold_device(s, first, inputs, M, N)
+        stream.synchronize()
+    assert result.dtype == dtype
+    assert_sums(cupy.asnumpy(result).T.astype("f8"), terms, dtype)
+    assert_sums(cupy.asnumpy(first[0]), terms, dtype)
+    assert_sums(cupy.asnumpy(second[0]), 2 * terms, dtype)
+
+
+def test_launches_and_threads_change_no_bit(monkeypatch):
+    case, M, N = CASES["gaussian 3 axis 1"], 5000, 3000
+    arrays = tuple(data(case, M, N, "float32").values())
+    s, start = spec(case, "float32"), (np.zeros((1, M)),)
+    whole = cuda.fold(s, start, arrays, M, N)[0].tobytes()
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(cuda.fold(s, start, arrays, M, N)[0])) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    monkeypatch.setattr(cuda, "LAUNCH_COST", 1e6)
+    found.append(cuda.fold(s, start, arrays, M, N)[0])
+    assert [state.tobytes() for state in found] == [whole] * 5
+
+
+def test_a_million_equal_terms():
+    N, tenth = 1_000_000, np.float32(0.1)
+    arrays = (np.ones((1, 3), "f4"), np.ones((N, 3), "f4"), np.full((N, 1), tenth), np.ones(1, "f4"))
+    (state,) = cuda.fold(spec(CASES["gaussian 3 axis 1"], "float32"), (np.zeros((1, 1)),), arrays, 1, N)
+    assert abs(state[0, 0] / (N * float(tenth)) - 1) < 5e-7
+
+
+def test_no_such_device():
+    count = cuda.device_count()
+    assert count > 0
+    arrays = tuple(data(CASES["gaussian 3 axis 1"], 4, 5, "float32").values())
+    with pytest.raises(BackendError, match=f"device_id={count} is out of range: this process sees {count} device"):
+        cuda.fold(spec(CASES["gaussian 3 axis 1"], "float32"), (np.zeros((1, 4)),), arrays, 4, 5, device_id=count)

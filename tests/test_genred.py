@@ -1,0 +1,549 @@
+"""Genred on NumPy arrays: KeOps' signature, every option, every kind of array, every refusal before anything runs."""
+
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+
+import dred
+from dred import BackendError, DredError, DtypeError, Genred, InputError, OptionError
+from dred.formula.language import formula
+from dred.formula.oracle import dense
+from dred.kernel import cuda, engine
+
+TEXT = "Square(p - a) * Exp(x + y)"
+ALIASES = ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"]
+M, N = 30, 50
+RTOL = {"float32": 1e-5, "float64": 1e-12}
+
+
+def arrays(M=M, N=N, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.uniform(-1, 1, shape).astype(dtype) for shape in ((M, 3), (N, 3), (N, 1), (1,)))
+
+
+def by_hand(x, y, a, p, axis=1):
+    x, y, a, p = (np.asarray(v, np.float64) for v in (x, y, a, p))
+    return ((p - a) ** 2 * np.exp(x[:, None, :] + y[None, :, :])).sum(axis)
+
+
+# -- the signature -----------------------------------------------------------------------------------------------------
+
+
+def signature(function):
+    return [(p.name, p.default) for p in inspect.signature(function).parameters.values() if p.name != "self"]
+
+
+def test_the_signature_is_that_of_keops():
+    none = inspect.Parameter.empty
+    assert signature(Genred.__init__) == [
+        ("formula", none), ("aliases", none), ("reduction_op", "Sum"), ("axis", 0), ("dtype", None), ("opt_arg", None),
+        ("formula2", None), ("cuda_type", None), ("dtype_acc", "auto"), ("use_double_acc", False),
+        ("sum_scheme", "auto"), ("enable_chunks", True), ("rec_multVar_highdim", False), ("use_fast_math", False),
+    ]  # fmt: skip
+    assert signature(Genred.__call__) == [
+        ("args", none), ("backend", "auto"), ("device_id", -1), ("ranges", None), ("out", None),
+    ]  # fmt: skip
+    kinds = [p.kind.name for p in inspect.signature(Genred.__call__).parameters.values()]
+    assert kinds == ["POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL"] + ["KEYWORD_ONLY"] * 4
+    assert {p.kind.name for p in inspect.signature(Genred.__init__).parameters.values()} == {"POSITIONAL_OR_KEYWORD"}
+
+
+def test_public_names():
+    assert all(hasattr(dred, name) for name in dred.__all__)
+    assert all(issubclass(e, DredError) for name, e in vars(dred).items() if name.endswith("Error"))
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("M", "N"), [(30, 50), (1, 1), (1, 700), (700, 1), (257, 33), (300, 500)])
+def test_the_tutorial_agrees_with_numpy(M, N, axis, dtype):
+    given = arrays(M, N, dtype)
+    got = Genred(TEXT, ALIASES, axis=axis)(*given)
+    wanted = by_hand(*given, axis=axis)
+    assert type(got) is np.ndarray
+    assert got.dtype == dtype
+    assert got.shape == wanted.shape
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+    np.testing.assert_allclose(got, wanted, rtol=RTOL[dtype])
+
+
+def test_axis_0_is_the_default():
+    given = arrays()
+    np.testing.assert_array_equal(Genred(TEXT, ALIASES)(*given), Genred(TEXT, ALIASES, axis=0)(*given))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x + y",
+        "Exp(-SqDist(x, y)) * a",
+        "Norm2(x - y)",
+        "(x | y) / (1 + Square(a))",
+        "Concat(x, y) * p",
+        "Sum(x)",
+        "a",
+        "p",
+        "3",
+        "(x < y) * a",
+        "Elem(x, 1) * Extract(y, 1, 2)",
+        "1 / 3 * x",
+        "Grad(Exp(-SqDist(x, y)) * a, x, p)",
+        "Grad(Exp(-SqDist(x, y)) * a, y, p)",
+        "Grad(Exp(-SqDist(x, y)) * p, p, Sum(x))",
+    ],
+)
+def test_formulas_agree_with_the_oracle(text, axis, dtype):
+    given = arrays(dtype=dtype)
+    got = Genred(text, ALIASES, axis=axis)(*given, backend="cpu")
+    pairs = dense(formula(text, ALIASES).node, given)
+    pairs = np.broadcast_to(pairs, (M, N, pairs.shape[-1]))
+    assert got.shape == pairs.sum(axis).shape
+    error = np.abs(got - pairs.sum(axis)) / np.abs(pairs).sum(axis).clip(1e-30)
+    assert error.max() < RTOL[dtype]
+
+
+def test_inputs_that_the_formula_does_not_read_count():
+    x, y = np.arange(4.0)[:, None], np.zeros((7, 2))
+    np.testing.assert_array_equal(Genred("x", ["x = Vi(1)", "y = Vj(2)"], axis=1)(x, y), 7 * x)
+    np.testing.assert_array_equal(Genred("x", ["x = Vi(1)", "y = Vj(2)"], axis=0)(x, y), np.full((7, 1), 6.0))
+
+
+def test_without_a_category_there_is_one_row():
+    x = np.arange(4.0)[:, None]
+    np.testing.assert_array_equal(Genred("x", ["x = Vi(1)"], axis=1)(x), x)
+    np.testing.assert_array_equal(Genred("x", ["x = Vi(1)"], axis=0)(x), [[6.0]])
+    np.testing.assert_array_equal(Genred("x", ["x = Vj(1)"], axis=1)(x), [[6.0]])
+    np.testing.assert_array_equal(Genred("p", ["p = Pm(2)"])(np.array([1.0, 2.0])), [[1.0, 2.0]])
+    np.testing.assert_array_equal(Genred("1/2", [])(), [[0.5]])
+
+
+def test_variables_written_in_the_formula():
+    x, y = np.ones((3, 2)), np.ones((4, 2))
+    np.testing.assert_array_equal(Genred("Vi(0,2) + Vj(1,2)", [], axis=1)(x, y), np.full((3, 2), 8.0))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_empty_sets_of_points(axis):
+    for rows in ((0, 5), (5, 0), (0, 0)):
+        got = Genred(TEXT, ALIASES, axis=axis)(*arrays(*rows))
+        np.testing.assert_array_equal(got, np.zeros((rows[1 - axis], 3)))
+        assert got.dtype == "float64"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_and_infinities_propagate(value, axis, dtype):
+    x, y, a, p = arrays(dtype=dtype)
+    x[3, 1] = value
+    a[5, 0] = value
+    with np.errstate(all="ignore"):
+        wanted = by_hand(x, y, a, p, axis)
+    np.testing.assert_allclose(Genred(TEXT, ALIASES, axis=axis)(x, y, a, p, backend="cpu"), wanted, rtol=RTOL[dtype])
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("text", [TEXT, "Exp(-p * SqDist(x, y)) * a", "Norm2(x - y) * a + p"])
+def test_gradients_are_those_of_finite_differences(text, axis):
+    """Of <e, Genred(text)> by x, y and a in a random direction, each as a Genred over the other index."""
+    given = arrays()
+    routine = Genred(text, ALIASES, axis=axis)
+    rng = np.random.default_rng(1)
+    e = rng.normal(size=routine(*given).shape)
+    kept = "Vi" if axis == 1 else "Vj"
+    aliases = [*ALIASES, f"e = {kept}({routine.dim})"]
+    for place, (name, category) in enumerate((("x", 0), ("y", 1), ("a", 1))):
+        direction = rng.normal(size=given[place].shape)
+        step = 1e-5
+
+        def value(t, place=place, direction=direction):
+            moved = [v + t * direction if k == place else v for k, v in enumerate(given)]
+            return (routine(*moved) * e).sum()
+
+        wanted = (value(step) - value(-step)) / (2 * step)
+        gradient = Genred(f"Grad({text}, {name}, e)", aliases, axis=1 - category)(*given, e)
+        assert gradient.shape == given[place].shape
+        np.testing.assert_allclose((gradient * direction).sum(), wanted, rtol=1e-7)
+
+
+def test_the_gradient_of_the_tutorial():
+    x, y, a, p = arrays()
+    e = np.random.default_rng(2).normal(size=(M, 3))
+    got = Genred(f"Grad({TEXT}, y, e)", [*ALIASES, "e = Vi(3)"], axis=0)(x, y, a, p, e)
+    wanted = ((p - a) ** 2 * np.exp(x[:, None, :] + y[None, :, :]) * e[:, None, :]).sum(0)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+# -- accuracy and accumulation -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_million_equal_terms(axis):
+    terms = np.full((1_000_000, 1), 0.1, np.float32)
+    category = "Vj" if axis == 1 else "Vi"
+    got = Genred("x", [f"x = {category}(1)"], axis=axis)(terms, backend="cpu").item()
+    exact = 1e6 * float(np.float32(0.1))
+    assert abs(got - exact) <= 1e-6 * exact
+
+
+@pytest.mark.parametrize("scheme", ["auto", "block_sum", "direct_sum"])
+def test_the_type_of_the_accumulator_is_obeyed(scheme):
+    """2^24 and ones: float32 cannot count on from there, float64 can."""
+    terms = np.ones((10_000, 1), np.float32)
+    terms[0] = 2.0**24
+
+    def total(**options):
+        return Genred("x", ["x = Vj(1)"], axis=1, sum_scheme=scheme, **options)(terms, backend="cpu").item()
+
+    exact = float(np.float32(2.0**24 + 9_999))
+    lost_in_first_chain = 31 if scheme != "direct_sum" else 0
+    for options in ({}, {"dtype_acc": "auto"}, {"dtype_acc": "float64"}, {"use_double_acc": True}):
+        assert abs(total(**options) - exact) <= lost_in_first_chain + 2
+    assert total(dtype_acc=np.float32) != exact or scheme != "direct_sum"
+
+
+def test_direct_sum_adds_every_term_to_the_accumulator():
+    terms = np.ones((10_000, 1), np.float32)
+    terms[0] = 2.0**24
+    direct = Genred("x", ["x = Vj(1)"], axis=1, sum_scheme="direct_sum", dtype_acc="float32")
+    assert direct(terms, backend="cpu").item() == 2.0**24
+    double = Genred("x", ["x = Vj(1)"], axis=1, sum_scheme="direct_sum")
+    assert double(terms, backend="cpu").item() == np.float32(2.0**24 + 9_999)
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", np.float32, np.dtype("float64"), "f4", "double"])
+def test_dtype_is_obeyed(dtype):
+    given = arrays(dtype=dtype)
+    assert Genred(TEXT, ALIASES, dtype=dtype)(*given).dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cuda_type": "float"}, {"cuda_type": 7}, {"enable_chunks": False}, {"rec_multVar_highdim": True},
+     {"rec_multVar_highdim": 1}],
+    ids=str,
+)  # fmt: skip
+def test_options_without_effect(options):
+    given = arrays()
+    np.testing.assert_array_equal(Genred(TEXT, ALIASES, **options)(*given), Genred(TEXT, ALIASES)(*given))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reduction_op": "Summ"}, "unknown reduction 'Summ': did you mean 'Sum'?"),
+        ({"reduction_op": "zzz"}, "unknown reduction 'zzz': known are: Sum"),
+        ({"reduction_op": None}, "unknown reduction None: known are: Sum"),
+        ({"axis": 2}, "axis=2: it is 0 (reduce over i) or 1 (reduce over j)"),
+        ({"axis": -1}, "axis=-1: it is 0 (reduce over i) or 1 (reduce over j)"),
+        ({"axis": True}, "axis=True: it is 0 (reduce over i) or 1 (reduce over j)"),
+        ({"axis": None}, "axis=None: it is 0 (reduce over i) or 1 (reduce over j)"),
+        ({"dtype": "float16"}, "dtype='float16': it is float32 or float64"),
+        ({"dtype": "int64"}, "dtype='int64': it is float32 or float64"),
+        ({"dtype": "single precision"}, "dtype='single precision': it is float32 or float64"),
+        ({"dtype": ">f4"}, "dtype='>f4': it is float32 or float64"),
+        ({"opt_arg": 3}, "opt_arg=3: the reduction Sum takes none"),
+        ({"formula2": "x"}, "formula2='x': the reduction Sum takes none"),
+        ({"dtype_acc": "float16"}, "dtype_acc='float16': it is float32 or float64"),
+        ({"dtype": "float64", "dtype_acc": "float32"},
+         "dtype_acc='float32' is narrower than the arrays' type float64: use 'auto' or 'float64'"),
+        ({"dtype_acc": "float32", "use_double_acc": True},
+         "use_double_acc=True contradicts dtype_acc='float32': give one of them"),
+        ({"sum_scheme": "kahan_scheme"},
+         "sum_scheme='kahan_scheme' is not offered yet: it is one of auto, block_sum, direct_sum"),
+        ({"sum_scheme": "fast"}, "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum"),
+        ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_that_are_refused(options, message):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES, **options)
+    assert str(caught.value) == message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_a_bad_formula_is_refused_when_the_routine_is_made():
+    with pytest.raises(dred.UnknownNameError) as caught:
+        Genred("Exq(x)", ["x = Vi(3)"])
+    assert str(caught.value) == "unknown operation 'Exq'\n    Exq(x)\n    ^^^\ndid you mean 'Exp'?"
+
+
+def test_the_list_of_aliases_is_not_modified():
+    aliases = list(ALIASES)
+    Genred("Vj(4, 1) * x", aliases)
+    assert aliases == ALIASES
+
+
+def test_a_routine_says_what_it_is_and_travels():
+    routine = Genred(TEXT, ALIASES, axis=1, dtype="float32")
+    assert repr(routine) == f"Genred({TEXT!r}, {ALIASES!r}, 'Sum', axis=1)"
+    assert (routine.formula, routine.aliases, routine.axis, routine.dtype, routine.dim) == (
+        TEXT, tuple(ALIASES), 1, "float32", 3)  # fmt: skip
+    again = pickle.loads(pickle.dumps(routine))
+    assert again.spec("float32") == routine.spec("float32")
+    given = arrays(dtype="float32")
+    np.testing.assert_array_equal(again(*given), routine(*given))
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+
+
+def unaligned(a):
+    room = np.zeros(a.nbytes + 1, np.uint8)[1:]
+    out = np.frombuffer(room, a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
+def read_only(a):
+    out = a.copy()
+    out.flags.writeable = False
+    return out
+
+
+class Subclass(np.ndarray):
+    def __getitem__(self, key):
+        raise AssertionError("subclasses are not asked")
+
+
+LAYOUTS = {
+    "Fortran": np.asfortranarray,
+    "read-only": read_only,
+    "every other row": lambda a: np.repeat(a, 2, axis=0)[::2],
+    "every other column": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "columns backwards": lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1],
+    "broadcast": lambda a: np.broadcast_to(a[:1], a.shape),
+    "unaligned": unaligned,
+    "subclass": lambda a: a.view(Subclass),
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout_gives_the_same_bytes(layout, dtype):
+    plain = arrays(dtype=dtype)
+    given = [LAYOUTS[layout](a) for a in plain]
+    same = [np.array(a.view(np.ndarray), order="C") for a in given]
+    before = [a.tobytes() for a in same]
+    routine = Genred(TEXT, ALIASES, axis=1)
+    np.testing.assert_array_equal(routine(*given, backend="cpu"), routine(*same, backend="cpu"))
+    assert [np.array(a.view(np.ndarray), order="C").tobytes() for a in given] == before
+
+
+def test_out_is_filled_and_given_back():
+    given = arrays()
+    routine = Genred(TEXT, ALIASES, axis=1)
+    out = np.full((M, 3), np.nan)
+    assert routine(*given, out=out) is out
+    np.testing.assert_array_equal(out, routine(*given))
+
+
+def test_out_may_be_an_input():
+    x, y = np.random.default_rng(0).normal(size=(2, 20, 3))
+    routine = Genred("x * y", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    wanted = routine(x, y)
+    assert routine(x, y, out=x) is x
+    np.testing.assert_array_equal(x, wanted)
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    def explode(*args, **kwargs):
+        raise AssertionError("something was compiled or computed")
+
+    for name in ("fold", "empty", "merge", "finalize", "local"):
+        monkeypatch.setattr(engine, name, explode)
+
+
+def test_that_the_engine_was_replaced(nothing_runs):
+    with pytest.raises(AssertionError, match="something was compiled"):
+        Genred(TEXT, ALIASES)(*arrays())
+
+
+x, y, a, p = arrays()
+f4 = np.float32
+TAKES = "the routine takes 4 arrays (x, y, a, p), got "
+CONVERT = "dred computes in float32 or float64, convert it with .astype"
+BAD_INPUTS = {
+    "none": ((), InputError, TAKES + "0"),
+    "too few": ((x, y, a), InputError, TAKES + "3"),
+    "too many": ((x, y, a, p, p), InputError, TAKES + "5"),
+    "list": ((x.tolist(), y, a, p), InputError,
+             "argument 0 (x) is of type list: pass a NumPy, dask or CuPy array"),
+    "scalar": ((x, y, a, 1.0), InputError, "argument 3 (p) is of type float: pass a NumPy, dask or CuPy array"),
+    "NumPy scalar": ((x, y, a, p[0]), InputError,
+                     "argument 3 (p) is of type float64: pass a NumPy, dask or CuPy array"),
+    "None": ((None, y, a, p), InputError, "argument 0 (x) is of type NoneType: pass a NumPy, dask or CuPy array"),
+    "masked": ((np.ma.masked_array(x), y, a, p), InputError,
+               "argument 0 (x) is a masked array: pass a NumPy, dask or CuPy array"),
+    "integers": ((x, y, a.astype(int), p), DtypeError, "argument 2 (a) has type int64: " + CONVERT),
+    "booleans": ((x > 0, y, a, p), DtypeError, "argument 0 (x) has type bool: " + CONVERT),
+    "half": ((x.astype(np.float16), y, a, p), DtypeError, "argument 0 (x) has type float16: " + CONVERT),
+    "complex": ((x + 0j, y, a, p), DtypeError, "argument 0 (x) has type complex128: " + CONVERT),
+    "objects": ((x.astype(object), y, a, p), DtypeError, "argument 0 (x) has type object: " + CONVERT),
+    "other byte order": ((x.astype(x.dtype.newbyteorder()), y, a, p), DtypeError,
+                         f"argument 0 (x) has type {x.dtype.newbyteorder()}: " + CONVERT),
+    "mixed": ((x.astype(f4), y, a, p), DtypeError,
+              "all arrays must have one type, got argument 0 (x) float32, argument 3 (p) float64: "
+              "convert them with .astype"),
+    "vector": ((x[:, 0], y, a, p), InputError, "argument 0 (x) has shape (30,): expected (M, 3)"),
+    "no axes": ((np.array(1.0), y, a, p), InputError, "argument 0 (x) has shape (): expected (M, 3)"),
+    "batch": ((x[None], y, a, p), InputError,
+              "argument 0 (x) has shape (1, 30, 3): batch dimensions are not supported, pass (M, 3)"),
+    "dimension of i": ((x[:, :2], y, a, p), InputError, "argument 0 (x) has shape (30, 2): expected (M, 3)"),
+    "dimension of j": ((x, np.c_[y, y], a, p), InputError, "argument 1 (y) has shape (50, 6): expected (N, 3)"),
+    "no columns": ((x[:, :0], y, a, p), InputError, "argument 0 (x) has shape (30, 0): expected (M, 3)"),
+    "one column": ((x[:, :1], y, a, p), InputError, "argument 0 (x) has shape (30, 1): expected (M, 3)"),
+    "rows": ((x, y, a[:7], p), InputError,
+             "all j-variables must have the same number of rows, N: argument 1 (y) has 50, argument 2 (a) has 7"),
+    "one row": ((x, y[:1], a, p), InputError,
+                "all j-variables must have the same number of rows, N: argument 1 (y) has 1, argument 2 (a) has 50"),
+    "parameter as row": ((x, y, a, p[None]), InputError,
+                         "argument 3 (p) has shape (1, 1): a parameter of dimension 1 has shape (1,)"),
+    "parameter as number": ((x, y, a, np.array(1.0)), InputError,
+                            "argument 3 (p) has shape (): a parameter of dimension 1 has shape (1,)"),
+    "parameter's length": ((x, y, a, np.ones(2)), InputError,
+                           "argument 3 (p) has shape (2,): a parameter of dimension 1 has shape (1,)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_inputs_are_refused_before_anything_runs(case, nothing_runs):
+    given, kind, message = BAD_INPUTS[case]
+    with pytest.raises(InputError) as caught:
+        Genred(TEXT, ALIASES, axis=1)(*given)
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_arrays_of_another_type_than_the_routine(nothing_runs):
+    with pytest.raises(DtypeError) as caught:
+        Genred(TEXT, ALIASES, dtype="float32")(*arrays())
+    assert str(caught.value) == (
+        "the routine was made for dtype='float32', got arrays of type float64: convert them with .astype"
+    )
+
+
+def test_an_accumulator_narrower_than_the_arrays(nothing_runs):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES, dtype_acc="float32")(*arrays())
+    assert str(caught.value) == (
+        "dtype_acc='float32' is narrower than the arrays' type float64: use 'auto' or 'float64'"
+    )
+
+
+NAMELESS = "the routine takes 2 arrays (Vi(0,3), Vj(1,2)), got 1"
+
+
+def test_inputs_without_names_are_called_by_their_declaration(nothing_runs):
+    with pytest.raises(InputError) as caught:
+        Genred("1", ["Vi(3)", "Vj(2)"])(x)
+    assert str(caught.value) == NAMELESS
+
+
+BAD_OUT = {
+    "list": ([], "out must be a NumPy array, and so must be all inputs"),
+    "shape": (np.zeros((N, 3)), "out has shape (50, 3) and type float64: expected (30, 3) and float64"),
+    "transposed": (np.zeros((3, M)), "out has shape (3, 30) and type float64: expected (30, 3) and float64"),
+    "type": (np.zeros((M, 3), f4), "out has shape (30, 3) and type float32: expected (30, 3) and float64"),
+    "Fortran": (np.zeros((3, M)).T, "out must be C-contiguous and writeable"),
+    "every other row": (np.zeros((2 * M, 3))[::2], "out must be C-contiguous and writeable"),
+    "read-only": (read_only(np.zeros((M, 3))), "out must be C-contiguous and writeable"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OUT)
+def test_a_bad_out_is_refused_before_anything_runs(case, nothing_runs):
+    out, message = BAD_OUT[case]
+    with pytest.raises(InputError) as caught:
+        Genred(TEXT, ALIASES, axis=1)(*arrays(), out=out)
+    assert str(caught.value) == message
+
+
+# -- where it runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu", "CPU", "Cpu"])
+def test_names_of_the_cpu(backend, no_gpu):
+    given = arrays()
+    routine = Genred(TEXT, ALIASES, axis=1)
+    np.testing.assert_array_equal(routine(*given, backend=backend), routine(*given, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", ["cuda", "CUDA", "GPU", "gpu", "GPU_1D", "GPU_2D", "gpu_1d"])
+def test_a_missing_gpu_is_named(backend, no_gpu, monkeypatch):
+    def explode(*args, **kwargs):
+        raise AssertionError("something was compiled or computed")
+
+    monkeypatch.setattr(engine, "fold", explode)
+    with pytest.raises(BackendError) as caught:
+        Genred(TEXT, ALIASES)(*arrays(), backend=backend)
+    assert str(caught.value) == (
+        "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that CuPy is "
+        "installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+    )
+
+
+@pytest.mark.parametrize("backend", ["GPU_3D", "numpy", "", None, 0, "opencl"])
+def test_an_unknown_backend(backend, nothing_runs):
+    with pytest.raises(BackendError) as caught:
+        Genred(TEXT, ALIASES)(*arrays(), backend=backend)
+    assert str(caught.value) == (
+        f"unknown backend {backend!r}: it is one of auto, cpu, cuda (GPU, GPU_1D and GPU_2D mean cuda)"
+    )
+
+
+@pytest.mark.parametrize("device", [-2, 1.0, "0", None, True])
+def test_a_bad_device(device, nothing_runs):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES)(*arrays(), device_id=device)
+    assert str(caught.value) == (f"device_id={device!r}: it is the number of a CUDA device, or -1 for the current one")
+
+
+def test_the_cpu_has_no_devices(nothing_runs):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES)(*arrays(), backend="CPU", device_id=0)
+    assert str(caught.value) == "device_id=0 needs backend='cuda', got backend='CPU'"
+
+
+def test_ranges_are_refused(nothing_runs):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES)(*arrays(), ranges=())
+    assert str(caught.value) == "ranges are not offered yet: pass ranges=None"
+
+
+@pytest.mark.parametrize("device", [0, np.int64(3)])
+def test_the_device_is_handed_on(device, monkeypatch):
+    seen = {}
+
+    def fold(spec, backend, state, given, M, N, **more):
+        seen.update(more, backend=backend)
+        return state
+
+    monkeypatch.setattr(cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(engine, "fold", fold)
+    Genred(TEXT, ALIASES)(*arrays(), backend="cuda", device_id=device)
+    assert seen == {"backend": "cuda", "device_id": int(device)}
