@@ -160,7 +160,8 @@ class Genred:
         name = engine.named(backend)
         if name not in modules:
             raise OptionError(f"source({backend!r}): name the backend, cpu or cuda")
-        return modules[name].source(self.spec(dtype))
+        text: str = modules[name].source(self.spec(dtype))
+        return text
 
     def plan(self, *args: Any, backend: str = "auto") -> Any:
         """How a call with these arrays, dask arrays among them, is cut into tasks; nothing is computed.

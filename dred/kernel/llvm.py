@@ -396,7 +396,8 @@ class _Fold(Text):
         if e.op == "const":
             return self.lanes.literal(e.attr)
         if e.op == "state":
-            return self.running[e.attr]
+            field: int = e.attr
+            return self.running[field]
         one, lanes = self.one, self.lanes
         if (at := self.slot_i.get(e.id)) is not None:
             p = self.at(self.tile, *self._position(e, lanes.width), at * lanes.width, element=one.scalar)
@@ -411,7 +412,8 @@ class _Fold(Text):
         if e.op == "const":
             return self.wide.literal(e.attr)
         if e.op in ("state", "other"):
-            return (self.state if e.op == "state" else self.other)[int(e.attr)]
+            field: int = e.attr
+            return self.state[field] if e.op == "state" else self.other[field]
         return None
 
     def _truth(self, e: Expr, value: str) -> str:

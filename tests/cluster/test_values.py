@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dred.cluster import graph
+from dred.formula.language import formula
+from dred.kernel.spec import KernelSpec
 from tests.cluster.problems import BACKEND, arrays_of, dask_of, dense, spec_of
 
 # Rates so low that these small problems get lanes, steps and a tree.
@@ -115,6 +117,13 @@ def test_formulas_without_a_kept_a_reduced_or_any_index():
     close(graph.reduce(spec_of("Exp(p)", aliases), (None, None, da.from_array(p)), BACKEND), np.exp(p)[None])
 
 
+def test_a_formula_that_reads_nothing():
+    declared = formula("x + y", ["x = Vi(2)", "y = Vj(2)"]).variables
+    spec = KernelSpec(formula("IntCst(2)", []).node, "Sum", 1, "float64", "float64", 32, declared)
+    x, y = da.zeros((10, 2), chunks=(4, 2)), da.zeros((7, 2), chunks=(3, 2))
+    close(graph.reduce(spec, (x, y), BACKEND), np.full((10, 1), 14.0))
+
+
 def test_gradient_along_the_other_axis():
     x, y, a, p = arrays_of(60, 50)
     e = np.random.default_rng(5).uniform(-1, 1, (60, 3))
@@ -156,6 +165,8 @@ EXPRESSIONS = f"""
 import dask, dask.array as da, numpy as np
 assert da.array_expr_enabled()
 from dred.cluster import graph
+from dred.formula.language import formula
+from dred.kernel.spec import KernelSpec
 from tests.cluster.problems import arrays_of, dask_of, dense, spec_of
 arrays = arrays_of(100, 80)
 lazy = dask_of(arrays, 30, 20)

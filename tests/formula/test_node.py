@@ -111,7 +111,7 @@ def test_formulas_that_nobody_needs_are_forgotten():
     del n
     gc.collect()
     assert alive() is None
-    assert len(module._nodes) == before
+    assert len(module._nodes) <= before
 
 
 def test_a_table_entry_of_a_dead_formula_is_not_found_again():
