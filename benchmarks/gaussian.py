@@ -146,8 +146,9 @@ def measure(problem, dtype, budget, ceiling):
         rates["fma"].append(ceiling())
     dred, numpy_, fma = (statistics.median(rates[name]) for name in ("dred", "numpy", "fma"))
     print(
-        f"{problem.name:22s} {problem.D:4d} {dtype:8s} {n:6d} {dred / 1e9:8.3f} {numpy_ / 1e9:8.3f} {dred / numpy_:6.1f} "
-        f"{kernel.cost:6.0f} {dred * kernel.cost / fma:7.0%} {fma / 1e9:8.1f} {compiling * 1e3:8.0f}",
+        f"{problem.name:22s} {problem.D:4d} {dtype:8s} {n:6d} {dred / 1e9:8.3f} {numpy_ / 1e9:8.3f} "
+        f"{dred / numpy_:6.1f} {kernel.cost:6.0f} {dred * kernel.cost / fma:7.0%} {fma / 1e9:8.1f} "
+        f"{compiling * 1e3:8.0f}",
         flush=True,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+SHOWN = 60  # characters of a text that an error shows on either side of the offending part, and of that part
+
 
 class DredError(Exception):
     """Base of every exception that dred raises on purpose.
@@ -48,11 +50,11 @@ class FormulaError(DredError, ValueError):
     def _excerpt(self) -> list[str]:
         if self.text is None:
             return []
-        start, end = self.span
+        start, end = self.span[0], min(self.span[1], self.span[0] + SHOWN)
         first = self.text.rfind("\n", 0, start) + 1
         last = self.text.find("\n", start)
         last = len(self.text) if last < 0 else last
-        lo, hi = max(first, start - 60), min(last, max(end, start) + 60)
+        lo, hi = max(first, start - SHOWN), min(last, max(end, start) + SHOWN)
         head, tail = "..." if lo > first else "", "..." if hi < last else ""
         width = max(1, min(end, hi) - start)
         return [f"    {head}{self.text[lo:hi]}{tail}", "    " + " " * (len(head) + start - lo) + "^" * width]

@@ -95,20 +95,20 @@ class Genred:
         rec_multVar_highdim: bool = False,
         use_fast_math: bool = False,
     ) -> None:
-        if reduction_op not in REDUCTIONS:
+        if not isinstance(reduction_op, str) or reduction_op not in REDUCTIONS:
             raise OptionError(f"unknown reduction {reduction_op!r}: {suggestion(str(reduction_op), [*REDUCTIONS])}")
-        if axis not in (0, 1) or isinstance(axis, bool):
+        if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in (0, 1):
             raise OptionError(f"axis={axis!r}: it is 0 (reduce over i) or 1 (reduce over j)")
         for name, value in (("opt_arg", opt_arg), ("formula2", formula2)):
             if value is not None:
                 raise OptionError(f"{name}={value!r}: the reduction {reduction_op} takes none")
         if use_fast_math:
             raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
-        if sum_scheme not in _CHAINS:
+        if not isinstance(sum_scheme, str) or sum_scheme not in _CHAINS:
             reason = "is not offered yet" if sum_scheme == "kahan_scheme" else "is unknown"
             raise OptionError(f"sum_scheme={sum_scheme!r} {reason}: it is one of {', '.join(_CHAINS)}")
         self._formula = read_formula(formula, aliases)
-        self.formula, self.aliases, self.reduction_op, self.axis = formula, tuple(aliases), reduction_op, axis
+        self.formula, self.aliases, self.reduction_op, self.axis = formula, tuple(aliases), reduction_op, int(axis)
         self.dtype = None if dtype is None else _dtype("dtype", dtype)
         self._acc = _accumulator(dtype_acc, use_double_acc)
         self._chain = _CHAINS[sum_scheme]
@@ -226,6 +226,8 @@ class Genred:
             raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
+        if device_id >= 0 and name == "auto":
+            name = "cuda"
         inputs = check(self._formula, args, self.dtype)
         spec = self.spec(inputs.dtype)
         if out is not None:
@@ -248,7 +250,7 @@ class Genred:
 
 def _dtype(name: str, value: Any) -> str:
     try:
-        found = str(np.dtype(value))
+        found = "None" if value is None else str(np.dtype(value))  # to NumPy, None is float64
     except TypeError:
         found = str(value)
     if found not in DTYPES:

@@ -7,6 +7,8 @@ from fractions import Fraction
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from dred.errors import ArgumentError, LimitError
 from dred.formula.node import Node, const, intern
 from dred.formula.ops import OPS, Op, elementwise
@@ -21,12 +23,20 @@ def exact(node: Node) -> Fraction | None:
     return value if isinstance(value, Fraction) else None
 
 
-def nearest(value: Fraction | float) -> float:
-    """The float64 nearest to a constant; infinite beyond the largest."""
+def nearest(value: Fraction | float, dtype: str = "float64") -> float:
+    """The number of a type that is nearest to a constant, rounded once; infinite beyond the largest."""
+    kind = np.dtype(dtype).type
     try:
-        return float(value)
+        double = float(value)
     except OverflowError:
         return inf if value > 0 else -inf
+    with np.errstate(over="ignore"):
+        x = kind(double)
+    if isinstance(value, float) or not np.isfinite(x) or dtype == "float64":
+        return float(x)
+    # double may have been rounded to a tie of the narrower type: its neighbours are tried, too
+    around = (float(y) for y in (x, np.nextafter(x, kind(-inf)), np.nextafter(x, kind(inf))) if np.isfinite(y))
+    return min(around, key=lambda y: abs(Fraction(y) - value))
 
 
 def number(value: Fraction) -> Node:

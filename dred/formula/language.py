@@ -14,7 +14,7 @@ from dred.formula.derive import grad, limited
 from dred.formula.node import Node, toposort, var, variables
 from dred.formula.ops import MAX_DIM, OPS
 from dred.formula.rewrite import expand, power
-from dred.formula.syntax import POWER, SHOWN, evaluate, parse
+from dred.formula.syntax import POWER, evaluate, parse
 
 CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
 KINDS = ("i-variable", "j-variable", "parameter")
@@ -132,7 +132,7 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
     out: list[tuple[str, Node]] = []
     seen: set[str] = set()
     for place, text in enumerate(aliases):
-        whole = (0, max(1, min(len(text), SHOWN)))
+        whole = (0, max(1, len(text)))
         found = _ALIAS.fullmatch(text)
         inner = [] if found is None else [part.strip() for part in found.group(3).split(",")]
         if found is None or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in inner):
@@ -187,25 +187,33 @@ def formula(text: str, aliases: Sequence[str]) -> Formula:
     if not isinstance(text, str):
         raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
     node = limited(evaluate(parse(text), number, name, call, locate=True))
-    return Formula(text, node, *_signature(declared, node))
+    written = [(name, v, alias) for (name, v), alias in zip(declared, aliases, strict=True)]
+    written += [("", v, text) for v in variables(node)]
+    return Formula(text, node, *_signature(written))
 
 
-def _signature(declared: list[tuple[str, Node]], node: Node) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
-    """Variables by position: declared ones and those written in the formula; positions must be 0 ... n - 1."""
+def _signature(written: Sequence[tuple[str, Node, str]]) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
+    """Variables by position, from (alias, variable, text in which it stands); positions must be 0 ... n - 1."""
     found: dict[int, Variable] = {}
     names: dict[int, str] = {}
-    for name, v in [*declared, *(("", v) for v in variables(node))]:
+    texts: dict[int, str] = {}
+    for name, v, text in written:
         ind, cat = v.attrs
         new = Variable(ind, v.dim, cat)
         if found.setdefault(ind, new) != new:
             raise VariableError(
                 f"position {ind} is declared as {KINDS[found[ind].cat]} of dimension {found[ind].dim}"
-                f" and as {KINDS[cat]} of dimension {v.dim}"
+                f" and as {KINDS[cat]} of dimension {v.dim}",
+                text,
+                (0, len(text)),
             )
         names[ind] = names.get(ind) or name
+        texts.setdefault(ind, text)
     places = sorted(found)
     if places != list(range(len(places))):
-        raise VariableError(f"the positions of the variables are {places}, they must be 0 ... {len(places) - 1}")
+        text = next(texts[k] for place, k in enumerate(places) if place != k)
+        message = f"the positions of the variables are {places}, they must be 0 ... {len(places) - 1}"
+        raise VariableError(message, text, (0, len(text)))
     return tuple(found[k] for k in places), tuple(names[k] for k in places)
 
 

@@ -69,8 +69,8 @@ class Op:
         Element-wise operations: derivative with respect to each argument as formula text over arguments, attributes,
         the result `y`; None: nothing flows.
     vjp : tuple of str
-        Operations that are linear in each argument: the cotangent of each, over the names above, the cotangent `e` and
-        `dim(f)`. Forward mode needs no entry: each argument is replaced by its tangent in turn.
+        Linear operations (in all arguments together, as `Concat`, or in each, as `Scalprod`): the cotangent of each
+        argument, over the names above, the cotangent `e` and `dim(f)`.
     macro : str
         Operations that are short for a formula: that formula. They leave no node of their own.
     dim : callable, optional

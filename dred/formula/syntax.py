@@ -14,7 +14,6 @@ from dred.errors import FormulaError, FormulaSyntaxError, LimitError
 MAX_DIGITS = 400  # of a constant
 MAX_NAME = 200
 MAX_TOKENS = 1_000_000
-SHOWN = 60  # characters of an offending part that an error shows
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
@@ -32,7 +31,7 @@ class Token(NamedTuple):
 
     @property
     def span(self) -> tuple[int, int]:
-        return self.start, min(self.end, self.start + SHOWN)
+        return self.start, self.end
 
 
 class Step(NamedTuple):

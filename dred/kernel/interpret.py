@@ -132,7 +132,7 @@ class _Block:
 
     def apply(self, e: Expr, counters: Mapping[Loop, int], of: Any, shared: dict[int, Any]) -> Any:
         if e.op == "const":
-            return np.asarray(nearest(e.attr), self.type)[()]
+            return np.asarray(nearest(e.attr, self.spec.dtype), self.type)[()]
         if e.op == "load":
             return self.load(e, counters)
         if e.op == "fold":

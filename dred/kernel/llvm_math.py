@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dred.formula.construct import nearest
 from dred.kernel.primitives import PRIMITIVES
 
 Put = Callable[[str], str]
@@ -62,13 +62,7 @@ class Lanes:
 
     def literal(self, value: Fraction | float) -> str:
         """The same constant in every lane, rounded to the compute type; beyond its range: infinite."""
-        try:
-            number = float(value)
-        except OverflowError:
-            number = float("inf") if value > 0 else float("-inf")
-        if self.dtype == "float32":
-            number = ctypes.c_float(number).value
-        (bits,) = struct.unpack("<Q", struct.pack("<d", number))
+        (bits,) = struct.unpack("<Q", struct.pack("<d", nearest(value, self.dtype)))
         return self._splat(self.scalar, f"0x{bits:016X}")
 
     def integers(self, value: int) -> str:

@@ -128,24 +128,28 @@ def test_variables_say_how_they_are_written():
 
 
 @pytest.mark.parametrize(
-    ("text", "aliases", "message"),
+    ("text", "aliases", "message", "place"),
     [
-        ("x + Vi(2, 3)", ["x = Vi(3)"], "the positions of the variables are [0, 2], they must be 0 ... 1"),
-        ("x", ["x = Vi(1, 3)"], "the positions of the variables are [1], they must be 0 ... 0"),
-        ("x", ["x = Vi(999999999, 3)"], "the positions of the variables are [999999999], they must be 0 ... 0"),
+        ("x + Vi(2, 3)", ["x = Vi(3)"], "the positions of the variables are [0, 2], they must be 0 ... 1",
+         "x + Vi(2, 3)"),
+        ("x", ["x = Vi(1, 3)"], "the positions of the variables are [1], they must be 0 ... 0", "x = Vi(1, 3)"),
+        ("x", ["x = Vi(999999999, 3)"], "the positions of the variables are [999999999], they must be 0 ... 0",
+         "x = Vi(999999999, 3)"),
         ("x", ["x = Vi(3)", "y = Vj(0, 3)"],
-         "position 0 is declared as i-variable of dimension 3 and as j-variable of dimension 3"),
+         "position 0 is declared as i-variable of dimension 3 and as j-variable of dimension 3", "y = Vj(0, 3)"),
         ("x", ["x = Vi(3)", "y = Vi(0, 2)"],
-         "position 0 is declared as i-variable of dimension 3 and as i-variable of dimension 2"),
+         "position 0 is declared as i-variable of dimension 3 and as i-variable of dimension 2", "y = Vi(0, 2)"),
         ("x + Vj(0, 3)", ["x = Vi(3)"],
-         "position 0 is declared as i-variable of dimension 3 and as j-variable of dimension 3"),
+         "position 0 is declared as i-variable of dimension 3 and as j-variable of dimension 3", "x + Vj(0, 3)"),
         ("x * Pm(1, 1)", ["x = Vi(3)", "y = Pm(3)"],
-         "position 1 is declared as parameter of dimension 3 and as parameter of dimension 1"),
+         "position 1 is declared as parameter of dimension 3 and as parameter of dimension 1", "x * Pm(1, 1)"),
         ("Grad(x, x) * Sum(y)", ["x = Vi(3)", "y = Vj(2)"],
-         "position 1 is declared as j-variable of dimension 2 and as j-variable of dimension 3"),
+         "position 1 is declared as j-variable of dimension 2 and as j-variable of dimension 3",
+         "Grad(x, x) * Sum(y)"),
     ],
 )  # fmt: skip
-def test_declarations_that_contradict_each_other(text, aliases, message):
+def test_declarations_that_contradict_each_other(text, aliases, message, place):
+    message = f"{message}\n    {place}\n    {'^' * len(place)}"
     with pytest.raises(errors.VariableError) as caught:
         formula(text, aliases)
     assert str(caught.value) == message

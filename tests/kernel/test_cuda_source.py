@@ -1,5 +1,6 @@
 """CUDA sources without a GPU: run through the shim, compiled by NVRTC, and equal in every process."""
 
+import ctypes
 import hashlib
 import os
 import re
@@ -516,9 +517,11 @@ class FakeCuPy:
             def get_function(self, name):
                 def function(grid, block, args):
                     assert block == (THREADS,)
-                    kinds = [_CTYPE[type(a)] for a in args]
-                    values = [kind(a.ctypes.data if isinstance(a, np.ndarray) else int(a))
-                              for kind, a in zip(kinds, args, strict=True)]  # fmt: skip
+                    values = [
+                        ctypes.c_void_p(a.ctypes.data) if isinstance(a, Array)
+                        else {np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}[type(a)](int(a))
+                        for a in args
+                    ]  # fmt: skip
                     getattr(fake.library, f"run_{name}")(*grid, *values)
 
                 return function
@@ -546,17 +549,15 @@ class FakeCuPy:
         self.asarray = asarray
 
 
-@pytest.fixture
-def fake(monkeypatch, tmp_path_factory, request):
-    import ctypes
+@pytest.fixture(scope="session")
+def unnamed(tmp_path_factory):
+    """A kernel under the name that it has on a device."""
+    return shim.compile_sources([rendered(gaussian(3, 1), "float32")], tmp_path_factory.mktemp("unnamed"))
 
-    global _CTYPE
-    source = rendered(gaussian(3, 1), "float32")
-    library = shim.compile_sources([source], tmp_path_factory.mktemp("fake"))
-    made = FakeCuPy(monkeypatch, library)
-    array = type(made.asarray(np.zeros(1)))
-    _CTYPE = {array: ctypes.c_void_p, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}
-    return made
+
+@pytest.fixture
+def fake(monkeypatch, unnamed):
+    return FakeCuPy(monkeypatch, unnamed)
 
 
 @needs_compiler
