@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.kernel.cuda_schedule import THREADS, Schedule
 from dred.kernel.ir import IJ, Expr, Index, Kernel, Loop, walk
@@ -26,7 +26,7 @@ _BITS = {
 
 def literal(value: Fraction | float, dtype: str) -> str:
     """A constant, rounded once to the type and printed so that it is read back exactly."""
-    x = _nearest(value, dtype)
+    x = np.dtype(dtype).type(nearest(value, dtype))
     infinite, nan = _BITS[dtype]
     if np.isnan(x):
         return nan
@@ -34,22 +34,6 @@ def literal(value: Fraction | float, dtype: str) -> str:
         return f"(-{infinite})" if x < 0 else infinite
     text = str(x) + ("f" if dtype == "float32" else "")
     return f"({text})" if text.startswith("-") else text
-
-
-def _nearest(value: Fraction | float, dtype: str) -> Any:
-    kind = np.dtype(dtype).type
-    with np.errstate(over="ignore"):
-        if isinstance(value, float):
-            return kind(value)
-        try:
-            x = kind(float(value))
-        except OverflowError:
-            return kind(inf if value > 0 else -inf)
-        if not np.isfinite(x):
-            return x
-        # float(value) may have been rounded to a tie of the narrower type: its neighbours are tried, too
-        around = [y for y in (x, np.nextafter(x, kind(-inf)), np.nextafter(x, kind(inf))) if np.isfinite(y)]
-    return min(around, key=lambda y: abs(Fraction(float(y)) - value))
 
 
 def loop(head: str, body: Iterable[str], unroll: str | int = "") -> Lines:
