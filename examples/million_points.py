@@ -10,6 +10,7 @@ Nothing of size M x N is ever stored. Random rows of both results are compared w
 
 import argparse
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def connect(args):
 
             yield stack.enter_context(Client(stack.enter_context(LocalCUDACluster())))
         else:
-            options = {"n_workers": args.workers, "threads_per_worker": 1, "dashboard_address": None}
+            cores = os.cpu_count() or 1
+            workers = args.workers or cores
+            threads = {"DRED_NUM_THREADS": str(max(1, cores // workers))}  # a fold uses all threads of its process
+            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "env": threads}
             yield stack.enter_context(Client(stack.enter_context(LocalCluster(**options))))
 
 

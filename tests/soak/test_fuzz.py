@@ -1,0 +1,83 @@
+"""Random formulas of the whole table through the compiled CPU kernel and the interpreter, against the dense oracle.
+
+10,000 formulas (about half an hour on 2 cores); the slow tier takes a tenth of it, the same ones in every run.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dred.formula.language import Variable
+from dred.formula.oracle import dense
+from dred.kernel import engine
+from dred.kernel.spec import KernelSpec
+from tests.formula.formulas import VARIABLES, formulas
+
+M, N = 5, 37  # rows of less than a tile, columns of more than a chain
+ALL = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in VARIABLES)
+QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
+
+
+def samples(rng):
+    """Arrays of all variables by position, away from the ends of the range."""
+    rows = (M, N)
+    return [rng.uniform(-2, 2, (v.dim,) if v.cat == 2 else (rows[v.cat], v.dim)) for v in ALL]
+
+
+def summed(node, arrays, axis):
+    """The oracle's sum and the sum of the magnitudes, by row and component."""
+    terms = np.broadcast_to(dense(node, arrays), (M, N, node.dim))
+    with np.errstate(all="ignore"):
+        return terms.sum(axis), np.abs(terms).sum(axis)
+
+
+def check(node, axis, seed):
+    """Both backends against the oracle, wherever it is finite and does not hang on the last bits of its input."""
+    rng = np.random.default_rng(seed)
+    arrays = samples(rng)
+    want, scale = summed(node, arrays, axis)
+    near = [a * (1 + 1e-12 * rng.uniform(-1, 1, a.shape)) for a in arrays]
+    with np.errstate(all="ignore"):
+        slack = np.abs(summed(node, near, axis)[0] - want)  # what a change in the twelfth digit does
+        sound = np.isfinite(want) & np.isfinite(scale) & (slack <= 1e-6 * (1 + scale)) & (scale < 1e100)
+    spec = KernelSpec(node, "Sum", axis, "float64", "float64", variables=ALL)
+    kept, reduced = (M, N) if axis == 1 else (N, M)
+    for backend in ("cpu", "numpy"):
+        state = engine.fold(spec, backend, engine.empty(spec, kept), arrays, kept, reduced)
+        got = engine.finalize(spec, state)
+        assert got.shape == want.shape
+        with np.errstate(all="ignore"):
+            wrong = sound & ~(np.abs(got - want) <= 1e-11 * (1 + scale) + 100 * slack)
+        assert not wrong.any(), (backend, axis, got[wrong], want[wrong])
+
+
+def fuzz(examples, fixed):
+    @settings(max_examples=examples, derandomize=fixed, database=None, deadline=None, suppress_health_check=QUIET)
+    @given(formulas(), st.sampled_from([0, 1]), st.integers(0, 2**32 - 1))
+    def run(node, axis, seed):
+        check(node, axis, seed)
+
+    run()
+
+
+@pytest.mark.slow
+def test_random_formulas_at_fixed_seeds():
+    fuzz(1_000, fixed=True)
+
+
+@pytest.mark.soak
+def test_random_formulas(record_property):
+    record_property("formulas", 10_000)
+    fuzz(10_000, fixed=False)
+
+
+def test_the_check_can_fail(monkeypatch):
+    def shifted(spec, backend, state, arrays, *sizes, **more):
+        return fold(spec, backend, state, [a + 1e-6 for a in arrays], *sizes, **more)
+
+    fold = engine.fold
+    check(VARIABLES[0], 1, 0)
+    monkeypatch.setattr(engine, "fold", shifted)
+    with pytest.raises(AssertionError):
+        check(VARIABLES[0], 1, 0)
