@@ -118,3 +118,26 @@ class BackendError(DredError, RuntimeError):
 
 class PlanError(DredError, ValueError):
     """Work that cannot be planned, or does not fit."""
+
+
+class FoldError(DredError, RuntimeError):
+    """A task of a plan failed where it ran.
+
+    Parameters
+    ----------
+    cause : str
+        Type and text of the exception.
+    place : str
+        Which task, and the rows it was given.
+    formula : str
+        What was being computed, shortened.
+    backend : str
+        By which kernels.
+    i, lane, step : int
+        Number of the block of kept rows, of the lane, and of the task within the lane.
+    """
+
+    def __init__(self, cause: str, place: str, formula: str, backend: str, i: int, lane: int, step: int) -> None:
+        self.cause, self.place, self.formula, self.backend = cause, place, formula, backend
+        self.i, self.lane, self.step = i, lane, step
+        super().__init__(f"{cause}\n    while folding {place}\n    of {formula}\n    on backend {backend!r}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dred.errors import InputError, OptionError
+from dred.errors import InputError, LimitError, OptionError
+from dred.formula.construct import nearest
 from dred.formula.language import formula as read_formula
 from dred.formula.language import suggestion
+from dred.formula.node import toposort
 from dred.inputs import DTYPES, Inputs, check
 from dred.kernel import engine
 from dred.kernel.spec import CHAIN, KernelSpec
@@ -102,6 +106,9 @@ class Genred:
         for name, value in (("opt_arg", opt_arg), ("formula2", formula2)):
             if value is not None:
                 raise OptionError(f"{name}={value!r}: the reduction {reduction_op} takes none")
+        for name, flag in (("use_double_acc", use_double_acc), ("use_fast_math", use_fast_math)):
+            if not isinstance(flag, bool | np.bool_):
+                raise OptionError(f"{name}={flag!r}: it is True or False")
         if use_fast_math:
             raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
         if not isinstance(sum_scheme, str) or sum_scheme not in _CHAINS:
@@ -134,12 +141,23 @@ class Genred:
         Returns
         -------
         KernelSpec
+
+        Raises
+        ------
+        OptionError
+            Another type, or an accumulator that is narrower.
+        LimitError
+            A constant of the formula beyond the largest number of the type.
         """
         dtype = _dtype("dtype", dtype)
         acc = self._acc or "float64"
         if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
             raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
         f = self._formula
+        if any(np.isinf(nearest(n.attrs[0], dtype)) for n in toposort([f.node]) if n.op == "Const"):
+            largest = np.finfo(dtype).max
+            message = f"a constant of the formula is beyond the largest {dtype}, {largest:.3g}"
+            raise LimitError(message, f.text, (0, len(f.text)))
         return KernelSpec(f.node, self.reduction_op, self.axis, dtype, acc, self._chain, f.variables)
 
     def source(self, backend: str, dtype: Any = "float32") -> str:
@@ -196,7 +214,8 @@ class Genred:
             One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
             dask or CuPy, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will do.
         backend : str
-            "auto" (a GPU where there is one, else the CPU), "cpu" or "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda).
+            "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
+            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU.
         device_id : int
             CUDA device; -1: the current one.
         ranges
@@ -226,8 +245,8 @@ class Genred:
             raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
-        if device_id >= 0 and name == "auto":
-            name = "cuda"
+        if name == "auto":
+            name = "cuda" if device_id >= 0 else _configured()
         inputs = check(self._formula, args, self.dtype)
         spec = self.spec(inputs.dtype)
         if out is not None:
@@ -246,6 +265,15 @@ class Genred:
             raise InputError(f"out has shape {out.shape} and type {out.dtype}: expected {shape} and {inputs.dtype}")
         if not out.flags.c_contiguous or not out.flags.writeable:
             raise InputError("out must be C-contiguous and writeable")
+
+
+def _configured() -> str:
+    """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
+    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
+        return "auto"
+    from dred.cluster import config
+
+    return engine.named(config.backend())
 
 
 def _dtype(name: str, value: Any) -> str:

@@ -67,6 +67,9 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
             what = "a masked array" if isinstance(args[k], np.ma.MaskedArray) else f"of type {type(args[k]).__name__}"
             raise InputError(f"{label[k]} is {what}: pass a NumPy, dask or CuPy array")
     _check_types(args, label, dtype)
+    for a, name in zip(args, label, strict=True):
+        if any(np.isnan(n) for n in a.shape):
+            raise InputError(f"{name} has unknown chunk sizes: call its compute_chunk_sizes() first")
     rows = [_check_shapes(formula, args, label, cat) for cat in (0, 1)]
     for k, v in enumerate(formula.variables):
         if v.cat == 2 and (args[k].ndim != 1 or args[k].shape[0] != v.dim):
@@ -114,8 +117,6 @@ def _check_shapes(formula: Formula, args: Sequence[Any], label: Sequence[str], c
             raise InputError(
                 f"{label[k]} has shape {shape}: batch dimensions are not supported, pass ({letter}, {v.dim})"
             )
-        if any(np.isnan(n) for n in shape):
-            raise InputError(f"{label[k]} has unknown chunk sizes: call its compute_chunk_sizes() first")
         if len(shape) != 2 or shape[1] != v.dim:
             raise InputError(f"{label[k]} has shape {shape}: expected ({letter}, {v.dim})")
         rows.setdefault(int(shape[0]), label[k])

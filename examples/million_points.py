@@ -66,11 +66,11 @@ def chunks(rows):
     return (max(1, -(-rows // 10)), -1)
 
 
-def received(client):
-    """Bytes that workers have received from each other so far."""
+def received(client, start):
+    """Bytes of the messages between workers since `start`, a time on the scheduler's clock, as the log's times are."""
 
     def total(dask_worker):
-        return sum(message["total"] for message in dask_worker.transfer_incoming_log)
+        return sum(message["total"] for message in dask_worker.transfer_incoming_log if message["start"] >= start)
 
     return sum(client.run(total).values())
 
@@ -79,12 +79,12 @@ def reduce(client, title, routine, inputs, pairs, backend):
     """Compute one reduction with a progress bar; print its plan, speed and the bytes moved."""
     print(f"\n{title}\n{routine.plan(*inputs, backend=backend)}")
     lazy = routine(*inputs, backend=backend)
-    before, start = received(client), time.perf_counter()
+    began, start = client.run_on_scheduler(time.time), time.perf_counter()
     future = client.compute(lazy)
     progress(future, notebook=False)
     result = future.result()
     seconds = time.perf_counter() - start
-    moved = received(client) - before
+    moved = received(client, began)
     print(f"\n{pairs:.3g} pairs in {seconds:.1f} s: {pairs / seconds:.3g} pairs/s")
     print(f"{moved / 1e6:.1f} MB moved between workers")
     return result

@@ -10,7 +10,7 @@ import dred
 from dred import BackendError, DredError, DtypeError, Genred, InputError, OptionError
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import cuda, engine
+from dred.kernel import cpu, cuda, engine
 
 TEXT = "Square(p - a) * Exp(x + y)"
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"]
@@ -210,7 +210,10 @@ def test_the_type_of_the_accumulator_is_obeyed(scheme):
     lost_in_first_chain = 31 if scheme != "direct_sum" else 0
     for options in ({}, {"dtype_acc": "auto"}, {"dtype_acc": "float64"}, {"use_double_acc": True}):
         assert abs(total(**options) - exact) <= lost_in_first_chain + 2
-    assert total(dtype_acc=np.float32) != exact or scheme != "direct_sum"
+    terms = np.full((100_000, 1), 0.1, np.float32)
+    wide, narrow = total() / 1e4 - 1, total(dtype_acc=np.float32) / 1e4 - 1
+    assert abs(wide) < 1e-6
+    assert 2e-6 < abs(narrow) < 2e-4
 
 
 def test_direct_sum_adds_every_term_to_the_accumulator():
@@ -220,6 +223,69 @@ def test_direct_sum_adds_every_term_to_the_accumulator():
     assert direct(terms, backend="cpu").item() == 2.0**24
     double = Genred("x", ["x = Vj(1)"], axis=1, sum_scheme="direct_sum")
     assert double(terms, backend="cpu").item() == np.float32(2.0**24 + 9_999)
+
+
+@pytest.mark.parametrize("scheme", ["block_sum", "direct_sum"])
+@pytest.mark.parametrize("text", ["Exp(-SqDist(x, y))*b", "Grad(Exp(-SqDist(x, y))*b, x, b)", "x*y", "Sum(x)*Sum(y)"])
+@pytest.mark.parametrize("D", [1, 8, 9, 40])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_scheme_sums_long_vectors(scheme, text, D, dtype):
+    f = formula(text, aliases := [f"x = Vi({D})", f"y = Vj({D})", "b = Vj(1)"])
+    rng = np.random.default_rng(D)
+    given = [
+        rng.uniform(-1, 1, (n, v.dim)).astype(dtype) / D**0.5 for n, v in zip((21, 67, 67), f.variables, strict=True)
+    ]
+    terms = np.broadcast_to(dense(f.node, given), (21, 67, f.node.dim))
+    got = Genred(text, aliases, axis=1, sum_scheme=scheme)(*given, backend="cpu")
+    assert np.abs(got - terms.sum(1)).max() <= (2e-6 if dtype == "float32" else 1e-14) * np.abs(terms).sum(1).max()
+
+
+# -- backends ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_llvm_the_interpreter_serves_with_a_notice(monkeypatch):
+    given = arrays()
+    expected = Genred(TEXT, ALIASES)(*given, backend="cpu")
+    monkeypatch.setattr(cpu, "available", lambda: False)
+    engine._llvm.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="llvmlite is not installed: dred computes with NumPy") as caught:
+            got = Genred(TEXT, ALIASES)(*given, backend="cpu")
+        assert caught[0].filename == __file__
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+        spec = Genred(TEXT, ALIASES).spec(given[0].dtype)
+        with pytest.raises(dred.BackendError) as refused:  # what a plan has chosen is honoured or refused
+            engine.fold(spec, "cpu", engine.empty(spec, 1), given, 1, 1)
+        assert str(refused.value) == (
+            "backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite"
+        )
+    finally:
+        engine._llvm.cache_clear()
+
+
+def test_the_configured_backend_is_what_auto_means():
+    import dask
+
+    given = arrays()
+    with dask.config.set({"dred.backend": "cuda"}):
+        with pytest.raises(dred.BackendError, match="backend='cuda' needs an NVIDIA GPU"):
+            Genred(TEXT, ALIASES)(*given)
+        Genred(TEXT, ALIASES)(*given, backend="cpu")
+    with dask.config.set({"dred.backend": "abacus"}), pytest.raises(dred.BackendError) as caught:
+        Genred(TEXT, ALIASES)(*given)
+    assert str(caught.value) == (
+        "unknown backend 'abacus': it is one of auto, cpu, cuda (GPU, GPU_1D and GPU_2D mean cuda)"
+    )
+
+
+def test_a_constant_beyond_the_compute_type_is_refused():
+    routine = Genred("1e39*x", ["x = Vi(1)"])
+    assert routine(np.ones((1, 1)))[0, 0] == 1e39
+    with pytest.raises(dred.LimitError) as caught:
+        routine(np.ones((1, 1), np.float32))
+    assert str(caught.value) == (
+        "a constant of the formula is beyond the largest float32, 3.4e+38\n    1e39*x\n    ^^^^^^"
+    )
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -267,6 +333,12 @@ def test_options_without_effect(options):
          "sum_scheme='kahan_scheme' is not offered yet: it is one of auto, block_sum, direct_sum"),
         ({"sum_scheme": "fast"}, "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum"),
         ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
+        ({"use_fast_math": "no"}, "use_fast_math='no': it is True or False"),
+        ({"use_double_acc": 1}, "use_double_acc=1: it is True or False"),
+        ({"axis": 1.0}, "axis=1.0: it is 0 (reduce over i) or 1 (reduce over j)"),
+        ({"reduction_op": ["Sum"]}, "unknown reduction ['Sum']: did you mean 'Sum'?"),
+        ({"sum_scheme": ["auto"]}, "sum_scheme=['auto'] is unknown: it is one of auto, block_sum, direct_sum"),
+        ({"dtype_acc": None}, "dtype_acc=None: it is float32 or float64"),
     ],
     ids=str,
 )  # fmt: skip

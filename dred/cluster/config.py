@@ -11,13 +11,13 @@ from dask.utils import parse_bytes, parse_timedelta
 from dred.cluster.plan import Settings
 from dred.errors import OptionError
 
-for _defaults in dask.config.collect_yaml([str(Path(__file__).with_name("dred.yaml"))]):
-    dask.config.update_defaults(_defaults)
+(_DEFAULTS,) = dask.config.collect_yaml([str(Path(__file__).with_name("dred.yaml"))])
+dask.config.update_defaults(_DEFAULTS)
 
 
 def backend() -> str:
     """What `backend="auto"` means: "auto", or the name of a backend."""
-    return str(dask.config.get("dred.backend"))
+    return str(_get("backend"))
 
 
 def graph_bytes() -> int:
@@ -50,8 +50,14 @@ def _rates(value: Any) -> dict[str, float]:
     return {str(name): float(rate) for name, rate in value.items()}
 
 
+def _get(key: str) -> Any:
+    """A value, or its default: a `with dask.config.set(...)` around this module's import ends without the defaults."""
+    key = f"dred.{key}"
+    return dask.config.get(key, default=dask.config.get(key, config=_DEFAULTS))
+
+
 def _read(key: str, convert: Any) -> Any:
-    value = dask.config.get(f"dred.{key}")
+    value = _get(key)
     try:
         return convert(value)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -34,14 +34,16 @@ def plan(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> Plan
         Formula, reduction, axis and types.
     arrays : sequence of dask.array.Array or numpy.ndarray
         By position, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,) for
-        parameters.
+        parameters. `dred.inputs.check` has seen them.
     backend : str
         "auto", "cpu", "cuda" or "numpy".
 
     Raises
     ------
     InputError
-        Unknown chunk sizes, rows that disagree, or a NumPy array too large to travel in a graph.
+        A NumPy array too large to travel in a graph.
+    PlanError
+        Chunks of the kept variables so large that no fold can be short.
     BackendError
         The backend is not there, see `backend.resolve`.
     """
@@ -64,7 +66,7 @@ def reduce(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> da
 
 
 def build(spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> da.Array:
-    """The graph of `plan` over the arrays of `tasks.read(spec)`, which are in its blocks already."""
+    """The graph of `plan` over the arrays of `spec.read`, which are in its blocks already."""
     prefix = f"dred-{spec.reduction.lower()}"
     token = tokenize(spec.digest, plan.token(), list(map(source, arrays)))
     fold_name, merge_name, out_name = (f"{prefix}{kind}-{token}" for kind in ("-fold", "-merge", ""))
@@ -85,12 +87,12 @@ def fold_layer(name: str, spec: KernelSpec, arrays: Sequence[da.Array], plan: Pl
     i0 = [0, *accumulate(plan.x_blocks)]
     j0 = [0, *accumulate(plan.y_blocks)]
     kept, reduced, parameters = (
-        [source(a) for v, a in zip(tasks.read(spec), arrays, strict=True) if v.cat == category]
+        [source(a) for v, a in zip(spec.read, arrays, strict=True) if v.cat == category]
         for category in (1 - spec.axis, spec.axis, 2)
     )
     fixed = _refs([(p, 0) for p in parameters])
     panels = {  # shared by all x blocks
-        step: List(*(_refs([(y, j, 0) for y in reduced]) for j in step)) for lane in plan.schedule for step in lane
+        step: List(*(_refs([(y, j, 0) for j in step]) for y in reduced)) for lane in plan.schedule for step in lane
     }
     layer: Layer = {}
     ends: list[list[Key]] = []

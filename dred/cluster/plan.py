@@ -48,7 +48,7 @@ class Settings:
                 raise PlanError(f"dred.plan.operations-per-second.{name} is {rate:g}: a positive number is needed")
 
     def rate(self, backend: str) -> float:
-        """Declared scalar operations per second of one worker."""
+        """Declared operations per second of one worker."""
         try:
             return self.operations_per_second[backend]
         except KeyError:
@@ -82,7 +82,7 @@ class Sizes:
     state_row_bytes, out_row_bytes : int
         Bytes of the state of one kept row, and of its result.
     operations : int
-        Scalar operations per pair (i, j).
+        Instructions per pair (i, j).
     """
 
     x: Axis
@@ -112,7 +112,7 @@ class Plan:
     arity : int
         States that one merge task joins.
     rate : float
-        Declared scalar operations per second of one worker.
+        Declared operations per second of one worker.
     sizes : Sizes
         The problem.
     """
@@ -131,7 +131,13 @@ class Plan:
         """The plan of a problem: a function of its arguments and of nothing else.
 
         The number of tasks wanted is `work / shortest_fold`, at most `parallelism`, unless tasks would then last
-        longer than `longest_fold`. If there are fewer x blocks than that, y is split into lanes.
+        longer than `longest_fold`. If there are fewer x blocks than that, y is split into lanes. The caller's x chunks
+        are kept; y chunks are cut where one alone would exceed `longest_fold` or `y_budget`.
+
+        Raises
+        ------
+        PlanError
+            A single y row exceeds one of them.
         """
         x, y, rate = sizes.x, sizes.y, settings.rate(backend)
         work = x.rows * y.rows * sizes.operations / rate  # seconds of one worker
@@ -139,10 +145,11 @@ class Plan:
         x_blocks = x.chunks or equal(x.rows, min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS)))
         lanes = math.ceil(wanted / len(x_blocks))
 
-        by_time = settings.longest_fold * rate / max(1, max(x_blocks) * sizes.operations)
-        by_bytes = settings.y_budget / max(1, y.row_bytes)
-        most_rows = max(1, int(min(by_time, by_bytes, y.rows)))  # of y, in one task
-        y_blocks = y.chunks or equal(y.rows, max(lanes, math.ceil(y.rows / most_rows)))
+        most_rows = _most_rows(max(x_blocks), sizes, rate, settings)
+        if y.chunks:
+            y_blocks = tuple(rows for chunk in y.chunks for rows in equal(chunk, math.ceil(chunk / most_rows)))
+        else:
+            y_blocks = equal(y.rows, max(lanes, math.ceil(y.rows / most_rows)))
         schedule = tuple(tuple(in_steps(y_blocks, lane, most_rows)) for lane in cut(y_blocks, lanes))
         return cls(reduction, backend, x_blocks, y_blocks, schedule, settings.arity, rate, sizes)
 
@@ -191,11 +198,15 @@ class Plan:
         """Results that these tasks read: blocks, previous states, states to merge."""
         folds = sum(map(len, self.schedule))
         read = folds * (self.sizes.x.arrays + self.sizes.parameters) + len(self.y_blocks) * self.sizes.y.arrays
-        chained = folds - self.lanes
+        return len(self.x_blocks) * (read + self.states_read)
+
+    @property
+    def states_read(self) -> int:
+        """Times that a state of one x block is handed on: along the lanes, up the tree, to the result."""
+        chained = sum(map(len, self.schedule)) - self.lanes
         tree = self.tree
         left = len(tree[-1]) if tree else self.lanes  # states that the last task joins
-        merged = left + sum(len(run) for level in tree for run in level if len(run) > 1)
-        return len(self.x_blocks) * (read + chained + merged)
+        return chained + left + sum(len(run) for level in tree for run in level if len(run) > 1)
 
     @property
     def pairs(self) -> int:
@@ -218,20 +229,26 @@ class Plan:
 
     @property
     def fold_bytes(self) -> int:
-        """Most bytes that one fold task holds: its blocks, the state it was given and the state it returns."""
+        """Most bytes that one fold task holds: its blocks, the state it was given and the state it returns.
+
+        Several y blocks are held twice, by themselves and joined.
+        """
         s = self.sizes
         x = max(self.x_blocks) * (s.x.row_bytes + 2 * s.state_row_bytes)
-        return x + self.panel_rows * s.y.row_bytes + s.parameter_bytes
+        copies = 2 if any(len(step) > 1 for lane in self.schedule for step in lane) else 1
+        return x + copies * self.panel_rows * s.y.row_bytes + s.parameter_bytes
 
     def bytes_moved(self, workers: int) -> int:
-        """Upper estimate of the bytes that cross between `workers` processes."""
+        """Most bytes that cross between `workers` processes once the blocks are cut as planned.
+
+        Every worker may fetch every block that another holds, and every state the task that reads it. No worker is
+        lost.
+        """
         if workers < 2:
             return 0
         s = self.sizes
-        shared = (workers - 1) * (s.y.rows * s.y.row_bytes + s.parameter_bytes)
-        placed = s.x.rows * s.x.row_bytes * min(self.lanes, workers)
-        states = s.x.rows * s.state_row_bytes * self.lanes if self.lanes > 1 else 0
-        return shared + placed + states
+        inputs = s.x.rows * s.x.row_bytes + s.y.rows * s.y.row_bytes + s.parameter_bytes
+        return (workers - 1) * inputs + s.x.rows * s.state_row_bytes * self.states_read
 
     def token(self) -> str:
         """32 hexadecimal digits that differ where plans differ."""
@@ -253,9 +270,31 @@ class Plan:
                 f"out, {self.edges:,} edges; a fold takes at most about {self.fold_seconds:.3g} s",
                 f"bytes: kept {human(s.x.rows * s.x.row_bytes)}, reduced {human(s.y.rows * s.y.row_bytes)}, states "
                 f"{human(s.x.rows * s.state_row_bytes * self.lanes)}, result {human(s.x.rows * s.out_row_bytes)}; "
-                f"a fold holds at most {human(self.fold_bytes)}",
+                f"a fold holds at most {human(self.fold_bytes)}; at most {human(self.bytes_moved(2))} move between "
+                "2 workers",
             ]
         )
+
+
+def _most_rows(x_rows: int, sizes: Sizes, rate: float, settings: Settings) -> int:
+    """Most y rows that one fold over `x_rows` kept rows may read, at least 1."""
+    if not sizes.y.rows:
+        return 1
+    seconds = x_rows * sizes.operations / rate  # of one y row
+    if seconds > settings.longest_fold:
+        raise PlanError(
+            f"a fold of {x_rows:,} kept rows and a single reduced row of {sizes.operations:,} operations takes about "
+            f"{seconds:.3g} s, more than dred.plan.longest-fold of {settings.longest_fold:g} s: give the kept "
+            f"variables chunks of at most {int(settings.longest_fold * rate / sizes.operations):,} rows, or raise it"
+        )
+    if sizes.y.row_bytes > settings.y_budget:
+        raise PlanError(
+            f"a single reduced row holds {human(sizes.y.row_bytes)}, more than dred.plan.y-budget of "
+            f"{human(settings.y_budget)}: raise it in dask's configuration"
+        )
+    by_time = settings.longest_fold / seconds if seconds else math.inf
+    by_bytes = settings.y_budget // sizes.y.row_bytes if sizes.y.row_bytes else math.inf
+    return max(1, int(min(by_time, by_bytes, sizes.y.rows)))
 
 
 def equal(rows: int, blocks: int) -> tuple[int, ...]:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.errors import BackendError, DredError, InputError
-from dred.formula.language import Variable, canonical
-from dred.formula.node import variables
+from dred.errors import BackendError, FoldError, InputError
+from dred.formula.language import canonical
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
 
@@ -50,27 +49,6 @@ class Place:
         )
 
 
-class FoldError(DredError, RuntimeError):
-    """A fold task failed.
-
-    Parameters
-    ----------
-    cause : str
-        Type and text of the exception.
-    place : Place
-        Which task: the attributes `i`, `lane`, `step` are taken from it.
-    formula : str
-        What was being computed, shortened.
-    backend : str
-        By which kernels.
-    """
-
-    def __init__(self, cause: str, place: Place, formula: str, backend: str) -> None:
-        self.cause, self.place, self.formula, self.backend = cause, place, formula, backend
-        self.i, self.lane, self.step = place.i, place.lane, place.step
-        super().__init__(f"{cause}\n    while folding {place}\n    of {formula}\n    on backend {backend!r}")
-
-
 def fold_blocks(
     spec: KernelSpec,
     backend: str,
@@ -80,14 +58,14 @@ def fold_blocks(
     reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
 ) -> State:
-    """Fold the y blocks of one step, one after another, into `state` (None: the neutral element).
+    """Fold the y blocks of one step into `state` (None: the neutral element), as one block.
 
     Parameters
     ----------
     kept, parameters : sequence of array
-        The x block of each kept variable, and each parameter, in the order of `read(spec)`.
+        The x block of each kept variable, and each parameter, in the order of `spec.read`.
     reduced : sequence of sequence of array
-        For each y block of `place.panel`, the block of each reduced variable.
+        For each reduced variable its blocks, of the rows in `place.panel`.
 
     Raises
     ------
@@ -99,18 +77,13 @@ def fold_blocks(
     try:
         if state is None:
             state = engine.empty(spec, place.rows)
-        needed = read(spec)
-        j0 = place.j0
-        for rows, blocks in zip(place.panel, reduced, strict=True):
-            arrays = _arrange(spec, needed, place.rows, rows, kept, blocks, parameters)
-            state = engine.fold(spec, backend, state, arrays, place.rows, rows, i0=place.i0, j0=j0)
-            j0 += rows
-        return state
+        arrays = _arrange(spec, place, kept, reduced, parameters)
+        return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0)
     except BackendError as error:
         raise BackendError(f"{error}\n    while folding {place}\n    of {describe(spec)}") from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise FoldError(cause, place, describe(spec), backend) from error
+        raise FoldError(cause, str(place), describe(spec), backend, place.i, place.lane, place.step) from error
 
 
 def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
@@ -124,12 +97,6 @@ def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
 def finish(spec: KernelSpec, states: Sequence[State]) -> Array:
     """Rows of the result, from the last states of the tree."""
     return engine.finalize(spec, merge_states(spec, states))
-
-
-def read(spec: KernelSpec) -> tuple[Variable, ...]:
-    """The variables that the formula reads: only their blocks travel."""
-    found = {node.attrs for node in variables(spec.formula)}
-    return tuple(v for v in spec.variables if (v.ind, v.cat) in found)
 
 
 def devices() -> int:
@@ -147,31 +114,37 @@ def describe(spec: KernelSpec, most: int = 300) -> str:
 
 def _arrange(
     spec: KernelSpec,
-    needed: Sequence[Variable],
-    M: int,
-    N: int,
+    place: Place,
     kept: Sequence[Any],
-    reduced: Sequence[Any],
+    reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
 ) -> list[Array]:
-    """Host arrays by position, checked: a block may differ from what its dask array declared."""
-    blocks = {spec.axis: iter(reduced), 1 - spec.axis: iter(kept), 2: iter(parameters)}
-    rows: dict[int, tuple[int, ...]] = {spec.axis: (N,), 1 - spec.axis: (M,), 2: ()}
-    dtype = np.dtype(spec.dtype)
-    arrays = [np.empty(0, dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
-    for variable in spec.variables:
-        shape = (*rows[variable.cat], variable.dim)
-        if variable not in needed:
-            arrays[variable.ind] = np.zeros(shape, dtype)
-            continue
-        block = host(next(blocks[variable.cat]))
-        if block.shape != shape or block.dtype != dtype:
-            raise InputError(
-                f"argument {variable.ind}: a block holds {block.dtype} of shape {block.shape}, "
-                f"but its dask array declares {dtype} of shape {shape}"
-            )
-        arrays[variable.ind] = np.ascontiguousarray(block)
+    """Host arrays by position; an empty one where the formula reads none, since no block of that has travelled."""
+    given = {spec.axis: iter(reduced), 1 - spec.axis: ([x] for x in kept), 2: ([p] for p in parameters)}
+    heads: dict[int, list[tuple[int, ...]]] = {
+        spec.axis: [(rows,) for rows in place.panel],
+        1 - spec.axis: [(place.rows,)],
+        2: [()],
+    }
+    arrays = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
+    for v in spec.read:
+        blocks = [
+            _checked(block, v.ind, (*head, v.dim), np.dtype(spec.dtype))
+            for block, head in zip(next(given[v.cat]), heads[v.cat], strict=True)
+        ]
+        arrays[v.ind] = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     return arrays
+
+
+def _checked(block: Any, ind: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """The block as a contiguous host array: it may differ from what its dask array declared."""
+    array = host(block)
+    if array.shape != shape or array.dtype != dtype:
+        raise InputError(
+            f"argument {ind}: a block holds {array.dtype} of shape {array.shape}, "
+            f"but its dask array declares {dtype} of shape {shape}"
+        )
+    return np.ascontiguousarray(array)
 
 
 def host(block: Any) -> Array:

@@ -9,7 +9,7 @@ from dred.formula.construct import number
 from dred.formula.node import Node, const, toposort, var, variables
 from dred.formula.ops import OPS
 from dred.formula.rewrite import build, construct, expand
-from dred.formula.syntax import evaluate, parse
+from dred.formula.syntax import evaluate, parse_once
 
 MAX_NODES = 100_000
 
@@ -32,7 +32,7 @@ def text(source: str, n: Node, **more: Node) -> Node:
     """Formula text of an entry of the table, at the node `n`."""
     op = OPS[n.op]
     names = dict(zip(op.args + op.attrs, (*n.args, *map(const, n.attrs)), strict=True)) | {"y": n} | more
-    return evaluate(parse(source), number, names.__getitem__, construct)
+    return evaluate(parse_once(source), number, names.__getitem__, construct)
 
 
 def pullback(n: Node, e: Node, k: int) -> Node | None:

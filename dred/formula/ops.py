@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import inf, nan
+from math import inf, log10, nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -244,9 +244,9 @@ def _power(c: Component, m: Any) -> Any:
 def _exact_power(f: Fraction, m: int) -> Fraction:
     if f == 0 and m < 0:
         raise ZeroDivisionError
-    digits = max(len(str(f.numerator)), len(str(f.denominator))) * abs(m)
-    if digits > MAX_DIGITS and abs(f) != 1 and f != 0:
-        raise LimitError(f"the constant would have about {digits} digits, the limit is {MAX_DIGITS}")
+    digits = abs(m) * log10(max(abs(f.numerator), f.denominator))
+    if digits > MAX_DIGITS:
+        raise LimitError(f"the constant would have about {digits:.0f} digits, the limit is {MAX_DIGITS}")
     return f**m
 
 

@@ -12,7 +12,7 @@ from dred.errors import ArgumentError
 from dred.formula.construct import exact, integer, make, number
 from dred.formula.node import Node, const, toposort
 from dred.formula.ops import OPS
-from dred.formula.syntax import POWER, evaluate, parse
+from dred.formula.syntax import POWER, evaluate, parse_once
 
 Binding = Mapping[str, Node | int]
 
@@ -135,7 +135,7 @@ def pattern(text: str) -> Pattern:
             return Pattern("number", -args[0].value)
         return Pattern("call", name, tuple(args))
 
-    return evaluate(parse(text), lambda v: Pattern("number", v), lambda n: Pattern("name", n), call)
+    return evaluate(parse_once(text), lambda v: Pattern("number", v), lambda n: Pattern("name", n), call)
 
 
 def match(p: Pattern, value: Node | int, found: dict[str, Node | int]) -> bool:
@@ -166,7 +166,7 @@ def rewritten(rule: Rule, found: Binding) -> Node:
         value = found[word]
         return value if isinstance(value, Node) else const(value)
 
-    return evaluate(parse(rule.right), number, name, construct)
+    return evaluate(parse_once(rule.right), number, name, construct)
 
 
 def build(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node:
@@ -201,7 +201,7 @@ def expand(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node
     if not op.macro:
         return build(name, args, attrs)
     names = dict(zip(op.args + op.attrs, (*args, *map(const, attrs)), strict=True))
-    return evaluate(parse(op.macro), number, names.__getitem__, construct)
+    return evaluate(parse_once(op.macro), number, names.__getitem__, construct)
 
 
 def power(base: Node, exponent: Node) -> Node:

@@ -129,7 +129,6 @@ class _Pending(NamedTuple):
     token: Token
 
 
-@lru_cache(maxsize=4096)
 def parse(text: str) -> Program:
     """Parse a formula.
 
@@ -154,6 +153,10 @@ def parse(text: str) -> Program:
     ['x', 'y', 'Subtract', 'Exp']
     """
     return _Parser(text).run()
+
+
+# for the texts of tables, which are few and read again and again
+parse_once = lru_cache(maxsize=None)(parse)
 
 
 class _Parser:

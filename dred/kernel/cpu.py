@@ -59,7 +59,7 @@ def available() -> bool:
     """Whether llvmlite can be imported."""
     try:
         import llvmlite.binding  # noqa: F401
-    except Exception:
+    except (ImportError, OSError):
         return False
     return True
 
@@ -131,7 +131,7 @@ def fold(
 
 def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -> list[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
-    for v in spec.variables:
+    for v in spec.read:
         rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
         a = arrays[v.ind]
         if a.shape != (*rows, v.dim) or a.dtype != spec.dtype:

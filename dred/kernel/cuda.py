@@ -36,7 +36,8 @@ SCRATCH = 1 << 28  # bytes of the partial states of one launch
 MODULES = 256  # loaded modules that are kept
 
 OPTIONS = ("--std=c++17", "-default-device", "--fmad=false", "--ptxas-options=-v")
-CURE = "; use backend='cpu', or install CuPy (pip install 'dred[cuda13]' or 'dred[cuda12]') on a machine with a GPU"
+PIP = "(pip install 'dred[cuda13]' or 'dred[cuda12]')"
+CURE = f"; use backend='cpu', or install CuPy {PIP} on a machine with a GPU"
 
 
 class Device(Protocol):
@@ -174,16 +175,30 @@ def source(spec: KernelSpec) -> str:
     return _source(spec.digest, spec).text
 
 
+def _nvrtc() -> Any:
+    """CuPy's module of NVRTC; the library itself is loaded by the first call of it."""
+    try:
+        from cupy.cuda import nvrtc
+
+        nvrtc.getVersion()
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BackendError(
+            f"CuPy cannot load NVRTC, which compiles the kernels ({reason}): install it beside CuPy {PIP}, or use"
+            " backend='cpu'"
+        ) from error
+    return nvrtc
+
+
 def compile_cubin(text: str, arch: str) -> tuple[bytes, str]:
     """Machine code of a source for an architecture, such as "sm_90", and the compiler's log. Needs no device.
 
     Raises
     ------
     BackendError
-        Where NVRTC refuses the source, with its log.
+        Where there is no NVRTC, or it refuses the source, with its log.
     """
-    from cupy.cuda import nvrtc
-
+    nvrtc = _nvrtc()
     program = nvrtc.createProgram(text, "dred.cu", (), ())
     try:
         nvrtc.compileProgram(program, (f"--gpu-architecture={arch}", *OPTIONS))
@@ -202,8 +217,9 @@ _lock = threading.Lock()
 def _program(spec: KernelSpec, found: Source, device_id: int) -> Program:
     """The functions of a spec on the current device; compiled and loaded once."""
     from cupy.cuda import Device as CudaDevice
-    from cupy.cuda import function, nvrtc
+    from cupy.cuda import function
 
+    nvrtc = _nvrtc()
     arch = f"sm_{CudaDevice(device_id).compute_capability}"
     key = (spec.digest, device_id, arch, nvrtc.getVersion(), OPTIONS)
     with _lock:
@@ -301,7 +317,8 @@ def fold_device(
     state : sequence of cupy.ndarray (D, M) or None
         Never written to; None is the state that has met no term.
     arrays : sequence of cupy.ndarray
-        By position, C-contiguous, of type `spec.dtype`, on the current device.
+        By position, of type `spec.dtype`, on the current device; what is not C-contiguous is copied. Those that the
+        kernel does not read may be anything.
     M, N : int
         Rows kept and reduced.
 
@@ -312,19 +329,21 @@ def fold_device(
     import cupy
 
     current = int(cupy.cuda.runtime.getDevice())
-    for place in {v.ind for v in spec.variables}:
+    found = _source(spec.digest, spec)
+    inputs: list[Any] = [None] * len(arrays)
+    for place in found.read:
         a = arrays[place]
         if a.device.id != current:
             raise BackendError(
                 f"array {place} is on device {a.device.id}, the current device is {current}: move it there, or enter"
                 f" `with cupy.cuda.Device({a.device.id}):`"
             )
-    found = _source(spec.digest, spec)
+        inputs[place] = cupy.ascontiguousarray(a)  # kernels see a pointer and no strides
     if state is None:
         new = tuple(cupy.full((spec.dim, M), v, spec.acc) for v in found.identity)
     else:
         new = tuple(field.copy() for field in state)
-    launch(found, _CuPy(found, _program(spec, found, current)), new, arrays, M, N)
+    launch(found, _CuPy(found, _program(spec, found, current)), new, inputs, M, N)
     return new
 
 
@@ -381,7 +400,7 @@ def fold(
     import cupy
 
     with cupy.cuda.Device(device_id), _stream(device_id) as stream:
-        read = {v.ind for v in spec.variables}
+        read = _source(spec.digest, spec).read
         inputs = [cupy.asarray(a) if n in read else None for n, a in enumerate(arrays)]
         new = fold_device(spec, [cupy.asarray(field) for field in state], inputs, M, N)
         result = tuple(cupy.asnumpy(field) for field in new)

@@ -76,6 +76,11 @@ class Source:
     size_j: int
     cost: float
 
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Positions of the variables that are read."""
+        return tuple(ind for ind, _, _ in self.loads)
+
 
 class _Kernel(Writer):
     """The entry points of one kernel."""

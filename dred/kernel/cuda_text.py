@@ -182,7 +182,7 @@ class Writer:
                 self.scopes.append({})
                 body = [*self.direct(self.terms(e), open | {e.attr}), self.added(e, name)]
                 self.scopes.pop()
-                out += [f"{self.T} {name} = 0;", *over(e.attr, body)]
+                out += [f"{self.T} {name} = 0;", *over(e.attr, body, 4)]
             else:
                 name = self.fresh("t")
                 out.append(f"const {self.type(e)} {name} = {self.operation(e)};")
@@ -299,7 +299,7 @@ class Writer:
         """The component loops that `roots` read, in order of dependence; equal ones are one loop."""
         groups: dict[tuple[int, Loop], list[Expr]] = {}
         for e in self.pending(roots, open, slots=True):
-            if e.op == "fold":
+            if e.op == "fold" and e.id not in self.slot_i and e.id not in self.slot_j:
                 groups.setdefault((self.level[e.id], e.attr), []).append(e)
         out: Lines = []
         for (_, counter), group in sorted(groups.items()):

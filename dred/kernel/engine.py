@@ -39,25 +39,25 @@ def named(backend: str) -> str:
 
 
 def local(backend: str) -> str:
-    """The backend "auto" means in this process: cuda where there is a device, else cpu.
+    """The backend that computes in this process: "auto" is cuda where there is a device, else cpu; without llvmlite
+    the interpreter stands in for cpu, with a warning.
 
     Raises
     ------
     BackendError
         Where cuda is asked for and there is no device.
     """
-    if backend == "cpu":
-        return "cpu"
-    from dred.kernel import cuda
+    if backend in ("auto", "cuda"):
+        from dred.kernel import cuda
 
-    if cuda.device_count() > 0:
-        return "cuda"
-    if backend == "cuda":
-        raise BackendError(
-            "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that CuPy is"
-            " installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
-        )
-    return "cpu"
+        if cuda.device_count() > 0:
+            return "cuda"
+        if backend == "cuda":
+            raise BackendError(
+                "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that"
+                " CuPy is installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+            )
+    return "cpu" if _llvm() else "numpy"
 
 
 @cache
@@ -69,7 +69,7 @@ def _llvm() -> bool:
     warnings.warn(
         "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=5,  # the call of the routine
     )
     return False
 
@@ -108,7 +108,8 @@ def fold(
     M, N : int
         Rows kept and reduced.
     i0, j0 : int
-        Global row numbers of the first kept and the first reduced row.
+        Global row numbers of the first kept and the first reduced row: for reductions that return row numbers; a sum
+        does not read them.
     device_id : int
         CUDA device; -1: the current one.
 
@@ -117,7 +118,7 @@ def fold(
     State
     """
     if backend == "cpu" and not _llvm():
-        backend = "numpy"
+        raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
     more = {"device_id": device_id} if backend == "cuda" else {}
     module = importlib.import_module(_MODULES[backend])
     result: State = module.fold(spec, state, arrays, M, N, i0=i0, j0=j0, **more)

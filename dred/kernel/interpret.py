@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
-from dred.formula.syntax import evaluate, parse
+from dred.formula.syntax import evaluate, parse_once
 from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, walk
 from dred.kernel.lower import SYNTAX, lower
 from dred.kernel.primitives import PRIMITIVES
@@ -31,7 +31,7 @@ def array_text(text: str, names: Mapping[str, Any]) -> Any:
     def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Any:
         return PRIMITIVES[SYNTAX.get(name, name)].numpy(*args)
 
-    return evaluate(parse(text), float, names.__getitem__, call)
+    return evaluate(parse_once(text), float, names.__getitem__, call)
 
 
 def merge_states(spec: KernelSpec, left: State, right: State) -> State:

@@ -130,7 +130,7 @@ class _Fold(Text):
         """Columns whose pairs are written next to each other: they share loads of rows and hide latencies."""
         pair = [e for e in walk([e for step in self.kernel.steps for e in step]) if e.axes == IJ]
         if any(e.op == "fold" for e in pair) or self.looped:
-            return 4
+            return 4 if self.chain % 4 == 0 else 1
         return next((n for n, most in ((4, 64), (2, 128)) if len(pair) <= most and self.chain % n == 0), 1)
 
     def _layout(self) -> None:

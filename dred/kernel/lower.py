@@ -9,7 +9,7 @@ from typing import Any
 from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
-from dred.formula.syntax import evaluate, parse
+from dred.formula.syntax import evaluate, parse_once
 from dred.kernel.ir import IJ, Expr, Graph, Index, Kernel, Loop, Root, walk
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
@@ -170,7 +170,7 @@ def scalar_text(graph: Graph, text: str, names: dict[str, Expr]) -> Expr:
     def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Expr:
         return graph.make(SYNTAX.get(name, name), *args)
 
-    return evaluate(parse(text), graph.const, names.__getitem__, call)
+    return evaluate(parse_once(text), graph.const, names.__getitem__, call)
 
 
 def contract(graph: Graph, total: Expr, term: Expr) -> Expr:
@@ -245,8 +245,8 @@ def _placed(slots: Sequence[Expr]) -> tuple[tuple[tuple[Expr, int], ...], int]:
     return tuple(out), at
 
 
-def _frontier(roots: Sequence[Expr]) -> list[Expr]:
-    """The maximal expressions that vary with one index alone."""
+def _maximal(roots: Sequence[Expr], wanted: Callable[[Expr], bool]) -> list[Expr]:
+    """The expressions that are wanted and not a part of another one that is, in order of creation."""
     seen: set[int] = set()
     found: dict[int, Expr] = {}
     stack = list(roots)
@@ -255,32 +255,25 @@ def _frontier(roots: Sequence[Expr]) -> list[Expr]:
         if e.id in seen:
             continue
         seen.add(e.id)
-        if e.axes in (I, J) and e.op not in ("state", "other") and not _reads_state(e):
+        if wanted(e):
             found[e.id] = e
         else:
             stack.extend(e.args)
     return [found[k] for k in sorted(found)]
 
 
-def _reads_state(e: Expr) -> bool:
-    return any(a.op in ("state", "other") for a in walk([e]))
+def _frontier(roots: Sequence[Expr]) -> list[Expr]:
+    """The maximal expressions that vary with one index alone."""
+    stateful: set[int] = set()
+    for e in walk(roots):
+        if e.op in ("state", "other") or any(a.id in stateful for a in e.args):
+            stateful.add(e.id)
+    return _maximal(roots, lambda e: e.axes in (I, J) and e.id not in stateful)
 
 
 def _once(roots: Sequence[Expr]) -> list[Expr]:
     """The maximal expressions that vary with nothing and are inside no loop."""
-    seen: set[int] = set()
-    found: dict[int, Expr] = {}
-    stack = list(roots)
-    while stack:
-        e = stack.pop()
-        if e.id in seen:
-            continue
-        seen.add(e.id)
-        if e.axes == 0 and not e.free and e.op != "const":
-            found[e.id] = e
-        else:
-            stack.extend(e.args)
-    return [found[k] for k in sorted(found)]
+    return _maximal(roots, lambda e: e.axes == 0 and not e.free and e.op != "const")
 
 
 def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:

@@ -44,10 +44,14 @@ class KernelSpec:
     variables: tuple[Variable, ...] = ()
 
     def __post_init__(self) -> None:
-        found = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables(self.formula))
         if not self.variables:
-            object.__setattr__(self, "variables", found)
-        assert set(found) <= set(self.variables), "the formula reads a variable that is not declared"
+            object.__setattr__(self, "variables", self.read)
+        assert set(self.read) <= set(self.variables), "the formula reads a variable that is not declared"
+
+    @cached_property
+    def read(self) -> tuple[Variable, ...]:
+        """The variables that the formula reads, by position."""
+        return tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables(self.formula))
 
     @property
     def dim(self) -> int:

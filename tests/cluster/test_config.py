@@ -49,3 +49,15 @@ def test_what_cannot_be_read_is_refused(key, value):
     with dask.config.set({f"dred.{key}": value}), pytest.raises(OptionError) as caught:
         config.graph_bytes() if key == "graph-bytes" else config.settings()
     assert str(caught.value).startswith(f"dred.{key} is {value!r} in dask's configuration, which cannot be read: ")
+
+
+def test_a_setting_around_the_first_import_leaves_the_defaults():
+    script = (
+        "import dask\n"
+        "with dask.config.set({'dred.backend': 'cpu'}):\n"
+        "    from dred.cluster import config\n"
+        "    assert config.backend() == 'cpu'\n"
+        "assert config.backend() == 'auto'\n"
+        "assert config.settings().arity == 8\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)

@@ -11,11 +11,12 @@ from dask.utils import key_split
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dred import Genred
 from dred.cluster import graph, tasks
 from dred.formula.language import formula
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
-from tests.cluster.problems import ALIASES, arrays_of, dask_of, spec_of
+from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, spec_of
 
 # Rates so low that these small problems are planned like large ones: 64 tasks wanted.
 SLOW = {"dred.plan.operations-per-second": {"cpu": 1e3, "numpy": 1e3}, "dred.plan.longest-fold": "1000 s"}
@@ -190,7 +191,8 @@ def test_variables_that_are_not_read_count_for_rows_and_chunks_alone():
     np.testing.assert_allclose(result.compute(scheduler="sync"), np.full((100, 3), 70 * np.e), rtol=1e-14)
 
 
-def test_every_row_meets_its_terms_in_order(monkeypatch):
+@pytest.mark.parametrize(("y_chunks", "shape"), [(7, (5, 2, 2, 14)), (40, (5, 2, 2, 14))])
+def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     """States that hold the numbers of their terms: in order and complete, whatever the lanes, steps and tree."""
 
     def fold(spec, backend, state, arrays, M, N, *, i0, j0):
@@ -204,15 +206,33 @@ def test_every_row_meets_its_terms_in_order(monkeypatch):
     monkeypatch.setattr(engine, "finalize", lambda spec, state: state[0])
     spec = spec_of("x * y", ["x = Vi(1)", "y = Vj(1)"])
     x, y = (np.arange(n, dtype=float)[:, None] for n in (40, 90))
-    arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(7, 1))
-    budget = {"dred.plan.y-budget": "120 B", "dred.plan.parallelism": 10}  # 15 rows: two blocks in a step
-    with dask.config.set({**SLOW, **budget, "dred.plan.arity": 3}):
+    arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(y_chunks, 1))
+    slow = {**SLOW, "dred.plan.operations-per-second": {"cpu": 500}, "dred.plan.parallelism": 10}
+    with dask.config.set({**slow, "dred.plan.y-budget": "120 B", "dred.plan.arity": 3}):  # 15 rows
         plan = graph.plan(spec, arrays, "cpu")
         result = graph.reduce(spec, arrays, "cpu")
-    assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == (5, 2, 2, 14)
+    assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == shape
     for i in range(2):
         (got,) = dask.get(dict(result.dask), [(result.name, i, 0)])
         assert got.tolist() == [list(range(90))] * 20
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+def test_the_demonstration_has_lanes(axis):
+    """A million points by fifty thousand, ten chunks each: more tasks than x blocks, by what the file declares."""
+    x, e = (da.zeros((1_000_000, 3), chunks=(100_000, 3), dtype="float32", name=name) for name in "xe")
+    y, a = (
+        da.zeros((50_000, 3), chunks=(5_000, 3), dtype="float32"),
+        da.zeros((50_000, 1), chunks=(5_000, 1), dtype="float32"),
+    )
+    p = np.ones(1, "float32")
+    if axis == 1:
+        plan = Genred(TEXT, ALIASES, axis=1).plan(x, y, a, p, backend="cpu")
+    else:
+        plan = Genred(f"Grad({TEXT}, y, e)", [*ALIASES, "e = Vi(3)"], axis=0).plan(x, y, a, p, e, backend="cpu")
+    assert len(plan.x_blocks) == 10
+    assert plan.lanes >= 2
+    assert plan.fold_seconds <= 30
 
 
 def test_tasks_are_found_by_reference():

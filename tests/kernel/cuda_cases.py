@@ -33,6 +33,22 @@ def norm(d):
     return np.sqrt(squares(d))
 
 
+def sign(d):
+    return np.where(np.isnan(d), 0, np.sign(d))
+
+
+def unit(d):
+    return np.divide(d, norm(d), out=np.zeros_like(d), where=norm(d) != 0)
+
+
+def total(f):
+    return f.sum(-1, keepdims=True)
+
+
+def embedded(f, n, m):
+    return np.concatenate([np.zeros((*f.shape[:-1], m)), f, np.zeros((*f.shape[:-1], n - m - 1))], -1)
+
+
 def gaussian(D: int, axis: int) -> Case:
     aliases = (f"x = Vi({D})", f"y = Vj({D})", f"b = V{'ji'[1 - axis]}(1)", "g = Pm(1)")
     return Case("Exp(-g * SqDist(x, y)) * b", aliases, axis, lambda x, y, b, g: kernel(x, y, g) * b)
@@ -48,6 +64,8 @@ def gaussian_gradient(D: int, v: str) -> Case:
 
 PAIRS = ("p = Pm(1)", "a = Vj(1)", "x = Vi(3)", "y = Vj(3)")
 LONG = ("x = Vi(40)", "y = Vj(40)", "p = Pm(40)", "b = Vj(1)")
+BEYOND = ("x = Vi(33)", "y = Vj(33)")  # one component more than is unrolled in float32
+UNREAD = ("x = Vi(1)", "y = Vj(1)")
 
 CASES: dict[str, Case] = {
     **{f"gaussian {D} axis {axis}": gaussian(D, axis) for D in (3, 16, 64, 200) for axis in (1, 0)},
@@ -95,6 +113,26 @@ CASES: dict[str, Case] = {
                              lambda p, x, y: np.exp(p) + 0 * x * y),
     "truth of rows and columns": Case(
         "(x < p) * (y < p) * (x < y)", LONG, 1, lambda x, y, p, b: (x < p) * (y < p) * (x < y) * 1.0),
+    # sums over components that vary with one index alone lie in the records
+    "product of sums": Case("Sum(x) * Sum(y)", BEYOND, 1, lambda x, y: total(x) * total(y)),
+    "sum of a concatenation": Case("Sum(Concat(x, y))", BEYOND, 0, lambda x, y: total(x) + total(y)),
+    "distance in parts": Case("SqNorm2(x) + SqNorm2(y) - 2 * (x | y)", BEYOND, 1, lambda x, y: squares(x - y)),
+    "sums of comparisons": Case(
+        "Sum(x < y) * Sum(y <= p) + Sum(x != y)", LONG, 1,
+        lambda x, y, p, b: total(1.0 * (x < y)) * total(1.0 * (y <= p)) + total(1.0 * (x != y))),
+    "one third": Case("1 / 3", UNREAD, 1, lambda x, y: 1 / 3 + 0 * x * y),  # kernels that read nothing
+    "zeros": Case("Zero(4)", UNREAD, 0, lambda x, y: np.zeros(4) * x * y),
+    "forty thirds": Case("SumT(1 / 3, 40)", UNREAD, 1, lambda x, y: np.full(40, 1 / 3) + 0 * x * y),
+    "sign": Case("Sign(x - y) * Sign(y)", ("x = Vi(3)", "y = Vj(3)"), 1, lambda x, y: sign(x - y) * sign(y)),
+    "norm gradient x": Case("Grad(Norm2(x - y), x, e)", ("x = Vi(3)", "y = Vj(3)", "e = Vi(1)"), 1,
+                            lambda x, y, e: unit(x - y) * e),
+    "long norm gradient y": Case("Grad(Norm2(x - y), y, e)", ("x = Vi(40)", "y = Vj(40)", "e = Vj(1)"), 0,
+                                 lambda x, y, e: unit(y - x) * e),
+    "one component of four": Case("ElemT(Elem(x, 1) * y, 4, 2)", ("x = Vi(3)", "y = Vj(1)"), 1,
+                                  lambda x, y: embedded(x[..., 1:2] * y, 4, 2)),
+    "one component of forty": Case("ElemT(x * y, 40, 17)", UNREAD, 0, lambda x, y: embedded(x * y, 40, 17)),
+    "high powers": Case("Pow(x, 7) * Pow(2 + Square(y), -5)", ("x = Vi(3)", "y = Vj(3)"), 1,
+                        lambda x, y: x**7 / (2 + y * y) ** 5),
 }  # fmt: skip
 
 # Records that fit nowhere but into memory: their own tier, for the pairs of a thousand components take a while.
@@ -137,6 +175,40 @@ def pairs(case: Case, arrays: dict[str, np.ndarray]) -> np.ndarray:
         shaped[name] = {"Vi": lambda a: a[:, None], "Vj": lambda a: a[None], "Pm": lambda a: a}[declared[:2]](a)
     value = case.value(**shaped)
     return value if case.axis == 1 else np.swapaxes(value, 0, 1)
+
+
+# Formulas of values that are NaN, infinite, zero or equal; the tests put them there.
+SPECIAL = ("gaussian 3 axis 1", "comparisons", "sums of comparisons", "sign", "norm gradient x", "long norm gradient y",
+           "high powers")  # fmt: skip
+
+
+def special(case: Case, dtype: str) -> list[tuple[dict[str, np.ndarray], int, int]]:
+    """Arrays, M and N: special values in a few of the kept rows, or in the only reduced one."""
+    x, y = (alias.partition(" ")[0] for alias in case.aliases[:2])
+    kept, reduced = (x, y) if case.axis == 1 else (y, x)
+    out = []
+    for only in (None, *range(5)):
+        M, N = (30, 41) if only is None else (30, 1)
+        arrays = data(case, 30, 41, dtype)
+        if arrays[x].shape[1] == arrays[y].shape[1]:
+            arrays[reduced][:20] = arrays[kept][:20]  # the diagonal
+        a = arrays[kept if only is None else reduced]
+        a[0, 0], a[1, 0], a[2, 0], a[3], a[4, -1] = np.nan, np.inf, -np.inf, 0, -0.0
+        if only is not None:
+            arrays = {v: b[only : only + 1] if len(b) == 41 else b for v, b in arrays.items()}
+        out.append((arrays, M, N))
+    return out
+
+
+def assert_special(state: np.ndarray, case: Case, arrays: dict[str, np.ndarray], dtype: str) -> None:
+    """`state` (D, M) is NaN and infinite where NumPy's sums are, and near them elsewhere."""
+    with np.errstate(all="ignore"):
+        terms = pairs(case, arrays)
+        want, size = terms.sum(1).T, np.abs(terms).sum(1).T
+        error = np.abs(state - want)
+    finite = np.isfinite(want)
+    assert np.array_equal(state[~finite], want[~finite], equal_nan=True)
+    assert np.all(error[finite] <= tolerance(dtype) * size[finite].max(initial=1e-300))
 
 
 def tolerance(dtype: str) -> float:

@@ -15,11 +15,27 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError
+from dred.formula.language import Variable
 from dred.kernel import cuda
 from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
 from dred.kernel.cuda_text import literal
 from dred.kernel.lower import lower
-from tests.kernel.cuda_cases import CASES, HUGE, Case, assert_sums, data, gaussian, pairs, rendered, spec, tolerance
+from dred.kernel.spec import KernelSpec
+from tests.kernel.cuda_cases import (
+    CASES,
+    HUGE,
+    SPECIAL,
+    Case,
+    assert_special,
+    assert_sums,
+    data,
+    gaussian,
+    pairs,
+    rendered,
+    spec,
+    special,
+    tolerance,
+)
 from tests.shim import shim
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +217,13 @@ def test_nan_and_inf_reach_their_rows_alone(built):
     assert np.all(np.isfinite(np.delete(out, 7)))
     arrays["b"][289] = np.inf
     assert np.all(np.isinf(np.delete(built.run("gaussian 3 axis 1", "float32", arrays, M, N)[0], [7, 9])))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "dtype"), [key for key in FAST if key[0] in SPECIAL])
+def test_special_values(built, name, dtype):
+    for arrays, M, N in special(CASES[name], dtype):
+        assert_special(built.run(name, dtype, arrays, M, N), CASES[name], arrays, dtype)
 
 
 @needs_compiler
@@ -463,11 +486,38 @@ def test_without_cupy(monkeypatch):
         cuda.reduce_device(spec(gaussian(3, 1), "float32"), [], 4, 4)
 
 
+MISSING_NVRTC = (
+    "CuPy cannot load NVRTC, which compiles the kernels (no libnvrtc.so.13): install it beside CuPy"
+    " (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+)
+
+
+def no_nvrtc(*_):
+    raise RuntimeError("no libnvrtc.so.13\nwas found in any of a long list of folders")
+
+
+def test_cupy_without_nvrtc(monkeypatch):
+    """CuPy loads it when it is first called, and a wheel of CuPy does not bring it along."""
+    nvrtc = types.SimpleNamespace(getVersion=no_nvrtc, createProgram=no_nvrtc)
+    for name, module in {"cupy": types.ModuleType("cupy"), "cupy.cuda": types.SimpleNamespace(nvrtc=nvrtc)}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(BackendError) as error:
+        cuda.compile_cubin("", "sm_90")
+    assert str(error.value) == MISSING_NVRTC
+
+
+def test_no_cupy_to_compile_with(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
+    with pytest.raises(BackendError, match=r"CuPy cannot load NVRTC.*halted.*pip install 'dred\[cuda13\]'"):
+        cuda.compile_cubin("", "sm_90")
+
+
 class FakeCuPy:
     """CuPy's names as far as `dred.kernel.cuda` uses them, over NumPy; kernels run in the shim."""
 
     def __init__(self, monkeypatch, library, devices=2):
-        self.library, self.loaded, self.current, self.synchronised = library, 0, 0, []
+        self.library, self.loaded, self.current, self.synchronised, self.uploads = library, 0, 0, [], 0
         fake = self
 
         class Array(np.ndarray):
@@ -527,12 +577,13 @@ class FakeCuPy:
                 return function
 
         def asarray(a):
+            fake.uploads += 1
             return np.array(a).view(Array)
 
         cupy = types.ModuleType("cupy")
         cupy.cuda = types.ModuleType("cupy.cuda")
         cupy.asarray, cupy.asnumpy = asarray, np.array
-        cupy.ascontiguousarray = np.ascontiguousarray
+        cupy.ascontiguousarray = lambda a: np.ascontiguousarray(a).view(Array)
         cupy.empty = lambda *a: np.empty(*a).view(Array)
         cupy.full = lambda *a: np.full(*a).view(Array)
         cupy.cuda.Device, cupy.cuda.Stream, cupy.cuda.Event = Device, Stream, Event
@@ -599,6 +650,51 @@ def test_devices_that_do_not_fit(fake):
     assert str(error.value) == (
         "array 0 is on device 1, the current device is 0: move it there, or enter `with cupy.cuda.Device(1):`"
     )
+
+
+@needs_compiler
+def test_arrays_of_any_strides(fake):
+    case, M, N = gaussian(3, 1), 300, 301
+    s, arrays = spec(case, "float32"), data(case, M, N, "float32")
+    inputs = [fake.asarray(a) for a in arrays.values()]
+    want = cuda.reduce_device(s, inputs, M, N).tobytes()
+    for strided in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: a[::-1].copy()[::-1]):
+        others = [strided(a).view(type(a)) for a in inputs]
+        assert not all(a.flags.c_contiguous for a in others)
+        assert cuda.reduce_device(s, others, M, N).tobytes() == want
+        assert cuda.fold_device(s, None, others, M, N)[0].astype("f4").tobytes() == want
+
+
+@needs_compiler
+def test_arrays_that_are_not_read(fake):
+    """They are not uploaded, nor need they be on the device."""
+    case = gaussian(3, 1)
+    arrays, M, N = [*data(case, 4, 5, "float32").values(), np.ones((5, 2), "f4")], 4, 5
+    read = spec(case, "float32")
+    s = KernelSpec(read.formula, "Sum", 1, "float32", "float64", variables=(*read.variables, Variable(4, 2, 1)))
+    start = (np.zeros((1, M)),)
+    fake.uploads = 0
+    want = cuda.fold(read, start, arrays[:4], M, N)[0].tobytes()
+    uploads, fake.uploads = fake.uploads, 0
+    assert cuda.fold(s, start, arrays, M, N)[0].tobytes() == want
+    assert fake.uploads == uploads
+
+    class Elsewhere(type(fake.asarray(np.zeros(1)))):
+        device = types.SimpleNamespace(id=1)
+
+    inputs = [fake.asarray(a) for a in arrays[:4]]
+    inputs.append(fake.asarray(arrays[4]).view(Elsewhere))
+    assert cuda.reduce_device(s, inputs, M, N).shape == (M, 1)
+
+
+@needs_compiler
+def test_nvrtc_is_missing_when_a_kernel_is_wanted(fake, monkeypatch):
+    monkeypatch.setattr(sys.modules["cupy.cuda"].nvrtc, "getVersion", no_nvrtc)
+    case = gaussian(3, 1)
+    arrays = data(case, 4, 5, "float32")
+    with pytest.raises(BackendError) as error:
+        cuda.fold(spec(case, "float32"), (np.zeros((1, 4)),), tuple(arrays.values()), 4, 5)
+    assert str(error.value) == MISSING_NVRTC
 
 
 @needs_compiler

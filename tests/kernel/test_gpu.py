@@ -7,7 +7,19 @@ import pytest
 
 from dred.errors import BackendError
 from dred.kernel import cuda
-from tests.kernel.cuda_cases import CASES, HUGE, assert_sums, data, pairs, rendered, spec, tolerance
+from tests.kernel.cuda_cases import (
+    CASES,
+    HUGE,
+    SPECIAL,
+    assert_special,
+    assert_sums,
+    data,
+    pairs,
+    rendered,
+    spec,
+    special,
+    tolerance,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -60,6 +72,29 @@ def test_cupy_in_cupy_out_on_the_current_stream(name, dtype):
     assert_sums(cupy.asnumpy(result).T.astype("f8"), terms, dtype)
     assert_sums(cupy.asnumpy(first[0]), terms, dtype)
     assert_sums(cupy.asnumpy(second[0]), 2 * terms, dtype)
+
+
+@every_dtype
+def test_arrays_of_any_strides(dtype):
+    import cupy
+
+    case, M, N = CASES["gaussian 3 axis 1"], 300, 500
+    s, inputs = spec(case, dtype), [cupy.asarray(a) for a in data(case, M, N, dtype).values()]
+    want = cuda.reduce_device(s, inputs, M, N).tobytes()
+    for strided in (cupy.asfortranarray, lambda a: cupy.repeat(a, 2, axis=0)[::2], lambda a: a[::-1].copy()[::-1]):
+        others = [strided(a) for a in inputs]
+        assert not all(a.flags.c_contiguous for a in others)
+        assert cuda.reduce_device(s, others, M, N).tobytes() == want
+
+
+@every_dtype
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_values(name, dtype):
+    case = CASES[name]
+    for arrays, M, N in special(case, dtype):
+        start = (np.zeros((rendered(case, dtype).dim, M)),)
+        (state,) = cuda.fold(spec(case, dtype), start, tuple(arrays.values()), M, N)
+        assert_special(state, case, arrays, dtype)
 
 
 def test_launches_and_threads_change_no_bit(monkeypatch):

@@ -12,17 +12,16 @@ from dred.formula.language import Variable
 from dred.formula.oracle import dense
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
-from tests.formula.formulas import VARIABLES, formulas
+from tests.formula.formulas import VARIABLES, WIDE, WIDEST, formulas
 
 M, N = 5, 37  # rows of less than a tile, columns of more than a chain
-ALL = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in VARIABLES)
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
 
 
-def samples(rng):
+def samples(rng, variables):
     """Arrays of all variables by position, away from the ends of the range."""
     rows = (M, N)
-    return [rng.uniform(-2, 2, (v.dim,) if v.cat == 2 else (rows[v.cat], v.dim)) for v in ALL]
+    return [rng.uniform(-2, 2, (v.dim,) if v.cat == 2 else (rows[v.cat], v.dim)) for v in variables]
 
 
 def summed(node, arrays, axis):
@@ -32,16 +31,17 @@ def summed(node, arrays, axis):
         return terms.sum(axis), np.abs(terms).sum(axis)
 
 
-def check(node, axis, seed):
+def check(node, variables, axis, chain, seed):
     """Both backends against the oracle, wherever it is finite and does not hang on the last bits of its input."""
     rng = np.random.default_rng(seed)
-    arrays = samples(rng)
+    declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
+    arrays = samples(rng, declared)
     want, scale = summed(node, arrays, axis)
     near = [a * (1 + 1e-12 * rng.uniform(-1, 1, a.shape)) for a in arrays]
     with np.errstate(all="ignore"):
         slack = np.abs(summed(node, near, axis)[0] - want)  # what a change in the twelfth digit does
         sound = np.isfinite(want) & np.isfinite(scale) & (slack <= 1e-6 * (1 + scale)) & (scale < 1e100)
-    spec = KernelSpec(node, "Sum", axis, "float64", "float64", variables=ALL)
+    spec = KernelSpec(node, "Sum", axis, "float64", "float64", chain, declared)
     kept, reduced = (M, N) if axis == 1 else (N, M)
     for backend in ("cpu", "numpy"):
         state = engine.fold(spec, backend, engine.empty(spec, kept), arrays, kept, reduced)
@@ -54,9 +54,17 @@ def check(node, axis, seed):
 
 def fuzz(examples, fixed):
     @settings(max_examples=examples, derandomize=fixed, database=None, deadline=None, suppress_health_check=QUIET)
-    @given(formulas(), st.sampled_from([0, 1]), st.integers(0, 2**32 - 1))
-    def run(node, axis, seed):
-        check(node, axis, seed)
+    @given(
+        st.one_of(
+            st.tuples(formulas(), st.just(VARIABLES)),
+            st.tuples(formulas(variables=WIDE, largest=WIDEST), st.just(WIDE)),
+        ),
+        st.sampled_from([0, 1]),
+        st.sampled_from([1, 32]),
+        st.integers(0, 2**32 - 1),
+    )
+    def run(formula, axis, chain, seed):
+        check(*formula, axis, chain, seed)
 
     run()
 
@@ -77,7 +85,7 @@ def test_the_check_can_fail(monkeypatch):
         return fold(spec, backend, state, [a + 1e-6 for a in arrays], *sizes, **more)
 
     fold = engine.fold
-    check(VARIABLES[0], 1, 0)
+    check(VARIABLES[0], VARIABLES, 1, 32, 0)
     monkeypatch.setattr(engine, "fold", shifted)
     with pytest.raises(AssertionError):
-        check(VARIABLES[0], 1, 0)
+        check(VARIABLES[0], VARIABLES, 1, 32, 0)
