@@ -22,6 +22,7 @@ def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
 
     "auto" is, in this order: what `dred.backend` in dask's configuration says; "cuda" if an argument lives on a GPU;
     with a client, "cuda" if every worker has a GPU and "cpu" if none has; "cuda" if this process has a GPU; "cpu".
+    Without a client and without llvmlite, "numpy" stands in for "cpu".
 
     Raises
     ------
@@ -34,14 +35,12 @@ def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
     if backend == "numpy":  # the interpreter: for tests and for comparison, no name that users are told
         return backend
     backend = engine.named(backend)
-    if backend == "cpu":
-        return backend
     if backend == "auto" and any(_on_gpu(array) for array in arrays):
         backend = "cuda"
     try:
         client = ambient_client()
     except RuntimeError as error:  # dask's word for the client of an asynchronous program
-        if backend == "cuda":
+        if backend != "auto":
             return backend  # a worker that cannot honour it says so
         raise BackendError(
             f"backend='auto' asks the workers whether they have GPUs, which an asynchronous client cannot do here "
@@ -49,6 +48,8 @@ def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
         ) from error
     if client is None:
         return engine.local(backend)
+    if backend == "cpu":
+        return backend  # likewise
     workers = list(client.run(tasks.devices).values())
     return _common(backend, with_gpu=sum(count > 0 for count in workers), workers=len(workers))
 

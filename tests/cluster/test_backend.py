@@ -10,7 +10,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 
 from dred.cluster import backend, graph
 from dred.errors import BackendError
-from dred.kernel import cuda
+from dred.kernel import cuda, engine
 from tests.cluster.local import processes, threads
 from tests.cluster.problems import arrays_of, dask_of, spec_of
 from tests.conftest import gpu_count
@@ -175,3 +175,13 @@ def test_a_worker_without_a_gpu_refuses_what_was_planned_for_one(client, gpus, m
     with pytest.raises(BackendError) as caught:
         result.compute()
     assert str(caught.value).startswith("no CUDA device\n    while folding block i = 0, lane 0, step 0 (")
+
+
+def test_without_llvm_and_without_client_the_interpreter_stands_in(monkeypatch):
+    monkeypatch.setattr(engine, "_llvm", lambda: False)
+    assert backend.resolve("cpu") == "numpy"
+    with (
+        LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        assert backend.resolve("cpu") == "cpu"  # the workers may have it
