@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 import pickle
 from pathlib import Path
 
@@ -329,9 +330,14 @@ CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclas
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda c: c.__name__)
 def test_every_error_class_travels(kind):
-    got = pickle.loads(pickle.dumps(kind("what is wrong")))
+    required = [p for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    given = [p.name for p in required if p.kind is p.POSITIONAL_OR_KEYWORD] or ["what is wrong"]
+    sent = kind(*given)
+    got = pickle.loads(pickle.dumps(sent))
     assert type(got) is kind
-    assert str(got) == "what is wrong"
+    assert str(got) == str(sent)
+    assert given[0] in str(got)
+    assert vars(got) == vars(sent)
 
 
 def test_every_kind_of_formula_error_has_an_example():
