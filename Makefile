@@ -18,9 +18,13 @@ help:
 
 venv: .venv/.stamp
 
-# The first interpreter that is new enough and can make an environment. PYTHON=... overrides the search.
+# An environment that is there is kept; else the first interpreter that is new enough and can make one. PYTHON=...
+# overrides the search.
 .venv/.stamp: pyproject.toml
-	@for python in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	@if .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "environment: .venv, which is there"; exit 0; \
+	fi; \
+	for python in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
 	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        echo "environment: .venv, by $$python ($$("$$python" --version))"; \
 	        rm -rf .venv; exec "$$python" -m venv .venv; \

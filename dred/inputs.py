@@ -64,8 +64,12 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
     kinds = [kind_of(a) for a in args]
     for k, kind in enumerate(kinds):
         if kind is None:
-            what = "a masked array" if isinstance(args[k], np.ma.MaskedArray) else f"of type {type(args[k]).__name__}"
-            raise InputError(f"{label[k]} is {what}: pass a NumPy, dask or CuPy array")
+            what = (
+                "a masked array" if isinstance(args[k], np.ma.MaskedArray) else f"no array but {type(args[k]).__name__}"
+            )
+            v = formula.variables[k]
+            shape = f"({v.dim},)" if v.cat == 2 else f"({'MN'[v.cat]}, {v.dim})"
+            raise InputError(f"{label[k]} is {what}: pass a NumPy, dask or CuPy array of shape {shape}")
     _check_types(args, label, dtype)
     for a, name in zip(args, label, strict=True):
         if any(np.isnan(n) for n in a.shape):

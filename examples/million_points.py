@@ -57,7 +57,12 @@ def connect(args):
             cores = os.cpu_count() or 1
             workers = args.workers or cores
             threads = {"DRED_NUM_THREADS": str(max(1, cores // workers))}  # a fold uses all threads of its process
-            options = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None, "env": threads}
+            options = {
+                "n_workers": workers,
+                "threads_per_worker": 1,
+                "dashboard_address": "127.0.0.1:0",
+                "env": threads,
+            }
             yield stack.enter_context(Client(stack.enter_context(LocalCluster(**options))))
 
 
@@ -115,7 +120,7 @@ def draw(path, results):
         ax.plot(expected[:40, 0], "o", label="NumPy, float64")
         ax.plot(got[:40, 0], "-", label="dred")
         ax.set(title=f"{name}: first component", xlabel="random row")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

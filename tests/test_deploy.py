@@ -56,7 +56,7 @@ def test_local_run_explains_itself():
 
 @pytest.mark.slow
 def test_local_run_runs_the_example(tmp_path):
-    command = [sys.executable, LOCAL, "--workers", "2", EXAMPLE, "--M", "4000", "--N", "3000", "--output", tmp_path]
+    command = [sys.executable, LOCAL, "--workers", "2", "--M", "4000", "--N", "3000", "--output", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**ON_CPU, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("*.npy"))

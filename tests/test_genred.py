@@ -226,7 +226,16 @@ def test_direct_sum_adds_every_term_to_the_accumulator():
 
 
 @pytest.mark.parametrize("scheme", ["block_sum", "direct_sum"])
-@pytest.mark.parametrize("text", ["Exp(-SqDist(x, y))*b", "Grad(Exp(-SqDist(x, y))*b, x, b)", "x*y", "Sum(x)*Sum(y)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Exp(-SqDist(x, y))*b",
+        "Grad(Exp(-SqDist(x, y))*b, x, b)",
+        "x*y",
+        "Sum(x)*Sum(y)",
+        "(x + SqNorm2(x))*(y - Sum(y*y))",
+    ],
+)
 @pytest.mark.parametrize("D", [1, 8, 9, 40])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_scheme_sums_long_vectors(scheme, text, D, dtype):
@@ -458,13 +467,15 @@ BAD_INPUTS = {
     "too few": ((x, y, a), InputError, TAKES + "3"),
     "too many": ((x, y, a, p, p), InputError, TAKES + "5"),
     "list": ((x.tolist(), y, a, p), InputError,
-             "argument 0 (x) is of type list: pass a NumPy, dask or CuPy array"),
-    "scalar": ((x, y, a, 1.0), InputError, "argument 3 (p) is of type float: pass a NumPy, dask or CuPy array"),
+             "argument 0 (x) is no array but list: pass a NumPy, dask or CuPy array of shape (M, 3)"),
+    "scalar": ((x, y, a, 1.0), InputError,
+               "argument 3 (p) is no array but float: pass a NumPy, dask or CuPy array of shape (1,)"),
     "NumPy scalar": ((x, y, a, p[0]), InputError,
-                     "argument 3 (p) is of type float64: pass a NumPy, dask or CuPy array"),
-    "None": ((None, y, a, p), InputError, "argument 0 (x) is of type NoneType: pass a NumPy, dask or CuPy array"),
+                     "argument 3 (p) is no array but float64: pass a NumPy, dask or CuPy array of shape (1,)"),
+    "None": ((None, y, a, p), InputError,
+             "argument 0 (x) is no array but NoneType: pass a NumPy, dask or CuPy array of shape (M, 3)"),
     "masked": ((np.ma.masked_array(x), y, a, p), InputError,
-               "argument 0 (x) is a masked array: pass a NumPy, dask or CuPy array"),
+               "argument 0 (x) is a masked array: pass a NumPy, dask or CuPy array of shape (M, 3)"),
     "integers": ((x, y, a.astype(int), p), DtypeError, "argument 2 (a) has type int64: " + CONVERT),
     "booleans": ((x > 0, y, a, p), DtypeError, "argument 0 (x) has type bool: " + CONVERT),
     "half": ((x.astype(np.float16), y, a, p), DtypeError, "argument 0 (x) has type float16: " + CONVERT),

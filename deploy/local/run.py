@@ -1,6 +1,6 @@
 """Run a script on all of this machine: one Dask worker per GPU where there are GPUs, a few worker processes otherwise.
 
-    python deploy/local/run.py [--workers W] [SCRIPT [ARGUMENTS ...]]
+    python deploy/local/run.py [--workers W] [SCRIPT] [ARGUMENTS ...]
 
 SCRIPT (default: examples/million_points.py) is started with ARGUMENTS and `--scheduler ADDRESS`. Stop it with Ctrl-C:
 the workers end with it.
@@ -47,20 +47,24 @@ def start(workers: int | None) -> Any:
     return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",  # any free port
         memory_limit=0.9 / workers,
         env={"DRED_NUM_THREADS": str(threads)},
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workers", type=int, help="worker processes (default: one per GPU, or 2)")
-    parser.add_argument("script", nargs="?", default=EXAMPLE)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed to the script")
-    options = parser.parse_args()
+    usage = "%(prog)s [-h] [--workers W] [SCRIPT] [ARGUMENTS ...]"
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], usage=usage)
+    parser.add_argument("--workers", type=int, metavar="W", help="worker processes (default: one per GPU, or 2)")
+    own, rest = [], sys.argv[1:]
+    while rest and rest[0].partition("=")[0] in ("--workers", "-h", "--help"):
+        own += [rest.pop(0) for _ in range(2 if rest[0] == "--workers" else 1) if rest]
+    options = parser.parse_args(own)
+    script = rest.pop(0) if rest and not rest[0].startswith("-") else EXAMPLE  # all the rest is for the script
     with start(options.workers) as cluster:
         print(cluster, flush=True)
-        command = [sys.executable, options.script, "--scheduler", cluster.scheduler_address, *options.arguments]
+        command = [sys.executable, script, "--scheduler", cluster.scheduler_address, *rest]
         return subprocess.run(command, check=False).returncode
 
 

@@ -19,7 +19,6 @@ from dred.kernel import engine
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
 
-KINDS = ("i", "j", "parameter")
 UNROLL = 32  # of the kernel whose instructions are counted; their number does not depend on it
 
 
@@ -63,10 +62,9 @@ def _travels(variable: Variable, array: Any) -> None:
     most = config.graph_bytes()
     if not isinstance(array, da.Array) and array.nbytes > most:
         raise InputError(
-            f"argument {variable.ind} ({KINDS[variable.cat]}): a NumPy array of {human(array.nbytes)} beside dask "
+            f"argument {variable.ind} ({variable}): a NumPy array of {human(array.nbytes)} beside dask "
             f"arrays would travel inside the task graph, which is limited to {human(most)} (dred.graph-bytes in dask's "
-            "configuration). Store it where the workers can read it and pass e.g. dask.array.from_zarr(...), or make "
-            "every argument a NumPy array"
+            "configuration). Store it where the workers can read it and pass e.g. dask.array.from_zarr(...)"
         )
 
 

@@ -223,6 +223,8 @@ class _Fold(Text):
     def _stage(self, slots: Sequence[tuple[Expr, int]], record: str, stride: int) -> None:
         def slot(e: Expr, at: int) -> list[str]:
             if loops := sorted(e.free - self.scalars.counters.keys()):
+                for want in self.scalars.invariants(loops[0], [e]):
+                    self.scalars.get(*want)
                 return self.scalars.components(loops[0], [], lambda _: slot(e, at), 4)
             value = self.scalars.get(e)
             if e.boolean:

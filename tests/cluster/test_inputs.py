@@ -119,9 +119,9 @@ def test_numpy_arrays_too_large_for_a_graph():
     x, y, a, p = arrays_of(100, 80)
     lazy = dask_of((x, y, a, p), 30, 20)
     text = (
-        "argument 0 (i): a NumPy array of 2.4 kB beside dask arrays would travel inside the task graph, which is "
+        "argument 0 (Vi(0,3)): a NumPy array of 2.4 kB beside dask arrays would travel inside the task graph, which is "
         "limited to 2.39 kB (dred.graph-bytes in dask's configuration). Store it where the workers can read it and "
-        "pass e.g. dask.array.from_zarr(...), or make every argument a NumPy array"
+        "pass e.g. dask.array.from_zarr(...)"
     )
     with dask.config.set({"dred.graph-bytes": 2390}):
         assert refused(x, *lazy[1:]) == text
