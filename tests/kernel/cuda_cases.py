@@ -115,6 +115,8 @@ CASES: dict[str, Case] = {
         "(x < p) * (y < p) * (x < y)", LONG, 1, lambda x, y, p, b: (x < p) * (y < p) * (x < y) * 1.0),
     # sums over components that vary with one index alone lie in the records
     "product of sums": Case("Sum(x) * Sum(y)", BEYOND, 1, lambda x, y: total(x) * total(y)),
+    "vectors with sums": Case("(x + SqNorm2(x)) * (y - Sum(y * y))", BEYOND, 1,
+                              lambda x, y: (x + squares(x)) * (y - squares(y))),
     "sum of a concatenation": Case("Sum(Concat(x, y))", BEYOND, 0, lambda x, y: total(x) + total(y)),
     "distance in parts": Case("SqNorm2(x) + SqNorm2(y) - 2 * (x | y)", BEYOND, 1, lambda x, y: squares(x - y)),
     "sums of comparisons": Case(
