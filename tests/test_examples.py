@@ -44,7 +44,7 @@ def test_million_points_on_a_local_cluster(tmp_path):
 def test_million_points_on_a_running_cluster(tmp_path):
     from distributed import LocalCluster
 
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         sizes = ("--M", 500, "--N", 400, "--check", 20, "--dtype", "float64")
         by_address = ("--scheduler", cluster.scheduler_address, "--output", tmp_path / "address")
         run("million_points.py", *by_address, *sizes)
