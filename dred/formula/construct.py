@@ -11,7 +11,8 @@ import numpy as np
 
 from dred.errors import ArgumentError, LimitError
 from dred.formula.node import Node, const, intern
-from dred.formula.ops import OPS, Op, elementwise
+from dred.formula.op import Op, elementwise
+from dred.formula.ops import OPS
 from dred.formula.syntax import MAX_DIGITS
 
 _TOO_LARGE = 10**MAX_DIGITS
@@ -86,20 +87,27 @@ def arguments(op: Op, given: Sequence[Any], named: dict[str, Any]) -> tuple[list
         if word in values:
             raise ArgumentError(f"{op.name} got its argument {word!r} twice", hint=f"it is {usage(op)}")
         values[word] = value
-    if len(given) > len(names) or len(values) < len(names):
+    missing = set(names) - values.keys() - op.optional
+    if len(given) > len(names) or missing:
         count = len(given) + len(named)
+        fewest = len(names) - len(op.optional)
         takes = "1 argument" if len(names) == 1 else f"{len(names)} arguments"
+        takes = takes if fewest == len(names) else f"{fewest} to {len(names)} arguments"
         raise ArgumentError(f"{op.name} takes {takes}, got {count}", hint=f"it is {usage(op)}")
     args: list[Node] = []
     for word in op.args:
         if not isinstance(values[word], Node):
             raise ArgumentError(f"argument {word!r} of {op.name} must be a formula, got a list")
         args.append(values[word])
-    return args, tuple(integer(op, word, values[word]) for word in op.attrs)
+    return args, tuple(attribute(op, word, values.get(word, ())) for word in op.attrs)
 
 
-def integer(op: Op, word: str, value: Any) -> int:
-    """An attribute: a constant that is an integer."""
+def attribute(op: Op, word: str, value: Any) -> Any:
+    """A static argument: a constant that is an integer, or a list of integers where one is due."""
+    if word in op.lists:
+        if not isinstance(value, tuple):
+            raise ArgumentError(f"argument {word!r} of {op.name} must be a list of integers, such as [2, 3]")
+        return value
     given = exact(value) if isinstance(value, Node) else None
     if given is None or given.denominator != 1:
         raise ArgumentError(f"argument {word!r} of {op.name} must be an integer constant")
@@ -108,4 +116,5 @@ def integer(op: Op, word: str, value: Any) -> int:
 
 def usage(op: Op) -> str:
     """The call as it should be written: "Elem(f, m)"."""
-    return f"{op.name}({', '.join(op.args + op.attrs)})"
+    words = [f"{word}{'[]' * (word in op.lists)}{'?' * (word in op.optional)}" for word in op.attrs]
+    return f"{op.name}({', '.join([*op.args, *words])})"

@@ -1,14 +1,17 @@
-"""Derivatives: reverse mode on the shared graph, in one backward pass."""
+"""Derivatives on the shared graph: reverse mode in one backward pass, forward mode by transposing it entry by entry."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from dred.errors import DerivativeError, DimensionError, LimitError
+from dred.errors import ArgumentError, DerivativeError, DimensionError, LimitError
 from dred.formula.construct import number
 from dred.formula.node import Node, const, toposort, var, variables
+from dred.formula.op import Op
 from dred.formula.ops import OPS
-from dred.formula.rewrite import build, construct, expand
+from dred.formula.rewrite import build, construct, expand, named
 from dred.formula.syntax import evaluate, parse_once
 
 MAX_NODES = 100_000
@@ -28,22 +31,68 @@ def fit(node: Node, dim: int) -> Node:
     return build("Sum", (node,)) if dim == 1 else build("SumT", (node,), (dim,))
 
 
-def text(source: str, n: Node, **more: Node) -> Node:
-    """Formula text of an entry of the table, at the node `n`."""
-    op = OPS[n.op]
-    names = dict(zip(op.args + op.attrs, (*n.args, *map(const, n.attrs)), strict=True)) | {"y": n} | more
+class Call(NamedTuple):
+    """An operation on arguments, and its result."""
+
+    op: Op
+    args: tuple[Node, ...]
+    attrs: tuple[Any, ...]
+    result: Node
+
+
+def called(n: Node) -> Call:
+    return Call(OPS[n.op], n.args, n.attrs, n)
+
+
+def text(source: str, call: Call, **more: Node) -> Node:
+    """Formula text of an entry of the table, for one call of the operation."""
+    names = named(call.op, call.args, call.attrs) | {"y": call.result} | more
     return evaluate(parse_once(source), number, names.__getitem__, construct)
 
 
-def pullback(n: Node, e: Node, k: int) -> Node | None:
-    """What the cotangent `e` of `n` gives to its argument k; None where nothing flows."""
-    op = OPS[n.op]
+def flow(call: Call, e: Node, k: int, masked: bool) -> Node | None:
+    """What the cotangent `e` of a call gives to its argument k, not yet of its dimension; None where nothing flows.
+
+    A masked cotangent is 0 where a mask has put it so, and stays 0 there whatever it is multiplied with.
+    """
+    op = call.op
     if op.vjp:
-        return fit(text(op.vjp[k], n, e=e), n.args[k].dim)
+        sources = op.vjp(tuple(a.dim for a in call.args), call.attrs) if callable(op.vjp) else op.vjp
+        source = sources[k]
+        if source is None:
+            return None
+        if masked:
+            some = e if e.dim == 1 else build("Sum", (build("Abs", (e,)),))
+            call = call._replace(args=tuple(build("ZeroMult", (some, a)) for a in call.args))
+        return text(source, call, e=e)
     source = op.partial[k]
-    if source is None:
-        return None
-    return fit(build("Mult", (e, text(source, n))), n.args[k].dim)
+    return None if source is None else build("ZeroMult" if masked else "Mult", (e, text(source, call)))
+
+
+def pullback(call: Call, e: Node, k: int, masked: bool = False) -> Node | None:
+    """The cotangent of argument k."""
+    g = flow(call, e, k, masked)
+    return None if g is None else fit(g, call.args[k].dim)
+
+
+def depending(order: Iterable[Node], wrt: Iterable[Node]) -> set[Node]:
+    """The nodes that read one of `wrt`, and these."""
+    active = set(wrt)
+    for n in order:
+        if any(a in active for a in n.args):
+            active.add(n)
+    return active
+
+
+def add(total: dict[Node, Node], key: Node, more: Node) -> None:
+    total[key] = build("Add", (total[key], more)) if key in total else more
+
+
+def zero(dim: int) -> Node:
+    return expand("Zero", (), (dim,))
+
+
+# -- reverse mode ------------------------------------------------------------------------------------------------------
 
 
 def vjp(y: Node, wrt: Sequence[Node], e: Node) -> tuple[Node, ...]:
@@ -62,21 +111,161 @@ def vjp(y: Node, wrt: Sequence[Node], e: Node) -> tuple[Node, ...]:
     -------
     tuple of Node
         One of dimension `v.dim` for each v; zeros where y does not depend on v.
+
+    Examples
+    --------
+    >>> from dred.formula.language import read
+    >>> x, e = read("x", ["x = Vi(3)"]), read("e", ["e = Vi(1, 1)"])
+    >>> print(vjp(read("SqNorm2(x)", ["x = Vi(3)"]), [x], e)[0])
+    Mult(Var(1,1,0), Mult(2, Var(0,3,0)))
     """
     order = toposort([y])
-    active = set(wrt)
-    for n in order:
-        if any(a in active for a in n.args):
-            active.add(n)
+    active = depending(order, wrt)
     cotangent: dict[Node, Node] = {y: fit(e, y.dim)}
+    masked: set[Node] = set()
     for n in reversed(order):
         if n not in cotangent or n not in active or not n.args:
             continue
+        call, behind = called(n), n in masked
         for k, a in enumerate(n.args):
-            g = pullback(n, cotangent[n], k) if a in active else None
+            g = pullback(call, cotangent[n], k, behind) if a in active else None
             if g is not None:
-                cotangent[a] = build("Add", (cotangent[a], g)) if a in cotangent else g
-    return tuple(limited(cotangent.get(v) or expand("Zero", (), (v.dim,))) for v in wrt)
+                add(cotangent, a, g)
+                if behind or call.op.mask:
+                    masked.add(a)
+    return tuple(limited(cotangent.get(v) or zero(v.dim)) for v in wrt)
+
+
+# -- forward mode ------------------------------------------------------------------------------------------------------
+
+
+def substitute(node: Node, values: Mapping[Node, Node]) -> Node:
+    """The formula with other nodes in place of some."""
+    new = dict(values)
+    for n in toposort([node]):
+        if n not in new:
+            new[n] = build(n.op, [new[a] for a in n.args], n.attrs) if n.args else n
+    return new[node]
+
+
+E, U, Y = -1, -2, -3  # positions of placeholders: cotangent, tangent, result; -4, -5, ... are the arguments
+
+
+@lru_cache(maxsize=4096)
+def _transposed(name: str, dims: tuple[int, ...], attrs: tuple[Any, ...], dim: int, k: int) -> Node | None:
+    """What a tangent of argument k gives to the result, over placeholders: the transpose of its pullback.
+
+    The pullback is linear in the cotangent, so its own derivative with respect to that is the push forward.
+    """
+    args = tuple(var(-4 - n, d, 2) for n, d in enumerate(dims))
+    e = var(E, dim, 2)
+    g = pullback(Call(OPS[name], args, attrs, var(Y, dim, 2)), e, k)
+    return None if g is None else vjp(g, (e,), var(U, dims[k], 2))[0]
+
+
+def push(n: Node, u: Node, k: int) -> Node | None:
+    """The tangent of `n` for the tangent `u` of its argument k; None where nothing flows."""
+    dims = tuple(a.dim for a in n.args)
+    pattern = _transposed(n.op, dims, n.attrs, n.dim, k)
+    if pattern is None:
+        return None
+    values = {var(-4 - m, d, 2): a for m, (a, d) in enumerate(zip(n.args, dims, strict=True))}
+    return substitute(pattern, values | {var(Y, n.dim, 2): n, var(U, dims[k], 2): u})
+
+
+def jvp(y: Node, wrt: Sequence[Node], tangents: Sequence[Node]) -> Node:
+    """The tangent of `y`: sum over v and k of u[k] * d y / d v[k].
+
+    Forward-mode differentiation (Wengert 1964).
+
+    Parameters
+    ----------
+    y : Node
+    wrt, tangents : sequence of Node
+        Each tangent of the dimension of its node.
+
+    Returns
+    -------
+    Node
+        Of dimension `y.dim`.
+
+    Examples
+    --------
+    >>> from dred.formula.language import read
+    >>> x, u = read("x", ["x = Vi(3)"]), read("u", ["u = Vi(1, 3)"])
+    >>> print(jvp(read("Sin(x)", ["x = Vi(3)"]), [x], [u]))
+    Mult(Var(1,3,0), Cos(Var(0,3,0)))
+    """
+    order = toposort([y])
+    active = depending(order, wrt)
+    tangent = {v: fit(u, v.dim) for v, u in zip(wrt, tangents, strict=True)}
+    for n in order:
+        if n not in active or n in tangent:
+            continue
+        for k, a in enumerate(n.args):
+            t = push(n, tangent[a], k) if a in tangent else None
+            if t is not None:
+                add(tangent, n, t)
+    return limited(tangent.get(y) or zero(y.dim))
+
+
+def trace(y: Node, u: Node, w: Node) -> Node:
+    """Sum over k of w[k] * d y[k] / d u[k], for y linear in u and of the same dimension.
+
+    Weights flow back through element-wise operations component by component, as cotangents do; a scalar that is
+    repeated has its gradient; all else is differentiated in each direction.
+    """
+    order = toposort([y])
+    active = depending(order, [u])
+    weight: dict[Node, Node] = {y: w}
+    total = const(0)
+    for n in reversed(order):
+        if n not in weight or n not in active:
+            continue
+        if n is u:
+            total = build("Add", (total, build("Sum", (fit(weight[n], u.dim),))))
+            continue
+        plain = OPS[n.op].dim is None
+        for k, a in enumerate(n.args):
+            if a not in active:
+                continue
+            if plain and (g := flow(called(n), weight[n], k, False)) is not None:
+                if a.dim == u.dim:
+                    add(weight, a, g)
+                else:
+                    (slope,) = vjp(a, (u,), const(1))
+                    total = build("Add", (total, build("Scalprod", (fit(g, u.dim), slope))))
+        if not plain:
+            for k in range(u.dim):
+                unit = expand("ElemT", (const(1),), (u.dim, k))
+                part = build("Elem", (jvp(n, [u], [unit]),), (k,))
+                total = build("Add", (total, build("Mult", (build("Elem", (fit(weight[n], u.dim),), (k,)), part))))
+            limited(total)
+    return limited(total)
+
+
+# -- as operations of the language -------------------------------------------------------------------------------------
+
+
+def wrt(name: str, v: Node) -> Node:
+    """The variable of a derivative."""
+    if v.op != "Var":
+        raise DerivativeError(f"{name} differentiates with respect to a variable", hint="its second argument is an alias")
+    return v
+
+
+def same(name: str, what: str, dim: int, to: str, other: int, scalar: bool = False) -> None:
+    """Two dimensions that must agree."""
+    if dim != other and not (scalar and dim == 1):
+        or_one = " or 1" if scalar and other != 1 else ""
+        raise DimensionError(f"the {what} of {name} has dimension {dim}, {to} {other}: it must be {other}{or_one}")
+
+
+def linear(name: str, result: Node, v: Node) -> Node:
+    """A derivative of a formula that is linear in v, which does not read v any more."""
+    if v in variables(result):
+        raise DerivativeError(f"{name} needs a formula that is linear in its second argument")
+    return result
 
 
 def grad(f: Node, v: Node, e: Node | None = None) -> Node:
@@ -89,8 +278,7 @@ def grad(f: Node, v: Node, e: Node | None = None) -> Node:
     DimensionError
         Where e has another dimension than f.
     """
-    if v.op != "Var":
-        raise DerivativeError("Grad differentiates with respect to a variable", hint="its second argument is an alias")
+    wrt("Grad", v)
     if e is None:
         if v.attrs[1] == 2:
             raise DerivativeError("the gradient with respect to a parameter needs its third argument, the cotangent")
@@ -99,3 +287,129 @@ def grad(f: Node, v: Node, e: Node | None = None) -> Node:
     if e.dim != f.dim:
         raise DimensionError(f"the cotangent has dimension {e.dim}, the formula {f.dim}: they must be equal")
     return vjp(f, (v,), e)[0]
+
+
+def grad_matrix(f: Node, v: Node) -> Node:
+    """The Jacobian, row by row: component c * dim(v) + k is the derivative of f[c] with respect to v[k]."""
+    wrt("GradMatrix", v)
+    if v.dim == 1:
+        return jvp(f, (v,), (const(1),))
+    rows = [vjp(f, (v,), expand("ElemT", (const(1),), (f.dim, c)))[0] for c in range(f.dim)]
+    out = rows[0]
+    for row in rows[1:]:
+        out = build("Concat", (out, row))
+    return limited(out)
+
+
+def diff(f: Node, v: Node, u: Node) -> Node:
+    """The derivative of f in the direction u of the variable v."""
+    wrt("Diff", v)
+    same("Diff", "direction", u.dim, "the variable", v.dim)
+    return jvp(f, (v,), (u,))
+
+
+def divergence(f: Node, v: Node) -> Node:
+    """Sum over k of the derivatives of f[k] with respect to v[k]."""
+    wrt("Divergence", v)
+    same("Divergence", "formula", f.dim, "the variable", v.dim)
+    u = var(U, v.dim, 2)
+    return trace(jvp(f, (v,), (u,)), u, const(1))
+
+
+def laplacian(f: Node, v: Node) -> Node:
+    """Sum over k of the second derivatives of the scalar f with respect to v[k]."""
+    wrt("Laplacian", v)
+    if f.dim != 1:
+        raise DimensionError(f"Laplacian takes a formula of dimension 1, got {f.dim}")
+    return divergence(vjp(f, (v,), const(1))[0], v)
+
+
+def adjoint_operator(f: Node, v: Node, u: Node) -> Node:
+    """The transpose of the linear map v -> f, applied to u."""
+    wrt("AdjointOperator", v)
+    same("AdjointOperator", "third argument", u.dim, "the formula", f.dim)
+    return linear("AdjointOperator", vjp(f, (v,), u)[0], v)
+
+
+def trace_operator(f: Node, v: Node, w: Node | None = None) -> Node:
+    """The trace of the linear map v -> f, its diagonal weighted by w."""
+    wrt("TraceOperator", v)
+    same("TraceOperator", "formula", f.dim, "the variable", v.dim)
+    w = const(1) if w is None else w
+    same("TraceOperator", "weight", w.dim, "the variable", v.dim, scalar=True)
+    u = var(U, v.dim, 2)
+    return linear("TraceOperator", trace(jvp(f, (v,), (u,)), u, w), v)
+
+
+def sum_lin_operator(f: Node, v: Node, wl: Node | None = None, wr: Node | None = None) -> Node:
+    """The sum of the entries of the matrix of the linear map v -> f, rows weighted by wl, columns by wr."""
+    wrt("SumLinOperator", v)
+    wl, wr = (const(1) if w is None else w for w in (wl, wr))
+    same("SumLinOperator", "left weight", wl.dim, "the formula", f.dim, scalar=True)
+    same("SumLinOperator", "right weight", wr.dim, "the variable", v.dim, scalar=True)
+    image = linear("SumLinOperator", jvp(f, (v,), (wr,)), v)
+    return build("Scalprod", (fit(wl, f.dim), image))
+
+
+def factorize(f: Node, g: Node) -> Node:
+    """f: whatever occurs several times in a formula is computed once."""
+    return f
+
+
+def auto_factorize(f: Node) -> Node:
+    """f: whatever occurs several times in a formula is computed once."""
+    return f
+
+
+class Derived(NamedTuple):
+    """An operation on formulas: how it is written, what it is, and the function that makes it of nodes."""
+
+    signature: str  # arguments that may be left out end in "?"
+    doc: str
+    make: Callable[..., Node]
+
+    @property
+    def name(self) -> str:
+        return self.signature.partition("(")[0]
+
+    @property
+    def args(self) -> list[str]:
+        return self.signature.rstrip(")").partition("(")[2].split(", ")
+
+
+DERIVED: dict[str, Derived] = {
+    entry.name: entry
+    for entry in (
+        Derived("Grad(F, v, e?)", "sum over c of e[c] * dF[c] / dv", grad),
+        Derived("GradMatrix(F, v)", "dF[c] / dv[k] at c * dim(v) + k", grad_matrix),
+        Derived("Diff(F, v, u)", "sum over k of u[k] * dF / dv[k]", diff),
+        Derived("Divergence(F, v)", "sum over k of dF[k] / dv[k]", divergence),
+        Derived("Laplacian(F, v)", "sum over k of the second derivatives of F with respect to v[k]", laplacian),
+        Derived("AdjointOperator(F, v, u)", "A^T u for F = A v, linear in v", adjoint_operator),
+        Derived("TraceOperator(F, v, w?)", "sum over k of w[k] * A[k, k] for F = A v", trace_operator),
+        Derived("SumLinOperator(F, v, wl?, wr?)", "sum over k, l of wl[k] * A[k, l] * wr[l] for F = A v",
+                sum_lin_operator),
+        Derived("Factorize(F, G)", "F, with G computed once", factorize),
+        Derived("AutoFactorize(F)", "F, with whatever occurs several times in it computed once", auto_factorize),
+    )
+}  # fmt: skip
+
+
+def derived(name: str, args: Sequence[Any]) -> Node:
+    """A call of `DERIVED` as a user wrote it.
+
+    Raises
+    ------
+    ArgumentError
+        For a wrong number of arguments, or a list among them.
+    """
+    entry = DERIVED[name]
+    most, fewest = len(entry.args), sum(not word.endswith("?") for word in entry.args)
+    if not fewest <= len(args) <= most:
+        takes = "1 argument" if most == 1 else f"{most} arguments"
+        takes = takes if fewest == most else f"{fewest} or {most} arguments" if most == fewest + 1 else f"{fewest} to {most} arguments"
+        raise ArgumentError(f"{name} takes {takes}, got {len(args)}", hint=f"it is {entry.signature}")
+    for word, a in zip(entry.args, args, strict=False):
+        if not isinstance(a, Node):
+            raise ArgumentError(f"argument {word.rstrip('?')!r} of {name} must be a formula, got a list")
+    return entry.make(*args)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from dred.errors import AliasError, ArgumentError, FormulaError, UnknownNameError, VariableError
 from dred.formula.construct import arguments, exact, number
-from dred.formula.derive import grad, limited
-from dred.formula.node import Node, toposort, var, variables
-from dred.formula.ops import MAX_DIM, OPS
+from dred.formula.derive import DERIVED, derived, limited
+from dred.formula.node import Node, var, variables
+from dred.formula.op import MAX_DIM
+from dred.formula.ops import OPS
 from dred.formula.rewrite import expand, power
 from dred.formula.syntax import POWER, evaluate, parse
 
@@ -52,12 +53,6 @@ class Formula:
     names: tuple[str, ...]
 
 
-def _grad(args: Sequence[Any]) -> Node:
-    if len(args) not in (2, 3) or not all(isinstance(a, Node) for a in args):
-        raise ArgumentError(f"Grad takes 2 or 3 arguments, got {len(args)}", hint="it is Grad(f, v, e)")
-    return grad(*args)
-
-
 def _variable(name: str) -> Callable[[Sequence[Any]], Node]:
     def declared(args: Sequence[Any]) -> Node:
         values = [exact(a) if isinstance(a, Node) else None for a in args]
@@ -87,24 +82,19 @@ def _var(name: str, values: Sequence[int], place: int | None) -> Node:
     return var(ind, dim, cat)
 
 
-# operations on formulas that are no entry of the table, and the variables
-SPECIAL: Mapping[str, Callable[[Sequence[Any]], Node]] = {
-    "Grad": _grad,
-    "Var": _variable("Var"),
-    **{name: _variable(name) for name in CATEGORIES},
-}
+VARIABLES: Mapping[str, Callable[[Sequence[Any]], Node]] = {name: _variable(name) for name in ("Var", *CATEGORIES)}
 
 
 def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
     """A call as a user wrote it."""
     if name == POWER:
         return power(args[0], args[1])
-    if name in SPECIAL:
+    if name in DERIVED or name in VARIABLES:
         if named:
             raise ArgumentError(f"{name} takes no named arguments")
-        return SPECIAL[name](args)
+        return derived(name, args) if name in DERIVED else VARIABLES[name](args)
     if name not in OPS:
-        raise UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *SPECIAL]))
+        raise UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *DERIVED, *VARIABLES]))
     formulas, attrs = arguments(OPS[name], args, named)
     return expand(name, formulas, attrs)
 
@@ -174,6 +164,27 @@ def formula(text: str, aliases: Sequence[str]) -> Formula:
     (3, ['Vi(0,3)', 'Vj(1,3)'])
     """
     declared = declare(aliases)
+    node = _read(text, declared)
+    written = [(name, v, alias) for (name, v), alias in zip(declared, aliases, strict=True)]
+    written += [("", v, text) for v in variables(node)]
+    return Formula(text, node, *_signature(written))
+
+
+def read(text: str, aliases: Sequence[str] = ()) -> Node:
+    """The node of a formula, whatever the positions of its variables.
+
+    `read(str(node)) is node` for every node.
+
+    Examples
+    --------
+    >>> f = read("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"])
+    >>> read(str(f)) is f
+    True
+    """
+    return _read(text, declare(aliases))
+
+
+def _read(text: str, declared: Sequence[tuple[str, Node]]) -> Node:
     names = {name: v for name, v in declared if name}
 
     def name(word: str) -> Node:
@@ -186,10 +197,7 @@ def formula(text: str, aliases: Sequence[str]) -> Formula:
 
     if not isinstance(text, str):
         raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
-    node = limited(evaluate(parse(text), number, name, call, locate=True))
-    written = [(name, v, alias) for (name, v), alias in zip(declared, aliases, strict=True)]
-    written += [("", v, text) for v in variables(node)]
-    return Formula(text, node, *_signature(written))
+    return limited(evaluate(parse(text), number, name, call, locate=True))
 
 
 def _signature(written: Sequence[tuple[str, Node, str]]) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
@@ -215,36 +223,3 @@ def _signature(written: Sequence[tuple[str, Node, str]]) -> tuple[tuple[Variable
         message = f"the positions of the variables are {places}, they must be 0 ... {len(places) - 1}"
         raise VariableError(message, text, (0, len(text)))
     return tuple(found[k] for k in places), tuple(names[k] for k in places)
-
-
-def canonical(node: Node) -> str:
-    """Text of a formula, shared parts bound to names once; `formula` reads it back to the same node.
-
-    Examples
-    --------
-    >>> canonical(formula("Square(x) + Exp(Square(x))", ["x = Vi(3)"]).node)
-    'let t0 = Square(Var(0,3,0)); Add(t0, Exp(t0))'
-    """
-    order = toposort([node])
-    users: dict[Node, int] = {}
-    for n in order:
-        for a in n.args:
-            users[a] = users.get(a, 0) + 1
-    texts: dict[Node, str] = {}
-    bindings: list[str] = []
-    depth: dict[Node, int] = {}
-    for n in order:
-        if n.op == "Var":
-            ind, cat = n.attrs
-            texts[n] = f"Var({ind},{n.dim},{cat})"
-        elif n.op == "Const":
-            value = exact(n)
-            assert value is not None
-            texts[n] = f"RatCst({value.numerator}, {value.denominator})" if value.denominator != 1 else str(value)
-        else:
-            texts[n] = f"{n.op}({', '.join([*(texts[a] for a in n.args), *map(str, n.attrs)])})"
-        depth[n] = 1 + max((depth[a] for a in n.args), default=0)
-        if n.args and n is not node and (users.get(n, 0) > 1 or depth[n] > 50):
-            bindings.append(f"let t{len(bindings)} = {texts[n]}; ")
-            texts[n], depth[n] = f"t{len(bindings) - 1}", 1
-    return "".join(bindings) + texts[node]

@@ -13,6 +13,7 @@ from typing import Any
 
 I, J = 1, 2  # bits of `Node.axes`: the indices that a value varies with
 AXES_OF_CATEGORY = (I, J, 0)
+ROW_NUMBERS = {"IndexI": I, "IndexJ": J}  # operations without arguments that vary all the same
 FlatNode = tuple[str, tuple[int, ...], tuple[Any, ...], int]
 
 
@@ -26,7 +27,7 @@ class Node:
         Name in the table of operations, or "Var" (attrs: position, category) or "Const" (attrs: an exact value).
     args : tuple of Node
     attrs : tuple
-        Static arguments: integers, or the value of a constant.
+        Static arguments: integers, tuples of integers, or the value of a constant.
     dim : int
         Length of the vector that the node stands for, at every pair (i, j).
     axes : int
@@ -38,6 +39,9 @@ class Node:
     attrs: tuple[Any, ...]
     dim: int
     axes: int
+
+    def __str__(self) -> str:
+        return canonical(self)
 
     def __reduce__(self) -> tuple[Any, ...]:  # flat, so that deep formulas travel; interned again on arrival
         return unflatten, (flatten(self),)
@@ -66,7 +70,7 @@ def intern(op: str, args: tuple[Node, ...], attrs: tuple[Any, ...], dim: int) ->
     with _lock:
         node = _nodes.get(key)
         if node is None:
-            axes = AXES_OF_CATEGORY[attrs[1]] if op == "Var" else 0
+            axes = AXES_OF_CATEGORY[attrs[1]] if op == "Var" else ROW_NUMBERS.get(op, 0)
             for a in args:
                 axes |= a.axes
             node = _nodes[key] = Node(op, args, attrs, dim, axes)
@@ -127,3 +131,38 @@ def digest(node: Node) -> str:
 def variables(node: Node) -> list[Node]:
     """The variables of a formula, by position."""
     return sorted((n for n in toposort([node]) if n.op == "Var"), key=lambda n: (n.attrs[0], n.attrs[1], n.dim))
+
+
+def canonical(node: Node) -> str:
+    """Text of a formula, shared parts bound to names once: read again, it is the same node.
+
+    Examples
+    --------
+    >>> from dred.formula.language import read
+    >>> print(read("Square(x) + Exp(Square(x))", ["x = Vi(3)"]))
+    let t0 = Square(Var(0,3,0)); Add(t0, Exp(t0))
+    """
+    order = toposort([node])
+    users: dict[Node, int] = {}
+    for n in order:
+        for a in n.args:
+            users[a] = users.get(a, 0) + 1
+    texts: dict[Node, str] = {}
+    bindings: list[str] = []
+    depth: dict[Node, int] = {}
+    for n in order:
+        if n.op == "Var":
+            ind, cat = n.attrs
+            texts[n] = f"Var({ind},{n.dim},{cat})"
+        elif n.op == "Const":
+            (value,) = n.attrs
+            whole = not isinstance(value, Fraction) or value.denominator == 1
+            texts[n] = str(value) if whole else f"RatCst({value.numerator}, {value.denominator})"
+        else:
+            attrs = (list(a) if isinstance(a, tuple) else a for a in n.attrs)
+            texts[n] = f"{n.op}({', '.join([*(texts[a] for a in n.args), *map(str, attrs)])})"
+        depth[n] = 1 + max((depth[a] for a in n.args), default=0)
+        if n.args and n is not node and (users.get(n, 0) > 1 or depth[n] > 50):
+            bindings.append(f"let t{len(bindings)} = {texts[n]}; ")
+            texts[n], depth[n] = f"t{len(bindings) - 1}", 1
+    return "".join(bindings) + texts[node]

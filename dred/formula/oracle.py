@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.formula.construct import nearest
-from dred.formula.node import Node, toposort
+from dred.formula.node import AXES_OF_CATEGORY, ROW_NUMBERS, I, Node, toposort
 from dred.formula.ops import OPS
 
 
-def dense(node: Node, arrays: Sequence[Any]) -> NDArray[np.float64]:
+def dense(node: Node, arrays: Sequence[Any], rows: tuple[int, int] | None = None) -> NDArray[np.float64]:
     """The formula at every pair.
 
     Parameters
@@ -21,6 +21,8 @@ def dense(node: Node, arrays: Sequence[Any]) -> NDArray[np.float64]:
     node : Node
     arrays : sequence of array_like
         By position: (M, dim) for i-variables, (N, dim) for j-variables, (dim,) for parameters.
+    rows : (int, int), optional
+        M and N, for formulas that read row numbers: by default those of the variables that they read, else 1.
 
     Returns
     -------
@@ -35,14 +37,23 @@ def dense(node: Node, arrays: Sequence[Any]) -> NDArray[np.float64]:
     [11.0, 17.0]
     """
     values: dict[Node, Any] = {}
+    order = toposort([node])
+    sizes = list(rows or (1, 1))
+    for n in order if rows is None else ():
+        if n.op == "Var" and n.attrs[1] < 2:
+            sizes[n.attrs[1]] = len(arrays[n.attrs[0]])
     with np.errstate(all="ignore"):
-        for n in toposort([node]):
+        for n in order:
             if n.op == "Var":
                 ind, cat = n.attrs
                 a = np.asarray(arrays[ind], np.float64)
                 values[n] = a[:, None] if cat == 0 else a[None] if cat == 1 else a[None, None]
             elif n.op == "Const":
                 values[n] = np.full((1, 1, 1), nearest(n.attrs[0]))
+            elif n.op in ROW_NUMBERS:
+                shape = (-1, 1, 1) if n.axes == I else (1, -1, 1)
+                numbers = np.arange(sizes[AXES_OF_CATEGORY.index(n.axes)], dtype=np.float64)
+                values[n] = OPS[n.op].numpy(numbers.reshape(shape))
             else:
                 values[n] = np.asarray(OPS[n.op].numpy(*(values[a] for a in n.args), *n.attrs), np.float64)
     result: NDArray[np.float64] = values[node]

@@ -8,9 +8,9 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
-from dred.errors import ArgumentError
-from dred.formula.construct import exact, integer, make, number
+from dred.formula.construct import attribute, exact, make, number
 from dred.formula.node import Node, const, toposort
+from dred.formula.op import Op
 from dred.formula.ops import OPS
 from dred.formula.syntax import POWER, evaluate, parse_once
 
@@ -81,6 +81,13 @@ RULES: tuple[Rule, ...] = (
     Rule("Pow(a, -1)", "Inv(a)"),
     Rule("Exp(0)", "1"),
     Rule("Log(1)", "0"),
+    Rule("ZeroMult(a, 1)", "a"),
+    Rule("ZeroMult(1, a)", "a"),
+    Rule("ZeroMult(a, -1)", "-a"),
+    Rule("ZeroMult(a, 0)", "0"),
+    Rule("ZeroMult(0, a)", "0"),
+    Rule("ZeroMult(a, SumT(0, n))", "0"),
+    Rule("ZeroMult(SumT(0, n), a)", "0"),
     Rule("Sum(a)", "a", lambda b: b["a"].dim == 1),
     Rule("Sum(SumT(a, n))", "n * a"),
     Rule("SumT(a, n)", "a", lambda b: b["n"] == 1),
@@ -91,9 +98,17 @@ RULES: tuple[Rule, ...] = (
     Rule("Extract(SumT(a, m), s, n)", "SumT(a, n)"),
     Rule("ExtractT(a, s, n)", "a", lambda b: b["s"] == 0 and b["n"] == b["a"].dim),
     Rule("ExtractT(SumT(0, m), s, n)", "SumT(0, n)"),
+    Rule("ExtractT(a, 0, n) + ExtractT(b, m, n)", "Concat(a, b)",
+         lambda b: b["a"].dim == b["m"] and b["m"] + b["b"].dim == b["n"]),
     Rule("Elem(a, m)", "a", lambda b: b["a"].dim == 1),
     Rule("Elem(SumT(a, n), m)", "a"),
     Rule("ElemT(0, n, m)", "SumT(0, n)"),
+    Rule("ComplexReal(ComplexPair(a, b))", "a"),
+    Rule("ComplexImag(ComplexPair(a, b))", "b"),
+    Rule("ComplexPair(a, 0) + ComplexPair(0, b)", "ComplexPair(a, b)", lambda b: b["a"].dim == b["b"].dim),
+    Rule("ComplexPair(0, b) + ComplexPair(a, 0)", "ComplexPair(a, b)", lambda b: b["a"].dim == b["b"].dim),
+    Rule("IfElse(c, a, a)", "a"),
+    Rule("IfElse(c, a, 0) + IfElse(c, 0, b)", "IfElse(c, a, b)"),
     Rule("Exp(a) * Exp(b)", "Exp(a + b)", safe=False),
     Rule("Sqrt(Square(a))", "Abs(a)", safe=False),
 )
@@ -191,7 +206,8 @@ def construct(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
         return const(args[0].dim)
     op = OPS[name]
     n = len(op.args)
-    attrs = tuple(integer(op, word, value) for word, value in zip(op.attrs, args[n:], strict=True))
+    given = [*args[n:], *[()] * (len(op.args) + len(op.attrs) - len(args))]  # lists that were left out
+    attrs = tuple(attribute(op, word, value) for word, value in zip(op.attrs, given, strict=True))
     return expand(name, args[:n], attrs)
 
 
@@ -200,15 +216,24 @@ def expand(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node
     op = OPS[name]
     if not op.macro:
         return build(name, args, attrs)
-    names = dict(zip(op.args + op.attrs, (*args, *map(const, attrs)), strict=True))
-    return evaluate(parse_once(op.macro), number, names.__getitem__, construct)
+    dims = tuple(a.dim for a in args)
+    if op.dim is not None:
+        op.dim(dims, attrs)
+    source = op.macro if isinstance(op.macro, str) else op.macro(dims, attrs)
+    return evaluate(parse_once(source), number, named(op, args, attrs).__getitem__, construct)
+
+
+def named(op: Op, args: Sequence[Node], attrs: tuple[Any, ...]) -> dict[str, Any]:
+    """What the names in the texts of an entry stand for."""
+    values = [a if isinstance(a, tuple) else const(a) for a in attrs]
+    return dict(zip(op.args + op.attrs, (*args, *values), strict=True))
 
 
 def power(base: Node, exponent: Node) -> Node:
-    """`base ** exponent` for constant exponents: integers, 0.5 and -0.5."""
+    """`base ** exponent`: integers, 0.5 and -0.5 have operations of their own."""
     value = exact(exponent)
     if value is not None and value.denominator == 1:
         return build("Pow", (base,), (int(value),))
     if value in (Fraction(1, 2), Fraction(-1, 2)):
         return build("Sqrt" if value == Fraction(1, 2) else "Rsqrt", (base,))
-    raise ArgumentError("an exponent must be an integer, 0.5 or -0.5")
+    return build("Powf", (base, exponent))

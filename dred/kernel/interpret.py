@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.formula.syntax import evaluate, parse_once
-from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, walk
+from dred.kernel.ir import FOLDS, Expr, Index, Kernel, Loop, Root, walk
 from dred.kernel.lower import SYNTAX, lower
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
@@ -75,7 +75,7 @@ def fold(
             for start in range(0, N, COLUMNS):
                 columns = slice(start, min(start + COLUMNS, N))
                 part = tuple(field[:, rows] for field in new)
-                block = _Block(spec, kernel, arrays, rows, columns).state(part)
+                block = _Block(spec, kernel, arrays, rows, columns, (i0, j0)).state(part)
                 for field, merged in zip(new, merge_states(spec, part, block), strict=True):
                     field[:, rows] = merged
     return new
@@ -85,8 +85,15 @@ class _Block:
     """All pairs of a block of rows and columns, as arrays that broadcast to (rows, columns)."""
 
     def __init__(
-        self, spec: KernelSpec, kernel: Kernel, arrays: Sequence[NDArray[Any]], rows: slice, columns: slice
+        self,
+        spec: KernelSpec,
+        kernel: Kernel,
+        arrays: Sequence[NDArray[Any]],
+        rows: slice,
+        columns: slice,
+        first: tuple[int, int],
     ) -> None:
+        self.first = first
         self.spec, self.kernel, self.arrays = spec, kernel, arrays
         self.rows, self.columns = rows, columns
         self.shape = (rows.stop - rows.start, columns.stop - columns.start)
@@ -121,7 +128,7 @@ class _Block:
         skip: set[int] = set()  # bodies of folds are evaluated by their loops
         order = walk([root])
         for e in order:
-            if e.op == "fold":
+            if e.op in FOLDS:
                 skip |= {b.id for b in walk(e.args) if b.free}
         for e in order:
             if e.id in shared or (e.id in skip and not e.free <= counters.keys()):
@@ -135,14 +142,23 @@ class _Block:
             return np.asarray(nearest(e.attr, self.spec.dtype), self.type)[()]
         if e.op == "load":
             return self.load(e, counters)
-        if e.op == "fold":
+        if e.op == "whole":
+            return np.int64(e.attr)
+        if e.op == "row":
+            rows, first = (self.rows, self.first[0]) if e.attr == I else (self.columns, self.first[1])
+            numbers = first + np.arange(rows.start, rows.stop, dtype=np.int64)
+            return numbers[:, None] if e.attr == I else numbers
+        if e.op == "counter":
+            return self.type.type(position(e.attr, counters))
+        if e.op in FOLDS:
             loop, body = e.attr, e.args[0]
-            total: Any = self.type.type(0)
+            name, start = FOLDS[e.op]
+            total: Any = self.type.type(start)
             for k in range(loop.length):
-                total = total + self.value(body, {**counters, loop: k}, shared)
+                total = PRIMITIVES[name].numpy(self.value(body, {**counters, loop: k}, shared), total)
             return total
         result = PRIMITIVES[e.op].numpy(*map(of, e.args))
-        return result if e.boolean else np.asarray(result, self.type)
+        return np.asarray(result, self.type) if e.result == "value" else result
 
     def load(self, e: Expr, counters: Mapping[Loop, int]) -> Any:
         ind, _, axes, index = e.attr
@@ -160,6 +176,7 @@ def position(index: Index, counters: Mapping[Loop, int]) -> int:
 
 def _counters(root: Root) -> list[tuple[int, dict[Loop, int]]]:
     """Components of a root with the loop counters that select them."""
-    if root.loop is None:
-        return [(root.offset, {})]
-    return [(root.offset + k, {root.loop: k}) for k in range(root.loop.length)]
+    turns: list[dict[Loop, int]] = [{}]
+    for loop in root.loops:
+        turns = [{**turn, loop: k} for turn in turns for k in range(loop.length)]
+    return [(position(root.index, turn), turn) for turn in turns]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from math import inf
 from typing import Any, NamedTuple
 
 from dred.formula.node import I, J
@@ -20,7 +21,7 @@ class Loop(NamedTuple):
 
 
 class Index(NamedTuple):
-    """A component number: `offset + sum of coefficient * loop counter`."""
+    """A component number: `offset + sum of coefficient * loop counter`, coefficients positive."""
 
     offset: int = 0
     terms: tuple[tuple[Loop, int], ...] = ()
@@ -28,10 +29,23 @@ class Index(NamedTuple):
     def shifted(self, by: int) -> Index:
         return Index(self.offset + by, self.terms)
 
+    def scaled(self, by: int) -> Index:
+        return Index(self.offset * by, tuple((loop, c * by) for loop, c in self.terms))
+
+    def plus(self, other: Index) -> Index:
+        terms = dict(self.terms)
+        for loop, c in other.terms:
+            terms[loop] = terms.get(loop, 0) + c
+        return Index(self.offset + other.offset, tuple(sorted(terms.items())))
+
     @property
     def last(self) -> int:
         """The largest value that the index takes."""
         return self.offset + sum((loop.length - 1) * c for loop, c in self.terms)
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        return tuple(loop for loop, _ in self.terms)
 
 
 class Load(NamedTuple):
@@ -43,16 +57,21 @@ class Load(NamedTuple):
     index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
+# combining a value into the running one of a component loop, and where that starts
+FOLDS: dict[str, tuple[str, float]] = {"fold": ("add", 0.0), "fold_max": ("max", -inf), "fold_min": ("min", inf)}
+
+
 class Expr:
     """A scalar value.
 
     Attributes
     ----------
     op : str
-        A name of `PRIMITIVES`, or "const" (attr: Fraction or float), "load" (attr: `Load`), "state" (attr: number of
-        the state field; the running value of a reduction), "other" (the same field of the state merged into it), or
-        "fold" (attr: `Loop`; one argument, the body: its sum over the loop, first component first, starting at 0, by
-        `fma` where the body is a product and by `add` elsewhere).
+        A name of `PRIMITIVES`, or "const" (attr: Fraction or float), "load" (attr: `Load`), "counter" (attr: `Index`;
+        a component number as a value), "row" (attr: I or J; the global number of a row), "whole" (attr: an integer that row numbers meet), "state" (attr: number of the
+        state field; the running value of a reduction), "other" (the same field of the state merged into it), or a name
+        of `FOLDS` (attr: `Loop`; one argument, the body, combined over the loop, first component first; sums by `fma`
+        where the body is a product and by `add` elsewhere).
     args : tuple of Expr
     axes : int
         The indices that the value varies with: it belongs into the loops over these and no deeper.
@@ -60,12 +79,15 @@ class Expr:
         Component loops that the value is inside of.
     id : int
         Order of creation: arguments come before their users. Names in generated text follow from it.
+    result : str
+        "value" (of the compute type), "truth" or "number" (int64).
     """
 
-    __slots__ = ("args", "attr", "axes", "free", "id", "op")
+    __slots__ = ("args", "attr", "axes", "free", "id", "op", "result")
 
     def __init__(self, op: str, args: tuple[Expr, ...], attr: Any, axes: int, free: frozenset[Loop], id: int) -> None:
         self.op, self.args, self.attr, self.axes, self.free, self.id = op, args, attr, axes, free, id
+        self.result = PRIMITIVES[op].result if op in PRIMITIVES else "number" if op in ("row", "whole") else "value"
 
     def __repr__(self) -> str:
         inner = [*map(repr, self.args), *([] if self.attr is None else [str(self.attr)])]
@@ -74,7 +96,7 @@ class Expr:
     @property
     def boolean(self) -> bool:
         """Whether the value is a truth value."""
-        return self.op in PRIMITIVES and PRIMITIVES[self.op].boolean
+        return self.result == "truth"
 
 
 _EXACT: dict[str, Callable[..., Fraction]] = {
@@ -85,6 +107,11 @@ _EXACT: dict[str, Callable[..., Fraction]] = {
 }
 
 
+def _whole(e: Expr) -> bool:
+    """A constant that is an integer, and may meet row numbers."""
+    return e.op == "const" and isinstance(e.attr, Fraction) and e.attr.denominator == 1 and abs(e.attr) < 2**62
+
+
 class Graph:
     """Builder of expressions: equal ones are the same object, constants are folded exactly."""
 
@@ -92,7 +119,16 @@ class Graph:
         self._table: dict[tuple[Any, ...], Expr] = {}
 
     def make(self, op: str, *args: Expr, attr: Any = None) -> Expr:
-        """The expression `op(*args)`; identities that change no value (1 * a, a / 1, --a) are applied."""
+        """The expression `op(*args)`; identities that change no value (1 * a, a / 1, --a) are applied.
+
+        Row numbers stay integers among themselves and whole constants, elsewhere they become values.
+        """
+        if any(a.result == "number" for a in args) and op != "number":
+            if f"number_{op}" in PRIMITIVES and all(a.result == "number" or _whole(a) for a in args):
+                op = f"number_{op}"
+                args = tuple(self.make("whole", attr=int(a.attr)) if a.op == "const" else a for a in args)
+            elif not op.startswith("number_"):
+                args = tuple(self.make("number", a) if a.result == "number" else a for a in args)
         if (short := self._short(op, args)) is not None:
             return short
         key = (op, tuple(a.id for a in args), type(attr).__name__, repr(attr))
@@ -102,10 +138,14 @@ class Graph:
         for a in args:
             axes, free = axes | a.axes, free | a.free
         if op == "load":
-            axes, free = attr.axes, frozenset(loop for loop, _ in attr.index.terms)
+            axes, free = attr.axes, frozenset(attr.index.loops)
+        elif op == "counter":
+            free = frozenset(attr.loops)
+        elif op == "row":
+            axes = attr
         elif op in ("state", "other"):
             axes = I
-        elif op == "fold":
+        elif op in FOLDS:
             free -= {attr}
         new = self._table[key] = Expr(op, args, attr, axes, free, len(self._table))
         return new
@@ -115,6 +155,14 @@ class Graph:
 
     def load(self, ind: int, dim: int, axes: int, index: Index) -> Expr:
         return self.make("load", attr=Load(ind, dim, axes, index))
+
+    def counter(self, index: Index) -> Expr:
+        """A component number as a value."""
+        return self.make("counter", attr=index) if index.terms else self.const(index.offset)
+
+    def row(self, axes: int) -> Expr:
+        """The global number of the row of I or J."""
+        return self.make("row", attr=axes)
 
     def _short(self, op: str, args: Sequence[Expr]) -> Expr | None:
         values = [a.attr if a.op == "const" and isinstance(a.attr, Fraction) else None for a in args]
@@ -142,11 +190,15 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
 
 
 class Root(NamedTuple):
-    """A piece of the formula's value: component `offset`, or components offset + 0 ... offset + loop.length - 1."""
+    """A piece of the formula's value: component `index`, for every turn of its loops."""
 
-    offset: int
-    loop: Loop | None
+    index: Index
     value: Expr
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops, outer ones first."""
+        return tuple(sorted(self.index.loops))
 
 
 class Kernel(NamedTuple):
@@ -157,7 +209,7 @@ class Kernel(NamedTuple):
     dim : int
         Components of the formula, D.
     roots : tuple of Root
-        The formula's components at pair level, in order of offset; together they cover 0 ... D - 1. Renderers emit
+        The formula's components at pair level, in order of offset; together they cover 0 ... D - 1 once. Renderers emit
         `steps`; the value of a root is in them, or its factors are.
     steps : tuple of tuples of Expr
         For each root, for each state field: the new running value as an expression of `state` leaves (same compute

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from fractions import Fraction
 from functools import reduce
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
+from dred.errors import LimitError
 from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
 from dred.formula.syntax import evaluate, parse_once
-from dred.kernel.ir import IJ, Expr, Graph, Index, Kernel, Loop, Root, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, walk
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
 from dred.reductions import REDUCTIONS
@@ -19,12 +22,62 @@ from dred.reductions import REDUCTIONS
 SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minus": "neg",
            "LessThan": "lt", "LessOrEqual": "le", "Equal": "eq", "NotEqual": "ne"}  # fmt: skip
 
+MAX_PIECES = 2000  # component loops of one vector
+
 
 class _Split(Exception):
-    """A component loop straddles the border between two arguments: it must be cut at a counter value."""
+    """A component loop straddles a border: it must be cut at a counter value."""
 
     def __init__(self, loop: Loop, at: int) -> None:
         self.loop, self.at = loop, at
+
+
+class _Nest(Exception):
+    """A component loop runs over several rows of an array: it must become a loop over rows around one over `size`."""
+
+    def __init__(self, loop: Loop, size: int) -> None:
+        self.loop, self.size = loop, size
+
+
+class _Piece(NamedTuple):
+    """A part of a range of components: an offset, and nested loops (length, distance from turn to turn)."""
+
+    offset: int
+    loops: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def whole(length: int) -> _Piece:
+        return _Piece(0, ((length, 1),))
+
+    @property
+    def size(self) -> int:
+        return prod(length for length, _ in self.loops)
+
+    def index(self, depth: int) -> Index:
+        """The component number, for loops from `depth` on; loops of one turn are none."""
+        real = [(length, stride) for length, stride in self.loops if length > 1]
+        return Index(self.offset, tuple((Loop(depth + n, length), c) for n, (length, c) in enumerate(real)))
+
+    def cut(self, depth: int, wish: _Split | _Nest) -> list[_Piece] | None:
+        """The pieces that one of its loops is cut into, last one first; None where the loop is another's."""
+        real = [loop for loop in self.loops if loop[0] > 1]
+        n = wish.loop.depth - depth
+        if not 0 <= n < len(real) or real[n][0] != wish.loop.length:
+            return None
+        length, stride = real[n]
+        if isinstance(wish, _Nest):
+            parts = [(self.offset, ((length // wish.size, stride * wish.size), (wish.size, stride)))]
+        else:
+            parts = [(self.offset + wish.at * stride, ((length - wish.at, stride),)),
+                     (self.offset, ((wish.at, stride),))]  # fmt: skip
+        return [_Piece(offset, (*real[:n], *new, *real[n + 1 :])) for offset, new in parts]
+
+    def components(self) -> list[int]:
+        """All component numbers, one by one."""
+        out = [self.offset]
+        for length, stride in self.loops:
+            out = [at + k * stride for at in out for k in range(length)]
+        return out
 
 
 class _Need(Exception):
@@ -39,11 +92,11 @@ class Lowering:
 
     def __init__(self, levels: Sequence[int], unroll: int) -> None:
         self.graph, self.levels, self.unroll = Graph(), levels, unroll
-        self.memo: dict[tuple[Node, Index], Expr | _Split] = {}
-        self.sums: dict[Hashable, tuple[list[Expr], list[tuple[int, int]]]] = {}  # parts done, parts to do
+        self.memo: dict[tuple[Node, Index], Expr | _Split | _Nest] = {}
+        self.sums: dict[Hashable, tuple[list[Expr], list[_Piece]]] = {}  # parts done, parts to do
 
     def component(self, node: Node, index: Index) -> Expr:
-        """Component `index` of a node; raises `_Split` where a loop of the index has to be cut."""
+        """Component `index` of a node; raises `_Split` or `_Nest` where a loop of it has to be cut."""
         stack = [(node, self.place(node, index))]
         while stack:
             key = stack[-1]
@@ -53,8 +106,8 @@ class Lowering:
                 except _Need as need:
                     stack.append(need.key)
                     continue
-                except _Split as split:
-                    self.memo[key] = split
+                except (_Split, _Nest) as wish:
+                    self.memo[key] = wish
             stack.pop()
         return self.known(node, index)
 
@@ -67,7 +120,7 @@ class Lowering:
         found = self.memo.get((node, index))
         if found is None:
             raise _Need(node, index)
-        if isinstance(found, _Split):
+        if isinstance(found, _Split | _Nest):
             raise found
         return found
 
@@ -86,82 +139,141 @@ class Lowering:
         args = [self.known(a, m) for a in n.args]
         return scalar_text(g, meaning, dict(zip(OPS[n.op].args, args, strict=True)))
 
-    def fold(self, key: Hashable, depth: int, length: int, body: Callable[[Index], Expr]) -> Expr:
-        """Sum of `body(0) ... body(length - 1)`: unrolled where short, else a loop, cut where needed.
+    def fold(self, key: Hashable, depth: int, length: int, body: Callable[[Index], Expr], op: str) -> Expr:
+        """`body(0) ... body(length - 1)` combined: unrolled where short, else a loop, cut where needed.
 
-        Where a component is missing, the sum that `key` names is called again, and goes on where it was.
+        Where a component is missing, the fold that `key` names is called again, and goes on where it was.
         """
-        parts, todo = self.sums.setdefault(key, ([], [(0, length)]))
+        parts, todo = self.sums.setdefault(key, ([], [_Piece.whole(length)]))
         while todo:
-            start, n = todo[-1]
             try:
-                parts.append(self.part(depth, start, n, body))
+                parts.append(self.part(depth, todo[-1], body, op))
                 todo.pop()
-            except _Split as split:
-                if split.loop != Loop(depth, n):
+            except (_Split, _Nest) as wish:
+                pieces = todo[-1].cut(depth, wish)
+                if pieces is None:
                     raise
-                todo[-1:] = [(start + split.at, n - split.at), (start, split.at)]
-        return reduce(lambda total, part: self.graph.make("add", total, part), parts)
+                self.limited(len(todo) + len(parts))
+                todo[-1:] = pieces
+        return reduce(lambda total, part: self.graph.make(FOLDS[op][0], part, total), parts)
 
-    def part(self, depth: int, start: int, n: int, body: Callable[[Index], Expr]) -> Expr:
-        """Sum of `body(start) ... body(start + n - 1)`, as one loop where it is not unrolled."""
-        if n > self.unroll:
-            loop = Loop(depth, n)
-            return self.graph.make("fold", body(Index(start, ((loop, 1),))), attr=loop)
-        total = body(Index(start))
-        for k in range(start + 1, start + n):
-            total = contract(self.graph, total, body(Index(k)))
-        return total
+    def part(self, depth: int, piece: _Piece, body: Callable[[Index], Expr], op: str) -> Expr:
+        """`body` combined over a piece, as loops where it is not unrolled."""
+        index = piece.index(depth)
+        if piece.size > self.unroll:
+            value = body(index)
+            for loop in reversed(index.loops):
+                value = self.graph.make(op, value, attr=loop)
+            return value
+        values = [body(Index(k)) for k in piece.components()]
+        if op == "fold":
+            return reduce(lambda total, value: contract(self.graph, total, value), values)
+        values.insert(0, self.graph.const(FOLDS[op][1]))
+        return reduce(lambda best, value: self.graph.make(FOLDS[op][0], value, best), values)
 
     def roots(self, node: Node) -> list[Root]:
         """All components of a node: one by one where they are few, else as loops."""
         if node.dim <= self.unroll:
-            return [Root(k, None, self.component(node, Index(k))) for k in range(node.dim)]
+            return [Root(Index(k), self.component(node, Index(k))) for k in range(node.dim)]
         out: list[Root] = []
-        todo = [(0, node.dim)]
+        todo = [_Piece.whole(node.dim)]
         while todo:
-            low, high = todo.pop()
-            loop = Loop(0, high - low)
+            piece = todo.pop()
+            index = piece.index(0)
             try:
-                out.append(Root(low, loop, self.component(node, Index(low, ((loop, 1),)))))
-            except _Split as split:
-                todo += [(low + split.at, high), (low, low + split.at)]
+                out.append(Root(index, self.component(node, index)))
+            except (_Split, _Nest) as wish:
+                pieces = piece.cut(0, wish)
+                assert pieces is not None, "a loop that is none of the root's"
+                self.limited(len(todo) + len(out))
+                todo += pieces
         return out
+
+    @staticmethod
+    def limited(pieces: int) -> None:
+        if pieces > MAX_PIECES:
+            raise LimitError(f"the kernel would have more than {MAX_PIECES} loops: its vectors change their order too often")
 
 
 class _View:
-    """What a structural operation of the table sees of the lowering (`dred.formula.ops.Component`)."""
+    """What a structural operation of the table sees of the lowering (`dred.formula.op.Component`)."""
 
     def __init__(self, lowering: Lowering, node: Node, index: Index) -> None:
-        self.lowering, self.node, self.index, self.sums = lowering, node, index, 0
+        self.lowering, self.node, self.index = lowering, node, index
         self.dims, self.attrs = tuple(a.dim for a in node.args), node.attrs
-        self.depth = 1 + max((loop.depth for loop, _ in index.terms), default=-1)
+        self.depth = 1 + max((loop.depth for loop in index.loops), default=-1)
+        self.path: tuple[Any, ...] = (node, index)  # which turns of which folds are being written
+        self.sums = 0
 
     def arg(self, k: int, index: Index) -> Expr:
         return self.lowering.known(self.node.args[k], index)
 
-    def fold(self, length: int, body: Callable[[Index], Expr]) -> Expr:
+    def fold(self, length: int, body: Callable[[Index], Expr], op: str = "fold") -> Expr:
         self.sums += 1
-        return self.lowering.fold((self.node, self.index, self.sums), self.depth, length, body)
+        outside = self.path, self.sums, self.depth
+
+        def turn(index: Index) -> Expr:
+            path, sums, depth = outside
+            self.path, self.sums = (*path, sums, index), 0
+            self.depth = max([depth, *(loop.depth + 1 for loop in index.loops)])
+            try:
+                return body(index)
+            finally:
+                self.path, self.sums, self.depth = outside
+
+        return self.lowering.fold((*self.path, self.sums), self.depth, length, turn, op)
 
     def split(self, index: Index, at: int, left: Callable[[Index], Expr], right: Callable[[Index], Expr]) -> Expr:
         if index.last < at:
             return left(index)
         if index.offset >= at:
             return right(index.shifted(-at))
-        (loop, coefficient), *rest = index.terms
-        if rest or coefficient != 1:
-            raise NotImplementedError("a border inside a strided component loop")
-        raise _Split(loop, at - index.offset)
+        # the loop of greatest stride: cut where the border is passed for certain, else in halves
+        loop, stride = max(index.terms, key=lambda term: (term[1], term[0].length))
+        rest = index.last - index.offset - stride * (loop.length - 1)
+        below, above = -(-(at - index.offset - rest) // stride), -(-(at - index.offset) // stride)
+        raise _Split(loop, next((t for t in (below, above) if 0 < t < loop.length), loop.length // 2))
+
+    def digits(self, index: Index, sizes: tuple[int, ...]) -> tuple[Index, ...]:
+        out: list[Index] = []
+        for size in reversed(sizes[1:]):
+            index, digit = _divided(index, size)
+            out.append(digit)
+        return (*([index] if sizes else []), *reversed(out))
 
     def at(self, position: int) -> Index:
         return Index(position)
 
+    def number(self, index: Index) -> Expr:
+        return self.lowering.graph.counter(index)
+
+    def row(self, cat: int) -> Expr:
+        return self.lowering.graph.row(self.lowering.levels[cat])
+
     def prim(self, name: str, *args: Expr) -> Expr:
         return self.lowering.graph.make(name, *args)
 
-    def const(self, value: int) -> Expr:
+    def const(self, value: Fraction | int) -> Expr:
         return self.lowering.graph.const(value)
+
+
+def _divided(index: Index, size: int) -> tuple[Index, Index]:
+    """Quotient and remainder of an index; a loop for which they are none is cut, or becomes two."""
+    whole, rest = [], []
+    for loop, c in index.terms:
+        (rest if c % size else whole).append((loop, c))
+    quotient = Index(index.offset // size, tuple((loop, c // size) for loop, c in whole))
+    remainder = Index(index.offset % size, tuple(rest))
+    if remainder.last < size:
+        return quotient, remainder
+    loop, stride = max(rest, key=lambda term: (term[1] * term[0].length, term[1]))
+    if len(rest) > 1 or stride > 1:
+        raise _Split(loop, loop.length // 2)
+    if remainder.offset:
+        raise _Split(loop, size - remainder.offset)
+    if left := loop.length % size:
+        raise _Split(loop, loop.length - left)
+    raise _Nest(loop, size)
 
 
 def scalar_text(graph: Graph, text: str, names: dict[str, Expr]) -> Expr:
@@ -191,7 +303,7 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
     reduction = REDUCTIONS[spec.reduction]
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     g = lowering.graph
-    roots = tuple(sorted(lowering.roots(spec.formula)))
+    roots = tuple(sorted(lowering.roots(spec.formula), key=lambda root: root.index))
     state = {f"{field.name}0": g.make("state", attr=k) for k, field in enumerate(reduction.fields)}
     other = {f"{field.name}1": g.make("other", attr=k) for k, field in enumerate(reduction.fields)}
     merge = tuple(scalar_text(g, text, state | other) for text in reduction.merge)
@@ -263,17 +375,17 @@ def _maximal(roots: Sequence[Expr], wanted: Callable[[Expr], bool]) -> list[Expr
 
 
 def _frontier(roots: Sequence[Expr]) -> list[Expr]:
-    """The maximal expressions that vary with one index alone."""
+    """The maximal expressions that vary with one index alone; row numbers are no values, and never in records."""
     stateful: set[int] = set()
     for e in walk(roots):
         if e.op in ("state", "other") or any(a.id in stateful for a in e.args):
             stateful.add(e.id)
-    return _maximal(roots, lambda e: e.axes in (I, J) and e.id not in stateful)
+    return _maximal(roots, lambda e: e.axes in (I, J) and e.id not in stateful and e.result != "number")
 
 
 def _once(roots: Sequence[Expr]) -> list[Expr]:
     """The maximal expressions that vary with nothing and are inside no loop."""
-    return _maximal(roots, lambda e: e.axes == 0 and not e.free and e.op != "const")
+    return _maximal(roots, lambda e: e.axes == 0 and not e.free and e.op not in ("const", "whole"))
 
 
 def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:
@@ -281,8 +393,8 @@ def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:
     groups: dict[tuple[Loop, int], list[Expr]] = {}
     for e in pair:  # arguments first
         below = max((level.get(a.id, 0) for a in e.args), default=0)
-        level[e.id] = below + (e.op == "fold")
-        if e.op == "fold":
+        level[e.id] = below + (e.op in FOLDS)
+        if e.op in FOLDS:
             groups.setdefault((e.attr, below), []).append(e)
     return {key: tuple(groups[key]) for key in sorted(groups, key=lambda k: (k[1], k[0]))}
 
@@ -297,7 +409,8 @@ def _cost(tops: Sequence[Expr], frontier: Sequence[Expr]) -> float:
         if e.id in seen or e.id in staged or e.axes == 0:
             continue
         seen.add(e.id)
-        each = 1.0 if e.op == "fold" else PRIMITIVES[e.op].cost if e.op in PRIMITIVES else 0.0
-        total += each * _size(e) * (e.attr.length if e.op == "fold" else 1)
+        name = FOLDS[e.op][0] if e.op in FOLDS else e.op
+        each = PRIMITIVES[name].cost if name in PRIMITIVES else 0.0
+        total += each * _size(e) * (e.attr.length if e.op in FOLDS else 1)
         stack.extend(e.args)
     return max(1.0, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,15 @@ def _max(a: Any, b: Any) -> Any:
     return np.where(a > b, a, b)
 
 
+def _away_from_zero(a: Any) -> Any:
+    whole = np.trunc(a)
+    return np.where(np.abs(a - whole) >= 0.5, whole + np.sign(a), whole)
+
+
+def _erf(a: Any) -> Any:
+    return np.frompyfunc(math.erf, 1, 1)(a)
+
+
 @dataclass(frozen=True)
 class Primitive:
     """One scalar operation.
@@ -31,14 +41,17 @@ class Primitive:
     numpy : callable
         Meaning on NumPy arrays of the compute type.
     llvm : str
-        LLVM text with holes {T} (vector or scalar type), {M} (mask type), {n} (suffix such as v16f32), {0} {1} {2}
-        (operands); "" where the renderer supplies a function of its own (`exp`).
+        LLVM text with holes {T} (vector or scalar type), {M} (mask type), {N} (type of row numbers), {n} (suffix such
+        as v16f32), {0} {1} {2} (operands); "" where the renderer supplies a function of its own (`exp`), or the C
+        library does.
     cuda : str
-        C++ expression with holes {0} {1} {2} and {f} ("f" for float, "" for double).
+        C++ expression with holes {0} {1} {2}, {T} and {f} ("f" for float, "" for double).
     cost : float
         Instructions per value, to weigh formulas against each other.
-    boolean : bool
-        The result is a truth value.
+    result : str
+        "value", "truth", or "number": a row number, int64.
+    library : str
+        Name of the function in the C library, for double; that for float ends in "f".
     """
 
     arity: int
@@ -46,15 +59,25 @@ class Primitive:
     llvm: str
     cuda: str
     cost: float = 1
-    boolean: bool = False
+    result: str = "value"
+    library: str = ""
 
 
 def _compare(symbol: str, llvm: str, numpy: Callable[..., Any]) -> Primitive:
-    return Primitive(2, numpy, f"fcmp {llvm} {{T}} {{0}}, {{1}}", f"{{0}} {symbol} {{1}}", 1, True)
+    return Primitive(2, numpy, f"fcmp {llvm} {{T}} {{0}}, {{1}}", f"{{0}} {symbol} {{1}}", 1, "truth")
+
+
+def _compare_numbers(symbol: str, llvm: str, numpy: Callable[..., Any]) -> Primitive:
+    return Primitive(2, numpy, f"icmp {llvm} {{N}} {{0}}, {{1}}", f"{{0}} {symbol} {{1}}", 2, "truth")
 
 
 def _intrinsic(name: str, cuda: str, numpy: Callable[..., Any], cost: float) -> Primitive:
     return Primitive(1, numpy, f"call {{T}} @llvm.{name}.{{n}}({{T}} {{0}})", f"{cuda}{{f}}({{0}})", cost)
+
+
+def _library(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1) -> Primitive:
+    operands = ", ".join(f"{{{k}}}" for k in range(arity))
+    return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost, library=name)
 
 
 PRIMITIVES: dict[str, Primitive] = {
@@ -74,10 +97,33 @@ PRIMITIVES: dict[str, Primitive] = {
     "max": Primitive(2, _max, "", "{0} > {1} ? {0} : {1}", 2),
     "abs": _intrinsic("fabs", "fabs", np.abs, 1),
     "floor": _intrinsic("floor", "floor", np.floor, 1),
+    "ceil": _intrinsic("ceil", "ceil", np.ceil, 1),
+    "trunc": _intrinsic("trunc", "trunc", np.trunc, 1),
+    "round": _intrinsic("round", "round", _away_from_zero, 4),
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
     "exp": Primitive(1, np.exp, "", "exp{f}({0})", 12),
-    "log": _intrinsic("log", "log", np.log, 40),
-    "sin": _intrinsic("sin", "sin", np.sin, 40),
-    "cos": _intrinsic("cos", "cos", np.cos, 40),
-    "pow": Primitive(2, np.power, "call {T} @llvm.pow.{n}({T} {0}, {T} {1})", "pow{f}({0}, {1})", 80),
+    "expm1": _library("expm1", np.expm1, 60),
+    "log": _library("log", np.log, 40),
+    "log1p": _library("log1p", np.log1p, 60),
+    "sin": _library("sin", np.sin, 40),
+    "cos": _library("cos", np.cos, 40),
+    "tan": _library("tan", np.tan, 60),
+    "asin": _library("asin", np.arcsin, 60),
+    "acos": _library("acos", np.arccos, 60),
+    "atan": _library("atan", np.arctan, 60),
+    "atan2": _library("atan2", np.arctan2, 80, 2),
+    "sinh": _library("sinh", np.sinh, 60),
+    "cosh": _library("cosh", np.cosh, 60),
+    "tanh": _library("tanh", np.tanh, 60),
+    "erf": _library("erf", _erf, 60),
+    "hypot": _library("hypot", np.hypot, 60, 2),
+    "pow": _library("pow", np.power, 80, 2),
+    # row numbers, int64: exact where they meet each other and whole constants; elsewhere converted
+    "number": Primitive(1, lambda a: a, "sitofp {N} {0} to {T}", "({T}){0}", 2),
+    "number_add": Primitive(2, np.add, "add {N} {0}, {1}", "{0} + {1}", 2, "number"),
+    "number_sub": Primitive(2, np.subtract, "sub {N} {0}, {1}", "{0} - {1}", 2, "number"),
+    "number_lt": _compare_numbers("<", "slt", np.less),
+    "number_le": _compare_numbers("<=", "sle", np.less_equal),
+    "number_eq": _compare_numbers("==", "eq", np.equal),
+    "number_ne": _compare_numbers("!=", "ne", np.not_equal),
 }

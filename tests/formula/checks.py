@@ -14,7 +14,8 @@ from dred.kernel.spec import KernelSpec
 M, N = 5, 4
 STEP = 1e-5  # of central differences
 ROUNDING = {"float32": 2e-6, "float64": 1e-13}
-EXTREMES = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 2.5, -2.5, 1e-30, 1e30)
+EXACT = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 2.5, -2.5)  # sums and products of these are exact
+EXTREMES = (*EXACT, 1e-30, 1e30)
 
 
 def reduced(node, arrays, axis=1, dtype="float64", backend="numpy", rows=(M, N)):
@@ -42,6 +43,11 @@ def sampled(op, variables, rng):
     return [rng.uniform(low, high, shape) for (low, high), shape in zip(lows_highs, shapes, strict=True)]
 
 
+def numbers(op):
+    """The row numbers of every pair, where the operation is one."""
+    return {"IndexI": np.arange(M)[:, None, None], "IndexJ": np.arange(N)[None, :, None]}.get(op.name)
+
+
 def paired(arrays, variables):
     """Arrays (M or 1, N or 1, dim), as the references take them."""
     axis = {0: (slice(None), None), 1: (None, slice(None)), 2: (None, None)}
@@ -51,7 +57,8 @@ def paired(arrays, variables):
 def reference(op, arrays, variables, attrs):
     """The entry's own reference at every pair: (M, N, dim)."""
     with np.errstate(all="ignore"):
-        values = np.asarray(op.numpy(*paired(arrays, variables), *attrs), np.float64)
+        given = paired(arrays, variables) if numbers(op) is None else [numbers(op)]
+        values = np.asarray(op.numpy(*given, *attrs), np.float64)
     return np.broadcast_to(values, (M, N, values.shape[-1]))
 
 
@@ -72,7 +79,7 @@ def check_value(op, dtype="float64", axis=1, dims=None):
     arrays = [a.astype(dtype) for a in sampled(op, variables, np.random.default_rng(1))]
     wanted = reference(op, arrays, variables, attrs)
     assert wanted.shape[-1] == node.dim
-    close(dense(node, arrays) + np.zeros_like(wanted), wanted, 1e-13)
+    close(dense(node, arrays, (M, N)) + np.zeros_like(wanted), wanted, 1e-13)
     close(reduced(node, arrays, axis, dtype), wanted.sum(axis), ROUNDING[dtype], np.abs(wanted).sum(axis))
 
 
@@ -81,21 +88,24 @@ def check_special(op, dtype="float64"):
     _, attrs = example(op)
     for given, wanted in op.special:
         variables = declared((1,) * len(given), (0,))
-        arrays = [np.full((1, 1), g, dtype) for g in given]
+        arrays = [np.full((1, 1), g, dtype) for g in given]  # one row, one component
         got = reduced(expand(op.name, variables, attrs), arrays, dtype=dtype, rows=(1, 1))
-        np.testing.assert_array_equal(got, [[wanted]])
+        wanted = np.array([[wanted]], dtype)
+        np.testing.assert_array_equal(got, wanted)
         with np.errstate(all="ignore"):
-            np.testing.assert_array_equal(np.ravel(op.numpy(*arrays, *attrs)), [wanted])
+            np.testing.assert_array_equal(np.asarray(op.numpy(*arrays, *attrs), dtype), wanted)
 
 
 def check_extremes(op, dtype="float64"):
-    """NaN, infinities, zeros, tiny and huge values in every combination, by kernel and by reference."""
+    """NaN, infinities and zeros in every combination, by kernel and by reference; tiny and huge values where one
+    operation rounds once."""
     dims, attrs = example(op)
     if op.dim is None and not op.macro:  # each component for itself
         dims = (1,) * len(dims)
     rng = np.random.default_rng(2)
     few = sum(dims) <= 2
-    rows = list(itertools.product(EXTREMES, repeat=sum(dims))) if few else rng.choice(EXTREMES, (1000, sum(dims)))
+    values = EXACT if op.macro else EXTREMES
+    rows = list(itertools.product(values, repeat=sum(dims))) if few else rng.choice(EXACT, (1000, sum(dims)))
     arrays = np.split(np.array(rows, dtype), np.cumsum(dims)[:-1], axis=1)
     got = reduced(expand(op.name, declared(dims, (0,)), attrs), arrays, dtype=dtype, rows=(len(rows), 1))
     with np.errstate(all="ignore"):
@@ -168,6 +178,34 @@ def check_second_order(op):
     wanted = (value(STEP) - value(-STEP)) / (2 * STEP)
     everything = [*arrays, *directions]
     close(reduced(node, everything)[:, 0], wanted.sum(1), 1e-6)
+
+
+def check_forward(op, dims=None):
+    """Forward mode against reverse mode, <e, J u> = <J^T e, u>, through the oracle and the kernel."""
+    node, variables, e, slope, arrays = directional(op, dims)
+    n = len(variables)
+    directions = [var(n + 1 + k, v.dim, v.attrs[1]) for k, v in enumerate(variables)]
+    forward = intern("Scalprod", (e, derive.jvp(node, variables, directions)), (), 1)
+    close(dense(forward, arrays) + np.zeros((M, N, 1)), dense(slope, arrays) + np.zeros((M, N, 1)), 1e-12)
+    close(reduced(forward, arrays), reduced(slope, arrays), 1e-12)
+
+
+def check_forward_of_gradient(op):
+    """Forward over reverse mode against central differences of the gradient."""
+    _, variables, e, slope, arrays = directional(op)
+    n = len(variables)
+    moving = [*variables, e]
+    rng = np.random.default_rng(4)
+    directions = [rng.uniform(-1, 1, np.shape(a)) for a in arrays[: n + 1]]
+    news = [var(len(arrays) + k, v.dim, v.attrs[1]) for k, v in enumerate(moving)]
+    node = derive.jvp(slope, moving, news)
+
+    def value(step):
+        moved = [a + step * w for a, w in zip(arrays[: n + 1], directions, strict=True)]
+        return dense(slope, [*moved, *arrays[n + 1 :]])[..., 0] + np.zeros((M, N))
+
+    wanted = (value(STEP) - value(-STEP)) / (2 * STEP)
+    close(dense(node, [*arrays, *directions])[..., 0] + np.zeros((M, N)), wanted, 1e-6)
 
 
 def check_adjoint(op):

@@ -9,7 +9,8 @@ import pytest
 from dred.formula import derive
 from dred.formula.language import formula
 from dred.formula.node import const, var
-from dred.formula.ops import ANY, OPS, Op, length
+from dred.formula.op import ANY, Op, length
+from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.syntax import parse
 from dred.kernel import interpret
@@ -18,7 +19,7 @@ from tests.formula import checks
 
 TYPES = ("float64", "float32")
 WITH_ARGUMENTS = [name for name, op in OPS.items() if op.args]
-LINEAR = [name for name, op in OPS.items() if op.vjp]
+LINEAR = [name for name, op in OPS.items() if op.linear]
 CONSTANT = [name for name, op in OPS.items() if not op.args]
 # entries whose arguments may be of dimension 1, and each place where one can be
 BROADCAST = [(name, k) for name, op in OPS.items() if op.example is None and len(op.args) > 1
@@ -40,12 +41,14 @@ def test_entry_is_complete(name):
     assert op.doc
     assert "\n" not in op.doc
     assert bool(op.meaning) != bool(op.macro), "either a meaning, or short for a formula"
-    assert [bool(op.partial), bool(op.vjp), bool(op.macro)].count(True) == 1, "one way to differentiate"
-    assert len(op.partial or op.vjp or op.args) == len(op.args)
-    assert len(op.domain or op.args) == len(op.args)
     dims, attrs = checks.example(op)
     assert (len(dims), len(attrs)) == (len(op.args), len(op.attrs))
-    for text in (*op.partial, *op.vjp, op.macro):
+    vjp, macro = (text(dims, attrs) if callable(text) else text for text in (op.vjp, op.macro))
+    ways = [bool(op.partial), bool(vjp), bool(macro)].count(True)
+    assert ways == 1 if op.args or macro else ways == 0, "one way to differentiate"
+    assert len(op.partial or vjp or op.args) == len(op.args)
+    assert len(op.domain or op.args) == len(op.args)
+    for text in (*op.partial, *vjp, macro):
         assert not text or parse(text).steps
     for given, _ in op.special:
         assert len(given) == len(op.args)
@@ -106,6 +109,21 @@ def test_gradient_with_a_scalar(name, k):
 @pytest.mark.parametrize("name", WITH_ARGUMENTS)
 def test_second_order(name):
     checks.check_second_order(OPS[name])
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_forward_mode(name):
+    checks.check_forward(OPS[name])
+
+
+@pytest.mark.parametrize(("name", "k"), BROADCAST)
+def test_forward_mode_with_a_scalar(name, k):
+    checks.check_forward(OPS[name], with_scalar(OPS[name], k))
+
+
+@pytest.mark.parametrize("name", WITH_ARGUMENTS)
+def test_forward_mode_of_the_gradient(name):
+    checks.check_forward_of_gradient(OPS[name])
 
 
 @pytest.mark.parametrize("name", LINEAR)

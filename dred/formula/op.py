@@ -1,0 +1,184 @@
+"""What an entry of the table of operations says, and the rules of dimension that entries share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Protocol
+
+from dred.errors import DimensionError, IndexRangeError, LimitError
+
+MAX_DIM = 1_000_000
+
+Dims = tuple[int, ...]
+Attrs = tuple[Any, ...]
+
+
+class Component(Protocol):
+    """What the meaning of a structural operation sees of the kernel being built; an index may be a loop counter."""
+
+    dims: Dims  # of the arguments
+    attrs: Attrs
+
+    def arg(self, k: int, index: Any) -> Any:
+        """Component `index` of argument k."""
+
+    def fold(self, length: int, body: Callable[[Any], Any], op: str = "fold") -> Any:
+        """Sum of `body(0) ... body(length - 1)`; "fold_max" and "fold_min": their extremum, NaN passed over."""
+
+    def split(self, index: Any, at: int, left: Callable[[Any], Any], right: Callable[[Any], Any]) -> Any:
+        """`left(index)` below position `at`, `right(index - at)` from there on."""
+
+    def digits(self, index: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+        """The place in an array of shape `sizes`, stored row by row, that a position in it means."""
+
+    def at(self, position: int) -> Any:
+        """The index of a fixed position."""
+
+    def number(self, index: Any) -> Any:
+        """An index as a number."""
+
+    def row(self, cat: int) -> Any:
+        """The global number of the row of i (0) or j (1)."""
+
+    def prim(self, name: str, *args: Any) -> Any:
+        """A primitive of scalars."""
+
+    def const(self, value: Fraction | int) -> Any:
+        """A constant."""
+
+
+Meaning = Callable[[Component, Any], Any]
+DimRule = Callable[[Dims, Attrs], int]
+Texts = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation.
+
+    Attributes
+    ----------
+    signature : str
+        Formula arguments, then, after a semicolon, static attributes: "Elem(f; m)". `df[]` is a list of integers,
+        all others are integers; those followed by a question mark may be left out (an empty list).
+    doc : str
+        One line.
+    numpy : callable
+        Independent reference on arrays whose last axis holds the components: `numpy(*arguments, *attributes)`. Of the
+        row numbers: takes them and gives them back.
+    meaning : str or callable
+        Scalar text over the arguments (element-wise operations; primitives in lower case), or a function of a
+        `Component` and an index.
+    partial : tuple of (str or None)
+        Element-wise operations: derivative with respect to each argument as formula text over arguments, attributes,
+        the result `y`; None: nothing flows.
+    vjp : tuple of (str or None), or callable
+        Other operations: the cotangent of each argument, over the names above, the cotangent `e` and `dim(f)`. Texts
+        that follow from the sizes are made by a function of (dims, attrs).
+    macro : str or callable
+        Operations that are short for a formula: that formula, or a function of (dims, attrs) that writes it. They
+        leave no node of their own.
+    mask : bool
+        Cotangents are set to 0 here and there: where they are 0, they stay so, whatever they are multiplied with.
+    dim : callable, optional
+        (dims, attrs) -> dim, raising `DimensionError` or `IndexRangeError`; None: element-wise, dims {D} or {1, D}.
+    exact : callable, optional
+        Value on exact constants.
+    flops : int
+        Operations per component of the result.
+    domain : tuple of (low, high)
+        Where tests sample each argument; either may list a bound for each component.
+    example : tuple of (dims, attrs)
+        A well-formed call for tests; by default every argument has dim 3.
+    special : tuple of (arguments, result)
+        Values at special points, by component.
+    method : str
+        Name of the method on lazy tensors; by default the name in lower case.
+    """
+
+    signature: str
+    doc: str
+    numpy: Callable[..., Any]
+    meaning: str | Meaning = ""
+    partial: Texts = ()
+    vjp: Texts | Callable[[Dims, Attrs], Texts] = ()
+    macro: str | Callable[[Dims, Attrs], str] = ""
+    mask: bool = False
+    dim: DimRule | None = None
+    exact: Callable[..., Fraction] | None = None
+    flops: int = 1
+    domain: tuple[tuple[Any, Any], ...] = ()
+    example: tuple[Dims, Attrs] | None = None
+    special: tuple[tuple[tuple[float, ...], float], ...] = ()
+    method: str = ""
+    name: str = field(init=False)
+    args: tuple[str, ...] = field(init=False)
+    attrs: tuple[str, ...] = field(init=False)
+    lists: frozenset[str] = field(init=False)
+    optional: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        name, _, inner = self.signature.rstrip(")").partition("(")
+        args, _, attrs = inner.partition(";")
+        words = [word.strip() for word in attrs.split(",") if word.strip()]
+        values = {
+            "name": name,
+            "args": tuple(word.strip() for word in args.split(",") if word.strip()),
+            "attrs": tuple(word.rstrip("[]?") for word in words),
+            "lists": frozenset(word.rstrip("[]?") for word in words if "[]" in word),
+            "optional": frozenset(word.rstrip("[]?") for word in words if word.endswith("?")),
+            "method": self.method or name.lower(),
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def linear(self) -> bool:
+        """Linear in all arguments together, as `Concat`, or in each, as `Scalprod`."""
+        return bool(self.vjp) and not self.mask
+
+
+# -- rules of dimension ------------------------------------------------------------------------------------------------
+
+
+def elementwise(dims: Dims, attrs: Attrs = ()) -> int:
+    """{D} or {1, D}."""
+    widest = max(dims)
+    if any(d not in (1, widest) for d in dims):
+        raise DimensionError(f"dimensions {dims} do not broadcast: each must be 1 or {widest}")
+    return widest
+
+
+def length(n: int) -> int:
+    """A dimension given as an integer."""
+    if not 1 <= n <= MAX_DIM:
+        raise LimitError(f"dimension {n} is outside 1 ... {MAX_DIM}")
+    return n
+
+
+def inside(position: int, dim: int) -> None:
+    """A component of a vector."""
+    if not 0 <= position < dim:
+        raise IndexRangeError(f"component {position} is outside a vector of dimension {dim}: 0 ... {dim - 1}")
+
+
+def scalar(dim: int) -> None:
+    """Dimension 1."""
+    if dim != 1:
+        raise DimensionError(f"the argument must have dimension 1, got {dim}")
+
+
+def one(dims: Dims, attrs: Attrs) -> int:
+    """Any vector to a number."""
+    return 1
+
+
+def dot(dims: Dims, attrs: Attrs) -> int:
+    """Element-wise, then to a number."""
+    elementwise(dims)
+    return 1
+
+
+ANY, POSITIVE, AWAY = (-2.0, 2.0), (0.3, 3.0), (0.4, 2.0)

@@ -1,0 +1,207 @@
+"""Inner reductions, selection and assembly of components, norms and distances."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+
+from dred.errors import DimensionError, IndexRangeError
+from dred.formula.op import ANY, POSITIVE, Attrs, Component, Dims, Op, dot, elementwise, inside, length, one, scalar
+
+
+def _repeat(dims: Dims, attrs: Attrs) -> int:
+    scalar(dims[0])
+    return length(attrs[0])
+
+
+def _elem(dims: Dims, attrs: Attrs) -> int:
+    inside(attrs[0], dims[0])
+    return 1
+
+
+def _elem_t(dims: Dims, attrs: Attrs) -> int:
+    n, m = attrs
+    scalar(dims[0])
+    inside(m, length(n))
+    return int(n)
+
+
+def _extract(dims: Dims, attrs: Attrs) -> int:
+    start, n = attrs
+    if start < 0 or start + length(n) > dims[0]:
+        end = start + n - 1
+        raise IndexRangeError(f"components {start} ... {end} are not inside a vector of dimension {dims[0]}")
+    return int(n)
+
+
+def _extract_t(dims: Dims, attrs: Attrs) -> int:
+    start, n = attrs
+    if start < 0 or start + dims[0] > length(n):
+        end = start + dims[0] - 1
+        raise IndexRangeError(f"components {start} ... {end} are not inside a vector of dimension {n}")
+    return int(n)
+
+
+def _scaled_norm(dims: Dims, attrs: Attrs) -> int:
+    if dims[0] != 1:
+        raise DimensionError(f"the weight must have dimension 1, got {dims[0]}")
+    return 1
+
+
+def _diagonal_norm(dims: Dims, attrs: Attrs) -> int:
+    if dims[0] != dims[1]:
+        raise DimensionError(f"the weights have dimension {dims[0]}, the vector {dims[1]}: they must be equal")
+    return 1
+
+
+def _matrix_norm(dims: Dims, attrs: Attrs) -> int:
+    if dims[0] != dims[1] ** 2:
+        raise DimensionError(f"the matrix has dimension {dims[0]}: a vector of dimension {dims[1]} needs {dims[1] ** 2}")
+    return 1
+
+
+def _weighted_norm(dims: Dims, attrs: Attrs) -> int:
+    d = max(dims[1:])
+    if dims[0] not in (1, d, d * d):
+        sizes = f"1, {d} or {d * d}" if d > 1 else "1"
+        raise DimensionError(f"the weights have dimension {dims[0]}: a vector of dimension {d} takes {sizes}")
+    return elementwise(dims[1:]) and 1
+
+
+def _weighted(dims: Dims, attrs: Attrs) -> str:
+    """The norm that fits the weights."""
+    d = max(dims[1:])
+    return {1: "SqNormIso(A, {})", d: "SqNormDiag(A, {})"}.get(dims[0], "SymSqNorm(A, {})") if d > 1 else "SqNormIso(A, {})"
+
+
+def _weighted_sum(A: Any, f: Any) -> Any:
+    if A.shape[-1] in (1, f.shape[-1]):
+        return _total(A * (f * f))
+    return _total(f * (A.reshape((*A.shape[:-1], f.shape[-1], -1)) @ f[..., None])[..., 0])
+
+
+def _total(f: Any) -> Any:
+    return f.sum(-1, keepdims=True)
+
+
+def _concat(f: Any, g: Any) -> Any:
+    lead = np.broadcast_shapes(f.shape[:-1], g.shape[:-1])
+    return np.concatenate([np.broadcast_to(v, lead + v.shape[-1:]) for v in (f, g)], -1)
+
+
+def _embed(f: Any, start: int, n: int) -> Any:
+    out = np.zeros((*f.shape[:-1], n))
+    out[..., start : start + f.shape[-1]] = f
+    return out
+
+
+def _unit(f: Any) -> Any:
+    squares = _total(f * f)
+    return np.where(squares == 0, 0.0, 1 / np.sqrt(squares)) * f
+
+
+def _extremum(f: Any, sign: int) -> tuple[Any, Any]:
+    """Value and place of the first largest component of sign * f; NaN is passed over, except in front."""
+    best, place = sign * f[..., :1], np.zeros_like(f[..., :1])
+    for k in range(1, f.shape[-1]):
+        better = sign * f[..., k : k + 1] > best
+        best, place = np.where(better, sign * f[..., k : k + 1], best), np.where(better, k, place)
+    return sign * best, place
+
+
+def _one_hot(f: Any, n: int) -> Any:
+    return (np.trunc(f + 0.5) == np.arange(n)) * 1.0
+
+
+# -- meanings ----------------------------------------------------------------------------------------------------------
+
+
+def _window(c: Component, m: Any, start: int, size: int) -> Any:
+    """Argument 0 at positions start ... start + size - 1, zeros elsewhere."""
+
+    def nothing(_: Any) -> Any:
+        return c.const(0)
+
+    def within(k: Any) -> Any:
+        return c.arg(0, k)
+
+    return c.split(m, start, nothing, lambda rest: c.split(rest, size, within, nothing))
+
+
+def _best(c: Component, op: str) -> Any:
+    """The extremum of the components that are numbers; NaN where the first one is NaN."""
+    first = c.arg(0, c.at(0))
+    best = c.fold(c.dims[0], lambda k: c.arg(0, k), op)
+    return c.prim("select", c.prim("ne", first, first), first, best)
+
+
+def _place(c: Component, op: str) -> Any:
+    """The place of the first component that equals the extremum; 0 where the first one is NaN, or none is larger."""
+    best = _best(c, op)
+
+    def place(k: Any) -> Any:
+        return c.prim("select", c.prim("eq", c.arg(0, k), best), c.number(k), c.const(c.dims[0]))
+
+    found = c.fold(c.dims[0], place, "fold_min")
+    return c.prim("select", c.prim("eq", found, c.const(c.dims[0])), c.const(0), found)
+
+
+def _hot(c: Component, m: Any) -> Any:
+    place = c.prim("trunc", c.prim("add", c.arg(0, c.at(0)), c.prim("div", c.const(1), c.const(2))))
+    return c.prim("select", c.prim("eq", place, c.number(m)), c.const(1), c.const(0))
+
+
+ENTRIES = (
+    # -- inner reductions
+    Op("Sum(f)", "sum of the components", _total, lambda c, m: c.fold(c.dims[0], lambda k: c.arg(0, k)),
+       vjp=("SumT(e, dim(f))",), dim=one),
+    Op("SumT(f; n)", "a scalar, repeated n times", lambda f, n: np.repeat(f, n, -1), lambda c, m: c.arg(0, c.at(0)),
+       vjp=("Sum(e)",), dim=_repeat, flops=0, example=((1,), (3,))),
+    Op("Max(f)", "largest component", lambda f: _extremum(f, 1)[0], lambda c, m: _best(c, "fold_max"),
+       vjp=("OneHot(ArgMax(f), dim(f)) * e",), mask=True, dim=one, flops=2, method="max_component",
+       special=(((nan,), nan), ((-inf,), -inf))),
+    Op("Min(f)", "smallest component", lambda f: _extremum(f, -1)[0], lambda c, m: _best(c, "fold_min"),
+       vjp=("OneHot(ArgMin(f), dim(f)) * e",), mask=True, dim=one, flops=2, method="min_component",
+       special=(((nan,), nan), ((inf,), inf))),
+    Op("ArgMax(f)", "place of the first largest component", lambda f: _extremum(f, 1)[1],
+       lambda c, m: _place(c, "fold_max"), vjp=(None,), mask=True, dim=one, flops=4, method="argmax_component",
+       special=(((nan,), 0.0), ((-inf,), 0.0))),
+    Op("ArgMin(f)", "place of the first smallest component", lambda f: _extremum(f, -1)[1],
+       lambda c, m: _place(c, "fold_min"), vjp=(None,), mask=True, dim=one, flops=4, method="argmin_component",
+       special=(((nan,), 0.0), ((inf,), 0.0))),
+    # -- selection and assembly
+    Op("Elem(f; m)", "component m", lambda f, m: f[..., m : m + 1], lambda c, m: c.arg(0, c.at(c.attrs[0])),
+       vjp=("ElemT(e, dim(f), m)",), dim=_elem, flops=0, example=((3,), (1,))),
+    Op("ElemT(f; n, m)", "n zeros with the scalar f at position m", lambda f, n, m: _embed(f, m, n),
+       lambda c, m: _window(c, m, c.attrs[1], 1), vjp=("Elem(e, m)",), dim=_elem_t, flops=0, example=((1,), (4, 2))),
+    Op("Extract(f; start, n)", "components start ... start + n - 1", lambda f, start, n: f[..., start : start + n],
+       lambda c, m: c.arg(0, m.shifted(c.attrs[0])), vjp=("ExtractT(e, start, dim(f))",), dim=_extract, flops=0,
+       example=((5,), (1, 3))),
+    Op("ExtractT(f; start, n)", "n zeros with f from position start on", _embed,
+       lambda c, m: _window(c, m, c.attrs[0], c.dims[0]), vjp=("Extract(e, start, dim(f))",), dim=_extract_t, flops=0,
+       example=((2,), (1, 5))),
+    Op("Concat(f, g)", "f, then g", _concat,
+       lambda c, m: c.split(m, c.dims[0], lambda k: c.arg(0, k), lambda k: c.arg(1, k)),
+       vjp=("Extract(e, 0, dim(f))", "Extract(e, dim(f), dim(g))"), dim=lambda d, a: length(sum(d)), flops=0,
+       example=((2, 3), ())),
+    Op("OneHot(f; n)", "n zeros, with 1 at position trunc(f + 1/2) where that is one of them", _one_hot, _hot,
+       vjp=(None,), mask=True, dim=_repeat, flops=3, example=((1,), (3,)), method="one_hot"),
+    # -- norms and distances
+    Op("SqNorm2(f)", "sum of the squares", lambda f: _total(f * f), macro="Sum(Square(f))"),
+    Op("Norm2(f)", "Euclidean norm; gradient 0 at 0", lambda f: np.sqrt(_total(f * f)), macro="Sqrt(SqNorm2(f))"),
+    Op("Normalize(f)", "f / |f|; 0 at 0", _unit, macro="Rsqrt(SqNorm2(f)) * f"),
+    Op("SqDist(f, g)", "squared distance", lambda f, g: _total((f - g) ** 2), macro="Sum(Square(f - g))"),
+    Op("SqNormIso(s, f)", "s * |f|^2 for a number s", lambda s, f: s * _total(f * f), macro="s * SqNorm2(f)",
+       dim=_scaled_norm, example=((1, 3), ())),
+    Op("SqNormDiag(s, f)", "sum of s[k] * f[k]^2", lambda s, f: _total(s * f * f), macro="(s | Square(f))",
+       dim=_diagonal_norm, example=((3, 3), ())),
+    Op("SymSqNorm(A, f)", "sum of A[k, l] * f[k] * f[l]", _weighted_sum, macro="(f | MatVecMult(A, f))",
+       dim=_matrix_norm, example=((9, 3), ())),
+    Op("WeightedSqNorm(A, f)", "SqNormIso, SqNormDiag or SymSqNorm, by the dimension of A", _weighted_sum,
+       macro=lambda d, a: _weighted(d, a).format("f"), dim=_weighted_norm, example=((9, 3), ())),
+    Op("WeightedSqDist(A, f, g)", "WeightedSqNorm(A, f - g)", lambda A, f, g: _weighted_sum(A, f - g),
+       macro=lambda d, a: _weighted(d, a).format("f - g"), dim=_weighted_norm, example=((4, 2, 2), ()),
+       domain=(POSITIVE, ANY, ANY)),
+)  # fmt: skip
