@@ -4,7 +4,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 DEMO = --cluster local --workers 2 --M 1000000 --N 50000 --output demo
 
-.PHONY: help venv demo test test-slow soak lint format doctest bench clean
+.PHONY: help venv demo test test-slow soak lint format doctest docs bench clean
 
 help:
 	@echo "make demo       a million points by fifty thousand on a local cluster, checked (a few minutes)"
@@ -12,7 +12,8 @@ help:
 	@echo "make test-slow  kills, SLURM, large sizes (tens of minutes)"
 	@echo "make soak       the long run before a release"
 	@echo "make lint       ruff and mypy;   make format   ruff format"
-	@echo "make doctest    the examples in docstrings and README"
+	@echo "make doctest    the examples in docstrings, README and docs"
+	@echo "make docs       docs/operations.md, printed from the tables"
 	@echo "make bench      dred beside its peers"
 	@echo "make clean      remove .venv, caches and the demo's output"
 
@@ -59,7 +60,12 @@ format: venv
 	$(BIN)/ruff check --fix .
 
 doctest: venv
-	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' dred $(wildcard README.md)
+	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' dred $(wildcard README.md docs/*.md)
+
+docs: venv
+	mkdir -p docs
+	$(BIN)/python -m dred.formula.catalogue >docs/operations.tmp
+	mv docs/operations.tmp docs/operations.md
 
 bench: venv
 	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done

@@ -19,7 +19,7 @@ from dred.errors import (
     UnknownNameError,
     VariableError,
 )
-from dred.genred import Genred
+from dred.genred import Genred, Reduction
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ __all__ = [
     "LimitError",
     "OptionError",
     "PlanError",
+    "Reduction",
     "UnknownNameError",
     "VariableError",
 ]

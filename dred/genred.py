@@ -1,29 +1,22 @@
-"""Genred: a reduction of a formula as a callable, with the signature that users of KeOps know."""
+"""Genred and Reduction: a reduction as a callable, by its formula or by one text, as users of KeOps know them."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dred.errors import InputError, LimitError, OptionError
-from dred.formula.construct import nearest
+from dred.errors import OptionError
 from dred.formula.language import formula as read_formula
 from dred.formula.language import suggestion
-from dred.formula.node import toposort
-from dred.inputs import DTYPES, Inputs, check
-from dred.kernel import engine
-from dred.kernel.spec import CHAIN, KernelSpec
+from dred.formula.reduced import Reduced
+from dred.formula.reduced import reduction as read_reduction
 from dred.reductions import REDUCTIONS
-
-# scheme of summation -> terms that are added in the compute type before they join the state
-_CHAINS = {"auto": CHAIN, "block_sum": CHAIN, "direct_sum": 1}
+from dred.routine import Routine
 
 
-class Genred:
+class Genred(Routine):
     r"""A generic reduction over all pairs (i, j) of points, in linear memory.
 
     .. math:: \mathrm{out}_i = \mathrm{Reduction}_j \; F(p, x_i, y_j) \quad (\mathrm{axis} = 1)
@@ -106,220 +99,99 @@ class Genred:
         for name, value in (("opt_arg", opt_arg), ("formula2", formula2)):
             if value is not None:
                 raise OptionError(f"{name}={value!r}: the reduction {reduction_op} takes none")
-        for name, flag in (("use_double_acc", use_double_acc), ("use_fast_math", use_fast_math)):
-            if not isinstance(flag, bool | np.bool_):
-                raise OptionError(f"{name}={flag!r}: it is True or False")
-        if use_fast_math:
-            raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
-        if not isinstance(sum_scheme, str) or sum_scheme not in _CHAINS:
-            reason = "is not offered yet" if sum_scheme == "kahan_scheme" else "is unknown"
-            raise OptionError(f"sum_scheme={sum_scheme!r} {reason}: it is one of {', '.join(_CHAINS)}")
-        self._formula = read_formula(formula, aliases)
-        self.formula, self.aliases, self.reduction_op, self.axis = formula, tuple(aliases), reduction_op, int(axis)
-        self.dtype = None if dtype is None else _dtype("dtype", dtype)
-        self._acc = _accumulator(dtype_acc, use_double_acc)
-        self._chain = _CHAINS[sum_scheme]
-        if self.dtype is not None:
-            self.spec(self.dtype)
+        read = read_formula(formula, aliases)
+        super().__init__(
+            read,
+            aliases,
+            Reduced(REDUCTIONS[reduction_op], read.node, 1 - int(axis)),
+            dtype=dtype,
+            dtype_acc=dtype_acc,
+            use_double_acc=use_double_acc,
+            sum_scheme=sum_scheme,
+            use_fast_math=use_fast_math,
+        )
 
     def __repr__(self) -> str:
         return f"Genred({self.formula!r}, {list(self.aliases)!r}, {self.reduction_op!r}, axis={self.axis})"
 
-    @property
-    def dim(self) -> int:
-        """Components of a row of the result."""
-        return self._formula.node.dim
 
-    def spec(self, dtype: Any) -> KernelSpec:
-        """What is computed for arrays of a type, as a value.
+class Reduction(Routine):
+    """A reduction that is written as one text, derivatives of reductions among them.
 
-        Parameters
-        ----------
-        dtype : str or dtype
-            "float32" or "float64".
+    ``NAME_Reduction(F, cat)`` is the reduction NAME of the formula F: over j, one row per i, for cat = 0 (`Genred` with
+    axis = 1); over i, one row per j, for cat = 1 (axis = 0). Where R is such a text, so are its derivatives, which are
+    sums, and theirs:
 
-        Returns
-        -------
-        KernelSpec
+    ``Grad(R, v, e)``
+        The gradient of ``sum(e * R)`` with respect to the variable v: one row per i for an i-variable, one row per j
+        for a j-variable. **For a parameter it has one row per i, too: the part of each i. The caller adds them up.**
+        The cotangent e is a variable like the result: ``Vi`` for cat = 0, ``Vj`` for cat = 1, of the same dimension.
+    ``Grad(R, v)``
+        The same; e is a new input after all others.
+    ``Diff(R, v, u)``
+        The derivative of R in the direction u of the variable v: rows as R has them.
+    ``Grad_WithSavedForward(R, v, e, saved)``, ``Diff_WithSavedForward(R, v, u, saved)``
+        The same, given the variable that holds the result of R. A sum does not read it, but it must be passed.
 
-        Raises
-        ------
-        OptionError
-            Another type, or an accumulator that is narrower.
-        LimitError
-            A constant of the formula beyond the largest number of the type.
-        """
-        dtype = _dtype("dtype", dtype)
-        acc = self._acc or "float64"
-        if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
-            raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
-        f = self._formula
-        if any(np.isinf(nearest(n.attrs[0], dtype)) for n in toposort([f.node]) if n.op == "Const"):
-            largest = np.finfo(dtype).max
-            message = f"a constant of the formula is beyond the largest {dtype}, {largest:.3g}"
-            raise LimitError(message, f.text, (0, len(f.text)))
-        return KernelSpec(f.node, self.reduction_op, self.axis, dtype, acc, self._chain, f.variables)
+    Parameters
+    ----------
+    text : str
+        For example ``"Grad(Sum_Reduction(Exp(-SqDist(x,y))*b, 0), x, e)"``.
+    aliases : sequence of str
+        One declaration per input, as for `Genred`. All of them are passed in a call, also those that the text does not
+        need. Never modified.
+    dtype, dtype_acc, use_double_acc, sum_scheme, use_fast_math
+        As for `Genred`.
 
-    def source(self, backend: str, dtype: Any = "float32") -> str:
-        """The text of the generated kernel: LLVM IR for "cpu", CUDA C++ for "cuda".
+    Raises
+    ------
+    FormulaError
+        A text or alias that means nothing, with a caret at the place.
+    OptionError
+        Another argument that is not accepted.
 
-        Parameters
-        ----------
-        backend : str
-        dtype : str or dtype
+    See Also
+    --------
+    Genred : the same routine by a formula and the name of its reduction.
 
-        Returns
-        -------
-        str
-        """
-        from dred.kernel import cpu, cuda
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dred import Reduction
+    >>> aliases = ["x = Vi(1)", "y = Vj(1)", "p = Pm(1)", "e = Vi(1)"]
+    >>> x, y, p, e = np.array([[1.0], [2.0]]), np.array([[3.0], [4.0], [5.0]]), np.array([2.0]), np.ones((2, 1))
+    >>> Reduction("Sum_Reduction(p * x * y, 0)", aliases)(x, y, p, e)
+    array([[24.],
+           [48.]])
+    >>> Reduction("Grad(Sum_Reduction(p * x * y, 0), y, e)", aliases)(x, y, p, e)
+    array([[6.],
+           [6.],
+           [6.]])
+    >>> Reduction("Grad(Sum_Reduction(p * x * y, 0), p, e)", aliases)(x, y, p, e).sum(axis=0)
+    array([36.])
+    """
 
-        modules = {"cpu": cpu, "cuda": cuda}
-        name = engine.named(backend)
-        if name not in modules:
-            raise OptionError(f"source({backend!r}): name the backend, cpu or cuda")
-        text: str = modules[name].source(self.spec(dtype))
-        return text
+    def __init__(
+        self,
+        text: str,
+        aliases: Sequence[str],
+        dtype: Any = None,
+        dtype_acc: Any = "auto",
+        use_double_acc: bool = False,
+        sum_scheme: str = "auto",
+        use_fast_math: bool = False,
+    ) -> None:
+        read, reduced = read_reduction(text, aliases)
+        super().__init__(
+            read,
+            aliases,
+            reduced,
+            dtype=dtype,
+            dtype_acc=dtype_acc,
+            use_double_acc=use_double_acc,
+            sum_scheme=sum_scheme,
+            use_fast_math=use_fast_math,
+        )
 
-    def plan(self, *args: Any, backend: str = "auto") -> Any:
-        """How a call with these arrays, dask arrays among them, is cut into tasks; nothing is computed.
-
-        Parameters
-        ----------
-        *args : arrays
-            As in a call.
-        backend : str
-            As in a call.
-
-        Returns
-        -------
-        dred.cluster.plan.Plan
-            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes.
-        """
-        inputs = check(self._formula, args, self.dtype)
-        if inputs.kind != "dask":
-            raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
-        from dred.cluster import graph
-
-        return graph.plan(self.spec(inputs.dtype), inputs.arrays, engine.named(backend))
-
-    def __call__(
-        self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
-    ) -> Any:
-        """Reduce.
-
-        Parameters
-        ----------
-        *args : arrays
-            One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
-            dask or CuPy, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will do.
-        backend : str
-            "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
-            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU.
-        device_id : int
-            CUDA device; -1: the current one.
-        ranges
-            None: restricted index sets are refused.
-        out : ndarray, optional
-            Where to put the result: of its shape and type, C-contiguous.
-
-        Returns
-        -------
-        ndarray, dask array or CuPy array
-            (M, D) for axis 1, (N, D) for axis 0. NumPy in, NumPy out, computed in this process; a dask array among the
-            inputs: a lazy dask array, in the chunks of the first variable of the kept index.
-
-        Raises
-        ------
-        InputError, DtypeError
-            Arrays that do not fit the variables or each other.
-        OptionError
-            An argument that is not accepted.
-        BackendError
-            No GPU where one is asked for.
-        """
-        if ranges is not None:
-            raise OptionError("ranges are not offered yet: pass ranges=None")
-        name = engine.named(backend)
-        if isinstance(device_id, bool) or not isinstance(device_id, int | np.integer) or device_id < -1:
-            raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
-        if device_id >= 0 and name == "cpu":
-            raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
-        if name == "auto":
-            name = "cuda" if device_id >= 0 else _configured()
-        inputs = check(self._formula, args, self.dtype)
-        spec = self.spec(inputs.dtype)
-        if out is not None:
-            self._check_out(out, inputs)
-        result = _RUN[inputs.kind](spec, inputs, name, int(device_id))
-        if out is None:
-            return result
-        out[...] = result
-        return out
-
-    def _check_out(self, out: Any, inputs: Inputs) -> None:
-        if inputs.kind != "numpy" or not isinstance(out, np.ndarray):
-            raise InputError("out must be a NumPy array, and so must be all inputs")
-        shape = (inputs.rows[1 - self.axis], self.dim)
-        if out.shape != shape or str(out.dtype) != inputs.dtype:
-            raise InputError(f"out has shape {out.shape} and type {out.dtype}: expected {shape} and {inputs.dtype}")
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            raise InputError("out must be C-contiguous and writeable")
-
-
-def _configured() -> str:
-    """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
-        return "auto"
-    from dred.cluster import config
-
-    return engine.named(config.backend())
-
-
-def _dtype(name: str, value: Any) -> str:
-    try:
-        found = "None" if value is None else str(np.dtype(value))  # to NumPy, None is float64
-    except TypeError:
-        found = str(value)
-    if found not in DTYPES:
-        raise OptionError(f"{name}={value!r}: it is float32 or float64")
-    return found
-
-
-def _accumulator(dtype_acc: Any, use_double_acc: bool) -> str | None:
-    acc = None if isinstance(dtype_acc, str) and dtype_acc == "auto" else _dtype("dtype_acc", dtype_acc)
-    if use_double_acc and acc == "float32":
-        raise OptionError("use_double_acc=True contradicts dtype_acc='float32': give one of them")
-    return "float64" if use_double_acc else acc
-
-
-def _sizes(spec: KernelSpec, inputs: Inputs) -> tuple[int, int]:
-    """Rows kept and reduced."""
-    M, N = inputs.rows
-    return (M, N) if spec.axis == 1 else (N, M)
-
-
-def _run_numpy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
-    M, N = _sizes(spec, inputs)
-    chosen = engine.local(backend)
-    state = engine.empty(spec, M)
-    return engine.finalize(spec, engine.fold(spec, chosen, state, inputs.arrays, M, N, device_id=device_id))
-
-
-def _run_cupy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
-    if backend == "cpu":
-        raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
-    from dred.kernel import cuda
-
-    return cuda.reduce_device(spec, inputs.arrays, *_sizes(spec, inputs), device_id=device_id)
-
-
-def _run_dask(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
-    if device_id >= 0:
-        raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
-    from dred.cluster.graph import reduce
-
-    return reduce(spec, inputs.arrays, backend)
-
-
-_RUN = {"numpy": _run_numpy, "cupy": _run_cupy, "dask": _run_dask}
+    def __repr__(self) -> str:
+        return f"Reduction({self.formula!r}, {list(self.aliases)!r})"

@@ -38,10 +38,14 @@ class Reduction:
     finalize : str
         The result over the fields.
     cotangent : str or None
-        What the cotangent `e` of the result sends to a term, as formula text over `e`; None: nothing flows.
+        What the cotangent `e` of the result sends to a term, as formula text over `e` and the term `f`, linear in `e`
+        and each component for itself; None: nothing flows. Derivatives in both modes follow.
     numpy : callable
         Independent reference: (values, axis) -> reduced values.
     doc : str
+    signature : str
+        Arguments of `NAME_Reduction(...)` in texts: the formula F, an integer parameter K, the output category cat, a
+        second formula G, in this order; those that may be left out end in "?".
     """
 
     name: str
@@ -52,6 +56,7 @@ class Reduction:
     cotangent: str | None
     numpy: Callable[[Any, int], Any]
     doc: str
+    signature: str = "F, cat"
 
 
 _ENTRIES = (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import BackendError, FoldError, InputError
-from dred.formula.language import canonical
+from dred.formula.node import canonical
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
 

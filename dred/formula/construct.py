@@ -91,27 +91,33 @@ def arguments(op: Op, given: Sequence[Any], named: dict[str, Any]) -> tuple[list
     if len(given) > len(names) or missing:
         count = len(given) + len(named)
         fewest = len(names) - len(op.optional)
-        takes = "1 argument" if len(names) == 1 else f"{len(names)} arguments"
-        takes = takes if fewest == len(names) else f"{fewest} to {len(names)} arguments"
+        takes = f"{len(names)} argument{'s' * (len(names) != 1)}"
+        between = "or" if len(names) == fewest + 1 else "to"
+        takes = takes if fewest == len(names) else f"{fewest} {between} {takes}"
         raise ArgumentError(f"{op.name} takes {takes}, got {count}", hint=f"it is {usage(op)}")
     args: list[Node] = []
     for word in op.args:
         if not isinstance(values[word], Node):
-            raise ArgumentError(f"argument {word!r} of {op.name} must be a formula, got a list")
+            raise ArgumentError(
+                f"argument {word!r} of {op.name} must be a formula, got a list", hint=f"it is {usage(op)}"
+            )
         args.append(values[word])
     return args, tuple(attribute(op, word, values.get(word, ())) for word in op.attrs)
 
 
 def attribute(op: Op, word: str, value: Any) -> Any:
     """A static argument: a constant that is an integer, or a list of integers where one is due."""
-    if word in op.lists:
-        if not isinstance(value, tuple):
-            raise ArgumentError(f"argument {word!r} of {op.name} must be a list of integers, such as [2, 3]")
-        return value
-    given = exact(value) if isinstance(value, Node) else None
-    if given is None or given.denominator != 1:
-        raise ArgumentError(f"argument {word!r} of {op.name} must be an integer constant")
-    return int(given)
+    what = "a list of integers, such as [2, 3]" if word in op.lists else "an integer constant"
+    if isinstance(value, tuple):
+        if word in op.lists:
+            return value
+        given: str = "a list"
+    else:
+        number = exact(value)
+        if word not in op.lists and number is not None and number.denominator == 1:
+            return int(number)
+        given = f"a formula of dimension {value.dim}" if number is None else f"{number}"
+    raise ArgumentError(f"argument {word!r} of {op.name} must be {what}, got {given}", hint=f"it is {usage(op)}")
 
 
 def usage(op: Op) -> str:

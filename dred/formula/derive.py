@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dred.errors import ArgumentError, DerivativeError, DimensionError, LimitError
 from dred.formula.construct import number
 from dred.formula.node import Node, const, toposort, var, variables
-from dred.formula.op import Op
+from dred.formula.op import Op, length
 from dred.formula.ops import OPS
 from dred.formula.rewrite import build, construct, expand, named
 from dred.formula.syntax import evaluate, parse_once
@@ -22,6 +22,12 @@ def limited(node: Node) -> Node:
     if (count := len(toposort([node]))) > MAX_NODES:
         raise LimitError(f"the formula has {count} operations, the limit is {MAX_NODES}")
     return node
+
+
+def several(what: str, count: int) -> None:
+    """So many derivatives are within the limit on the size of a formula."""
+    if count > MAX_NODES:
+        raise LimitError(f"{what} takes {count} derivatives, the limit is {MAX_NODES}")
 
 
 def fit(node: Node, dim: int) -> Node:
@@ -44,29 +50,35 @@ def called(n: Node) -> Call:
     return Call(OPS[n.op], n.args, n.attrs, n)
 
 
-def text(source: str, call: Call, **more: Node) -> Node:
+ANNIHILATING = {"Mult": "ZeroMult", "TensorDot": "ZeroTensorDot"}  # products, and those that keep the zeros of a mask
+
+
+def guarded(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
+    """`construct` with products that keep zeros."""
+    return construct(ANNIHILATING.get(name, name), args, named)
+
+
+def text(source: str, call: Call, masked: bool = False, **more: Node) -> Node:
     """Formula text of an entry of the table, for one call of the operation."""
     names = named(call.op, call.args, call.attrs) | {"y": call.result} | more
-    return evaluate(parse_once(source), number, names.__getitem__, construct)
+    node: Node = evaluate(parse_once(source), number, names.__getitem__, guarded if masked else construct)
+    return node
+
+
+def product(e: Node, g: Node, masked: bool) -> Node:
+    """e * g; a masked e is 0 where a mask has put it so, and stays 0 there whatever it is multiplied with."""
+    return build("ZeroMult" if masked else "Mult", (e, g))
 
 
 def flow(call: Call, e: Node, k: int, masked: bool) -> Node | None:
-    """What the cotangent `e` of a call gives to its argument k, not yet of its dimension; None where nothing flows.
-
-    A masked cotangent is 0 where a mask has put it so, and stays 0 there whatever it is multiplied with.
-    """
+    """What the cotangent `e` of a call gives to its argument k, not yet of its dimension; None where nothing flows."""
     op = call.op
     if op.vjp:
         sources = op.vjp(tuple(a.dim for a in call.args), call.attrs) if callable(op.vjp) else op.vjp
         source = sources[k]
-        if source is None:
-            return None
-        if masked:
-            some = e if e.dim == 1 else build("Sum", (build("Abs", (e,)),))
-            call = call._replace(args=tuple(build("ZeroMult", (some, a)) for a in call.args))
-        return text(source, call, e=e)
+        return None if source is None else text(source, call, masked, e=e)
     source = op.partial[k]
-    return None if source is None else build("ZeroMult" if masked else "Mult", (e, text(source, call)))
+    return None if source is None else product(e, text(source, call), masked)
 
 
 def pullback(call: Call, e: Node, k: int, masked: bool = False) -> Node | None:
@@ -218,28 +230,36 @@ def trace(y: Node, u: Node, w: Node) -> Node:
     order = toposort([y])
     active = depending(order, [u])
     weight: dict[Node, Node] = {y: w}
+    masked: set[Node] = set()
     total = const(0)
     for n in reversed(order):
         if n not in weight or n not in active:
             continue
+        behind = n in masked
         if n is u:
             total = build("Add", (total, build("Sum", (fit(weight[n], u.dim),))))
-            continue
-        plain = OPS[n.op].dim is None
-        for k, a in enumerate(n.args):
-            if a not in active:
-                continue
-            if plain and (g := flow(called(n), weight[n], k, False)) is not None:
+        elif n.op == "SumT" or OPS[n.op].partial or OPS[n.op].dim is None:
+            for k, a in enumerate(n.args):
+                if a not in active:
+                    continue
+                g = weight[n] if n.op == "SumT" else flow(called(n), weight[n], k, behind)
+                if g is None:
+                    continue
+                behind_too = behind or OPS[n.op].mask
                 if a.dim == u.dim:
                     add(weight, a, g)
+                    if behind_too:
+                        masked.add(a)
                 else:
                     (slope,) = vjp(a, (u,), const(1))
-                    total = build("Add", (total, build("Scalprod", (fit(g, u.dim), slope))))
-        if not plain:
+                    total = build("Add", (total, build("Sum", (product(g, slope, behind_too),))))
+        else:
+            several(f"the trace of {n.op}", u.dim)
             for k in range(u.dim):
                 unit = expand("ElemT", (const(1),), (u.dim, k))
                 part = build("Elem", (jvp(n, [u], [unit]),), (k,))
-                total = build("Add", (total, build("Mult", (build("Elem", (fit(weight[n], u.dim),), (k,)), part))))
+                share = product(build("Elem", (fit(weight[n], u.dim),), (k,)), part, behind)
+                total = build("Add", (total, share))
             limited(total)
     return limited(total)
 
@@ -250,7 +270,8 @@ def trace(y: Node, u: Node, w: Node) -> Node:
 def wrt(name: str, v: Node) -> Node:
     """The variable of a derivative."""
     if v.op != "Var":
-        raise DerivativeError(f"{name} differentiates with respect to a variable", hint="its second argument is an alias")
+        hint = "its second argument is the name of a variable, or Var(ind, dim, cat)"
+        raise DerivativeError(f"{name} differentiates with respect to a variable", hint=hint)
     return v
 
 
@@ -261,15 +282,35 @@ def same(name: str, what: str, dim: int, to: str, other: int, scalar: bool = Fal
         raise DimensionError(f"the {what} of {name} has dimension {dim}, {to} {other}: it must be {other}{or_one}")
 
 
-def linear(name: str, result: Node, v: Node) -> Node:
-    """A derivative of a formula that is linear in v, which does not read v any more."""
-    if v in variables(result):
-        raise DerivativeError(f"{name} needs a formula that is linear in its second argument")
-    return result
+def linear(name: str, f: Node, v: Node) -> Node:
+    """The image of the placeholder U under the linear map v -> f.
+
+    Raises
+    ------
+    DerivativeError
+        Where the derivative of f with respect to v still reads v: the map is not linear, or not seen to be.
+    """
+    image = jvp(f, (v,), (var(U, v.dim, 2),))
+    if v in variables(image):
+        raise DerivativeError(
+            f"{name} needs a formula that is linear in its second argument, but its derivative depends on that",
+            hint="Grad and Diff differentiate any formula",
+        )
+    return image
+
+
+def cotangent(f: Node, v: Node) -> Node:
+    """The variable that `Grad(f, v)` makes: after the last one that f reads, of the other category than v."""
+    if v.attrs[1] == 2:
+        message = "the gradient with respect to a parameter needs its third argument, the cotangent"
+        raise DerivativeError(message, hint="write Grad(F, v, e)")
+    # v counts where f does not read it: the new variable must not stand in its place
+    position = 1 + max(n.attrs[0] for n in [*variables(f), v])
+    return var(position, f.dim, 1 - v.attrs[1])
 
 
 def grad(f: Node, v: Node, e: Node | None = None) -> Node:
-    """`Grad(f, v, e)`; without e, a new variable after the last one, of the other category than v.
+    """`Grad(f, v, e)`; without e, that variable which `cotangent` makes.
 
     Raises
     ------
@@ -279,13 +320,8 @@ def grad(f: Node, v: Node, e: Node | None = None) -> Node:
         Where e has another dimension than f.
     """
     wrt("Grad", v)
-    if e is None:
-        if v.attrs[1] == 2:
-            raise DerivativeError("the gradient with respect to a parameter needs its third argument, the cotangent")
-        position = 1 + max(n.attrs[0] for n in variables(f) or [v])
-        e = var(position, f.dim, 1 - v.attrs[1])
-    if e.dim != f.dim:
-        raise DimensionError(f"the cotangent has dimension {e.dim}, the formula {f.dim}: they must be equal")
+    e = cotangent(f, v) if e is None else e
+    same("Grad", "cotangent", e.dim, "the formula", f.dim)
     return vjp(f, (v,), e)[0]
 
 
@@ -294,11 +330,12 @@ def grad_matrix(f: Node, v: Node) -> Node:
     wrt("GradMatrix", v)
     if v.dim == 1:
         return jvp(f, (v,), (const(1),))
+    length(f.dim * v.dim)
+    several("GradMatrix", f.dim)
     rows = [vjp(f, (v,), expand("ElemT", (const(1),), (f.dim, c)))[0] for c in range(f.dim)]
-    out = rows[0]
-    for row in rows[1:]:
-        out = build("Concat", (out, row))
-    return limited(out)
+    while len(rows) > 1:  # two by two: a component of the result is found in few steps
+        rows = [build("Concat", rows[k : k + 2]) if rows[k + 1 :] else rows[k] for k in range(0, len(rows), 2)]
+    return limited(rows[0])
 
 
 def diff(f: Node, v: Node, u: Node) -> Node:
@@ -320,7 +357,8 @@ def laplacian(f: Node, v: Node) -> Node:
     """Sum over k of the second derivatives of the scalar f with respect to v[k]."""
     wrt("Laplacian", v)
     if f.dim != 1:
-        raise DimensionError(f"Laplacian takes a formula of dimension 1, got {f.dim}")
+        hint = "Sum(F) adds its components up, Elem(F, m) takes one"
+        raise DimensionError(f"Laplacian takes a formula of dimension 1, got {f.dim}", hint=hint)
     return divergence(vjp(f, (v,), const(1))[0], v)
 
 
@@ -328,7 +366,8 @@ def adjoint_operator(f: Node, v: Node, u: Node) -> Node:
     """The transpose of the linear map v -> f, applied to u."""
     wrt("AdjointOperator", v)
     same("AdjointOperator", "third argument", u.dim, "the formula", f.dim)
-    return linear("AdjointOperator", vjp(f, (v,), u)[0], v)
+    linear("AdjointOperator", f, v)
+    return vjp(f, (v,), u)[0]
 
 
 def trace_operator(f: Node, v: Node, w: Node | None = None) -> Node:
@@ -337,8 +376,7 @@ def trace_operator(f: Node, v: Node, w: Node | None = None) -> Node:
     same("TraceOperator", "formula", f.dim, "the variable", v.dim)
     w = const(1) if w is None else w
     same("TraceOperator", "weight", w.dim, "the variable", v.dim, scalar=True)
-    u = var(U, v.dim, 2)
-    return linear("TraceOperator", trace(jvp(f, (v,), (u,)), u, w), v)
+    return trace(linear("TraceOperator", f, v), var(U, v.dim, 2), w)
 
 
 def sum_lin_operator(f: Node, v: Node, wl: Node | None = None, wr: Node | None = None) -> Node:
@@ -347,8 +385,8 @@ def sum_lin_operator(f: Node, v: Node, wl: Node | None = None, wr: Node | None =
     wl, wr = (const(1) if w is None else w for w in (wl, wr))
     same("SumLinOperator", "left weight", wl.dim, "the formula", f.dim, scalar=True)
     same("SumLinOperator", "right weight", wr.dim, "the variable", v.dim, scalar=True)
-    image = linear("SumLinOperator", jvp(f, (v,), (wr,)), v)
-    return build("Scalprod", (fit(wl, f.dim), image))
+    linear("SumLinOperator", f, v)
+    return build("Scalprod", (fit(wl, f.dim), jvp(f, (v,), (wr,))))
 
 
 def factorize(f: Node, g: Node) -> Node:
@@ -372,10 +410,6 @@ class Derived(NamedTuple):
     def name(self) -> str:
         return self.signature.partition("(")[0]
 
-    @property
-    def args(self) -> list[str]:
-        return self.signature.rstrip(")").partition("(")[2].split(", ")
-
 
 DERIVED: dict[str, Derived] = {
     entry.name: entry
@@ -395,6 +429,32 @@ DERIVED: dict[str, Derived] = {
 }  # fmt: skip
 
 
+def counted(signature: str, args: Sequence[Any], note: str = "") -> list[str]:
+    """The names of the arguments of a call as a user wrote it; the note goes to whoever wrote too many or too few.
+
+    Raises
+    ------
+    ArgumentError
+        For a wrong number of arguments.
+
+    Examples
+    --------
+    >>> counted("Grad(F, v, e?)", ["...", "..."])
+    ['F', 'v']
+    """
+    name, _, inner = signature.rstrip(")").partition("(")
+    words = inner.split(", ")
+    optional = [word for word in words if word.endswith("?")]
+    missing = len(words) - len(args)
+    if not 0 <= missing <= len(optional):
+        most, fewest = len(words), len(words) - len(optional)
+        between = "or" if most == fewest + 1 else "to"
+        takes = f"{most} argument{'s' * (most > 1)}" if fewest == most else f"{fewest} {between} {most} arguments"
+        raise ArgumentError(f"{name} takes {takes}, got {len(args)}", hint=f"it is {signature}{note}")
+    left_out = optional[len(optional) - missing :]
+    return [word.rstrip("?") for word in words if word not in left_out]
+
+
 def derived(name: str, args: Sequence[Any]) -> Node:
     """A call of `DERIVED` as a user wrote it.
 
@@ -404,12 +464,8 @@ def derived(name: str, args: Sequence[Any]) -> Node:
         For a wrong number of arguments, or a list among them.
     """
     entry = DERIVED[name]
-    most, fewest = len(entry.args), sum(not word.endswith("?") for word in entry.args)
-    if not fewest <= len(args) <= most:
-        takes = "1 argument" if most == 1 else f"{most} arguments"
-        takes = takes if fewest == most else f"{fewest} or {most} arguments" if most == fewest + 1 else f"{fewest} to {most} arguments"
-        raise ArgumentError(f"{name} takes {takes}, got {len(args)}", hint=f"it is {entry.signature}")
-    for word, a in zip(entry.args, args, strict=False):
+    for word, a in zip(counted(entry.signature, args), args, strict=True):
         if not isinstance(a, Node):
-            raise ArgumentError(f"argument {word.rstrip('?')!r} of {name} must be a formula, got a list")
+            message = f"argument {word!r} of {name} must be a formula, got a list"
+            raise ArgumentError(message, hint=f"it is {entry.signature}")
     return entry.make(*args)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from dred.errors import AliasError, ArgumentError, FormulaError, UnknownNameError, VariableError
 from dred.formula.construct import arguments, exact, number
-from dred.formula.derive import DERIVED, derived, limited
-from dred.formula.node import Node, var, variables
+from dred.formula.derive import DERIVED, cotangent, derived, limited
+from dred.formula.node import Node, var
 from dred.formula.op import MAX_DIM
 from dred.formula.ops import OPS
 from dred.formula.rewrite import expand, power
@@ -19,6 +19,7 @@ from dred.formula.syntax import POWER, evaluate, parse
 
 CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
 KINDS = ("i-variable", "j-variable", "parameter")
+REDUCTION, SAVED = "_Reduction", "_WithSavedForward"  # endings of what is for texts of reductions only
 
 
 class Variable(NamedTuple):
@@ -85,20 +86,6 @@ def _var(name: str, values: Sequence[int], place: int | None) -> Node:
 VARIABLES: Mapping[str, Callable[[Sequence[Any]], Node]] = {name: _variable(name) for name in ("Var", *CATEGORIES)}
 
 
-def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
-    """A call as a user wrote it."""
-    if name == POWER:
-        return power(args[0], args[1])
-    if name in DERIVED or name in VARIABLES:
-        if named:
-            raise ArgumentError(f"{name} takes no named arguments")
-        return derived(name, args) if name in DERIVED else VARIABLES[name](args)
-    if name not in OPS:
-        raise UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *DERIVED, *VARIABLES]))
-    formulas, attrs = arguments(OPS[name], args, named)
-    return expand(name, formulas, attrs)
-
-
 def suggestion(name: str, known: Sequence[str]) -> str:
     """The nearest known name as a question, or all of them."""
     folded = {k.lower(): k for k in known}
@@ -139,6 +126,93 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
     return out
 
 
+class Reader:
+    """One text of a user: the names and calls that stand in it, and the variables that it thereby has.
+
+    Parameters
+    ----------
+    aliases : sequence of str
+    """
+
+    def __init__(self, aliases: Sequence[str]) -> None:
+        self.declared = declare(aliases)
+        self.aliases = tuple(aliases)
+        self.names = {name: v for name, v in self.declared if name}
+        self.written: dict[Node, None] = {}  # variables of the text that are no names, in its order
+        self.made: list[Node] = []  # of these, the ones that Grad has made
+
+    def value(self, text: str, call: Callable[[str, Sequence[Any], dict[str, Any]], Any]) -> Any:
+        """What the text stands for."""
+        if not isinstance(text, str):
+            raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
+        return evaluate(parse(text), number, self.name, call, locate=True)
+
+    def formula(self, text: str, node: Node) -> Formula:
+        """A formula of the text with all variables of the text: rewriting may have removed some from it."""
+        written = [(name, v, alias) for (name, v), alias in zip(self.declared, self.aliases, strict=True)]
+        return Formula(text, node, *_signature([*written, *(("", v, text) for v in self.written)]))
+
+    def name(self, word: str) -> Node:
+        if word not in self.names:
+            hint = f"the aliases are: {', '.join(self.names)}" if self.names else "there are no aliases"
+            if word in OPS:
+                hint = f"the operation is written {word}(...)"
+            raise UnknownNameError(f"unknown name {word!r}", hint=hint)
+        return self.names[word]
+
+    def call(self, name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
+        """A call as a user wrote it."""
+        if name == POWER:
+            return power(args[0], args[1])
+        if name in DERIVED or name in VARIABLES:
+            if named:
+                raise ArgumentError(f"{name} takes no named arguments")
+            if name in VARIABLES:
+                return self.meet(VARIABLES[name](args))
+            node = derived(name, args)
+            if name == "Grad" and len(args) == 2:
+                self.make(cotangent(*args))
+            return node
+        if name not in OPS:
+            raise _unknown(name)
+        formulas, attrs = arguments(OPS[name], args, named)
+        return expand(name, formulas, attrs)
+
+    def meet(self, v: Node) -> Node:
+        """A variable that is written out in the text."""
+        self._agree(v, self.made)
+        self.written[v] = None
+        return v
+
+    def make(self, v: Node) -> Node:
+        """A variable that a derivative makes."""
+        self._agree(v, [*(w for _, w in self.declared), *self.written])
+        self.written[v] = None
+        self.made.append(v)
+        return v
+
+    def after(self) -> int:
+        """The position after all variables so far."""
+        return 1 + max((v.attrs[0] for v in (*(w for _, w in self.declared), *self.written)), default=-1)
+
+    def _agree(self, v: Node, others: Sequence[Node]) -> None:
+        """Where a variable that was made meets another, they must be the same: here the place in the text is known."""
+        for other in others:
+            if other is not v and other.attrs[0] == v.attrs[0]:
+                hint = "Grad without a cotangent makes a variable at the next position: write Grad(F, v, e)"
+                raise VariableError(_contradiction(other, v), hint=hint)
+
+
+def _unknown(name: str) -> FormulaError:
+    if name.endswith(REDUCTION):
+        hint = "give the text to dred.Reduction, or to Genred the formula alone, with reduction_op and axis"
+        return ArgumentError(f"a formula contains no reduction, got {name}", hint=hint)
+    if name.endswith(SAVED):
+        short = name.removesuffix(SAVED)
+        return ArgumentError(f"{name} takes a reduction, got a formula", hint=f"of a formula it is {short}(F, v, ...)")
+    return UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *DERIVED, *VARIABLES]))
+
+
 def formula(text: str, aliases: Sequence[str]) -> Formula:
     """Read a formula.
 
@@ -163,11 +237,8 @@ def formula(text: str, aliases: Sequence[str]) -> Formula:
     >>> f.node.dim, [str(v) for v in f.variables]
     (3, ['Vi(0,3)', 'Vj(1,3)'])
     """
-    declared = declare(aliases)
-    node = _read(text, declared)
-    written = [(name, v, alias) for (name, v), alias in zip(declared, aliases, strict=True)]
-    written += [("", v, text) for v in variables(node)]
-    return Formula(text, node, *_signature(written))
+    reader = Reader(aliases)
+    return reader.formula(text, limited(reader.value(text, reader.call)))
 
 
 def read(text: str, aliases: Sequence[str] = ()) -> Node:
@@ -181,40 +252,24 @@ def read(text: str, aliases: Sequence[str] = ()) -> Node:
     >>> read(str(f)) is f
     True
     """
-    return _read(text, declare(aliases))
+    reader = Reader(aliases)
+    return limited(reader.value(text, reader.call))
 
 
-def _read(text: str, declared: Sequence[tuple[str, Node]]) -> Node:
-    names = {name: v for name, v in declared if name}
-
-    def name(word: str) -> Node:
-        if word not in names:
-            hint = f"the aliases are: {', '.join(names)}" if names else "there are no aliases"
-            if word in OPS:
-                hint = f"the operation is written {word}(...)"
-            raise UnknownNameError(f"unknown name {word!r}", hint=hint)
-        return names[word]
-
-    if not isinstance(text, str):
-        raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
-    return limited(evaluate(parse(text), number, name, call, locate=True))
+def _contradiction(first: Node, second: Node) -> str:
+    kinds = [f"{KINDS[v.attrs[1]]} of dimension {v.dim}" for v in (first, second)]
+    return f"position {first.attrs[0]} is declared as {kinds[0]} and as {kinds[1]}"
 
 
 def _signature(written: Sequence[tuple[str, Node, str]]) -> tuple[tuple[Variable, ...], tuple[str, ...]]:
     """Variables by position, from (alias, variable, text in which it stands); positions must be 0 ... n - 1."""
-    found: dict[int, Variable] = {}
+    found: dict[int, Node] = {}
     names: dict[int, str] = {}
     texts: dict[int, str] = {}
     for name, v, text in written:
-        ind, cat = v.attrs
-        new = Variable(ind, v.dim, cat)
-        if found.setdefault(ind, new) != new:
-            raise VariableError(
-                f"position {ind} is declared as {KINDS[found[ind].cat]} of dimension {found[ind].dim}"
-                f" and as {KINDS[cat]} of dimension {v.dim}",
-                text,
-                (0, len(text)),
-            )
+        ind = v.attrs[0]
+        if found.setdefault(ind, v) is not v:
+            raise VariableError(_contradiction(found[ind], v), text, (0, len(text)))
         names[ind] = names.get(ind) or name
         texts.setdefault(ind, text)
     places = sorted(found)
@@ -222,4 +277,5 @@ def _signature(written: Sequence[tuple[str, Node, str]]) -> tuple[tuple[Variable
         text = next(texts[k] for place, k in enumerate(places) if place != k)
         message = f"the positions of the variables are {places}, they must be 0 ... {len(places) - 1}"
         raise VariableError(message, text, (0, len(text)))
-    return tuple(found[k] for k in places), tuple(names[k] for k in places)
+    variables = tuple(Variable(k, found[k].dim, found[k].attrs[1]) for k in places)
+    return variables, tuple(names[k] for k in places)

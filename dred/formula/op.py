@@ -84,6 +84,9 @@ class Op:
         Cotangents are set to 0 here and there: where they are 0, they stay so, whatever they are multiplied with.
     dim : callable, optional
         (dims, attrs) -> dim, raising `DimensionError` or `IndexRangeError`; None: element-wise, dims {D} or {1, D}.
+    dims : str
+        The rule in words: dimensions of the arguments and of the result, "n p, p -> n". Letters stand for any
+        dimension, names of attributes for their values; "or" is between alternatives, a semicolon between rules.
     exact : callable, optional
         Value on exact constants.
     flops : int
@@ -107,6 +110,7 @@ class Op:
     macro: str | Callable[[Dims, Attrs], str] = ""
     mask: bool = False
     dim: DimRule | None = None
+    dims: str = "element-wise"
     exact: Callable[..., Fraction] | None = None
     flops: int = 1
     domain: tuple[tuple[Any, Any], ...] = ()
@@ -164,10 +168,10 @@ def inside(position: int, dim: int) -> None:
         raise IndexRangeError(f"component {position} is outside a vector of dimension {dim}: 0 ... {dim - 1}")
 
 
-def scalar(dim: int) -> None:
+def scalar(dim: int, what: str = "argument") -> None:
     """Dimension 1."""
     if dim != 1:
-        raise DimensionError(f"the argument must have dimension 1, got {dim}")
+        raise DimensionError(f"the {what} must have dimension 1, got {dim}")
 
 
 def one(dims: Dims, attrs: Attrs) -> int:

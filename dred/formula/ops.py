@@ -9,8 +9,5 @@ from __future__ import annotations
 from dred.formula.op import Op
 from dred.formula.table import arithmetic, complex, curves, functions, tensors, vectors
 
-OPS: dict[str, Op] = {
-    op.name: op
-    for module in (arithmetic, functions, vectors, tensors, complex, curves)
-    for op in module.ENTRIES
-}
+MODULES = (arithmetic, functions, vectors, tensors, complex, curves)
+OPS: dict[str, Op] = {op.name: op for module in MODULES for op in module.ENTRIES}

@@ -98,8 +98,11 @@ RULES: tuple[Rule, ...] = (
     Rule("Extract(SumT(a, m), s, n)", "SumT(a, n)"),
     Rule("ExtractT(a, s, n)", "a", lambda b: b["s"] == 0 and b["n"] == b["a"].dim),
     Rule("ExtractT(SumT(0, m), s, n)", "SumT(0, n)"),
-    Rule("ExtractT(a, 0, n) + ExtractT(b, m, n)", "Concat(a, b)",
-         lambda b: b["a"].dim == b["m"] and b["m"] + b["b"].dim == b["n"]),
+    Rule(
+        "ExtractT(a, 0, n) + ExtractT(b, m, n)",
+        "Concat(a, b)",
+        lambda b: b["a"].dim == b["m"] and b["m"] + b["b"].dim == b["n"],
+    ),
     Rule("Elem(a, m)", "a", lambda b: b["a"].dim == 1),
     Rule("Elem(SumT(a, n), m)", "a"),
     Rule("ElemT(0, n, m)", "SumT(0, n)"),
@@ -220,7 +223,8 @@ def expand(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node
     if op.dim is not None:
         op.dim(dims, attrs)
     source = op.macro if isinstance(op.macro, str) else op.macro(dims, attrs)
-    return evaluate(parse_once(source), number, named(op, args, attrs).__getitem__, construct)
+    node: Node = evaluate(parse_once(source), number, named(op, args, attrs).__getitem__, construct)
+    return node
 
 
 def named(op: Op, args: Sequence[Node], attrs: tuple[Any, ...]) -> dict[str, Any]:

@@ -70,6 +70,24 @@ BINARY: dict[str, tuple[int, str, bool]] = {
     "**": (6, POWER, False),
 }
 UNARY_PRECEDENCE = 5
+
+# what other languages write, and what is written here
+ELSEWHERE = {
+    "%": "Mod(f, n, 0) is the remainder of f by n",
+    "//": "Floor(f / g) rounds a quotient down",
+    "@": "MatVecMult(A, b) and VecMatMult(b, A) multiply matrices, (f | g) vectors",
+    "^": "'**' is the power",
+    "!": "Not(f) is the negation, '!=' compares",
+    "~": "Not(f) is the negation",
+    "&": "And(f, g) is 1 where f and g are not 0",
+    "&&": "And(f, g) is 1 where f and g are not 0",
+    "||": "Or(f, g) is 1 where f or g is not 0",
+    "and": "And(f, g) is 1 where f and g are not 0",
+    "or": "Or(f, g) is 1 where f or g is not 0",
+    "not": "Not(f) is 1 where f is 0",
+    "if": "IfElse(f, g, h) is g where f >= 0, else h",
+    ".": "functions are written f(x), not x.f()",
+}
 EXCHANGED = ("<>",)  # in place of keywords: no name of the language, so no user can write it
 
 
@@ -92,7 +110,8 @@ def tokenize(text: str) -> list[Token]:
             return tokens
         found = _TOKEN.match(text, at)
         if found is None:
-            raise FormulaSyntaxError(f"unexpected character {text[at]!r}", text, (at, at + 1))
+            word = text[at : at + 2] if text[at : at + 2] in ELSEWHERE else text[at]
+            raise FormulaSyntaxError(f"unexpected character {text[at]!r}", text, (at, at + 1), ELSEWHERE.get(word, ""))
         token = Token(str(found.lastgroup), found.group(), at, found.end())
         if token.kind == "name" and len(token.text) > MAX_NAME:
             raise LimitError(f"a name has more than {MAX_NAME} characters", text, token.span)
@@ -106,7 +125,7 @@ def number(token: Token, text: str) -> Fraction:
     """The exact value of a literal of at most `MAX_DIGITS` digits, exponent included."""
     mantissa, _, exponent = token.text.lower().partition("e")
     size = abs(int(exponent)) if exponent and len(exponent) <= 6 else 0 if not exponent else MAX_DIGITS + 1
-    if max(len(mantissa), size) > MAX_DIGITS:
+    if len(mantissa) > MAX_DIGITS + 2 or size > MAX_DIGITS:  # 10^400 and a point are within the limit
         raise LimitError(f"a constant has more than {MAX_DIGITS} digits", text, token.span)
     return Fraction(token.text)
 
@@ -202,7 +221,10 @@ class _Parser:
             return "subscripts are not part of the language", token, "Elem(f, m) takes one component of f"
         if token.text == "=":
             return "unexpected '='", token, "'==' compares"
-        return f"expected an operator, got {token.text!r}", token, ""
+        before = self.tokens[self.at - 1]
+        if before.text == "not":  # an alias may have this name, but none stands here
+            return "'not' is no operator", before, ELSEWHERE["not"]
+        return f"expected an operator, got {token.text!r}", token, ELSEWHERE.get(token.text, "")
 
     # -- operands --------------------------------------------------------------------------------------------------
 
@@ -235,6 +257,10 @@ class _Parser:
             elif token.text == "-":
                 self.stack.append(_Pending(UNARY_PRECEDENCE, "Minus", 1, False, token))
             elif token.text != "+" or power:
+                twice = self.tokens[self.at - 2] if self.at > 1 else token
+                if twice.text == token.text and twice.end == token.start and twice.text * 2 in ELSEWHERE:
+                    both = twice._replace(text=twice.text * 2, end=token.end)
+                    raise self.fail(f"unexpected {both.text!r}", both, ELSEWHERE[both.text])
                 what = "the end of the formula" if token.kind == "end" else repr(token.text)
                 raise self.fail(f"expected a formula, got {what}", token)
 
@@ -251,15 +277,19 @@ class _Parser:
         if not (isinstance(frame, _Open) and frame.name):
             raise self.fail("a list is accepted only as an argument of an operation", bracket)
         values: list[int] = []
-        while (token := self.peek()).text != "]":
+        due = self.peek().text != "]"
+        while due:
+            token = self.peek()
             if token.kind != "number" or not token.text.isdigit():
-                raise self.fail("expected an integer", token)
+                what = "the end of the formula" if token.kind == "end" else repr(token.text)
+                raise self.fail(f"expected an integer of the list, got {what}", token, "a list is written [2, 0, 3]")
             values.append(int(number(token, self.text)))
             self.at += 1
-            if self.peek().text == ",":
-                self.at += 1
-            elif self.peek().text != "]":
-                raise self.fail("expected ',' or ']'", self.peek())
+            due = self.peek().text == ","
+            self.at += due
+        token = self.peek()
+        if token.text != "]":
+            raise self.fail("expected ',' or ']'", token)
         self.at += 1
         if self.peek().text not in (",", ")"):
             raise self.fail("a list is a whole argument, never a part of one", self.peek())

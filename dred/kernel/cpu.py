@@ -125,7 +125,7 @@ def fold(
     arrays = _checked(spec, arrays, M, N)
     kernel = compiled(spec)
     shares = list(_shares(kernel, M, N, thread_count() if threads is None else threads))
-    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, stop) for share in shares])  # type: ignore[misc]
+    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, (i0, j0), stop) for share in shares])  # type: ignore[misc]
     return new
 
 
@@ -204,7 +204,14 @@ def _shares(kernel: Compiled, M: int, N: int, threads: int) -> Iterator[list[Spa
         ]
 
 
-def _calls(kernel: Compiled, arrays: Sequence[NDArray[Any]], state: State, spans: Sequence[Span], stop: Any) -> None:
+def _calls(
+    kernel: Compiled,
+    arrays: Sequence[NDArray[Any]],
+    state: State,
+    spans: Sequence[Span],
+    numbers: tuple[int, int],
+    stop: Any,
+) -> None:
     """Folds one share: one batch, one interval per call."""
     scratch = np.empty(kernel.program.scratch + 64, np.uint8)
     aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
@@ -216,9 +223,8 @@ def _calls(kernel: Compiled, arrays: Sequence[NDArray[Any]], state: State, spans
         if stop.is_set():
             return
         items, intervals = np.array([[0, first, last, 0, 1]], np.int64), np.array([[start, end]], np.int64)
-        kernel.function(
-            variables, strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data, states, pitch, aligned
-        )
+        tables = (strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data)
+        kernel.function(variables, *tables, states, pitch, aligned, *numbers)
 
 
 def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:

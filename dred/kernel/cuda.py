@@ -89,6 +89,8 @@ def launch(
     strides: Sequence[int] | None = None,
     batches: int = 1,
     splits: int | None = None,
+    row0: int = 0,
+    column0: int = 0,
 ) -> None:
     """Fold columns into the state, in place.
 
@@ -111,6 +113,8 @@ def launch(
     batches : int
     splits : int, optional
         Instead of what `splits_of` says.
+    row0, column0 : int
+        Global numbers of the first row and of the first column of the arrays.
     """
     if items is None or intervals is None:
         items = np.array([(b, 0, M, 0, 1) for b in range(batches)], np.int64).reshape(-1, ITEM)
@@ -134,6 +138,7 @@ def launch(
         given[f"v{v}"], given[f"s{v}"] = arrays[v], np.int64(strides[v] if strides else 0)
     given |= {f"state{f}": field for f, field in enumerate(state)}
     given["state_pitch"] = np.int64(batches * M)
+    given |= {"row0": np.int64(row0), "column0": np.int64(column0)}
 
     def run(kind: str, grid: tuple[int, int]) -> None:
         entry = source.entries[kind]
@@ -307,7 +312,14 @@ class _CuPy:
 
 
 def fold_device(
-    spec: KernelSpec, state: Sequence[Any] | None, arrays: Sequence[Any], M: int, N: int
+    spec: KernelSpec,
+    state: Sequence[Any] | None,
+    arrays: Sequence[Any],
+    M: int,
+    N: int,
+    *,
+    i0: int = 0,
+    j0: int = 0,
 ) -> tuple[Any, ...]:
     """Fold columns into a state, on the caller's current device and stream; does not wait for the result.
 
@@ -321,6 +333,8 @@ def fold_device(
         kernel does not read may be anything.
     M, N : int
         Rows kept and reduced.
+    i0, j0 : int
+        Global numbers of the first kept and of the first reduced row.
 
     Returns
     -------
@@ -343,7 +357,8 @@ def fold_device(
         new = tuple(cupy.full((spec.dim, M), v, spec.acc) for v in found.identity)
     else:
         new = tuple(field.copy() for field in state)
-    launch(found, _CuPy(found, _program(spec, found, current)), new, inputs, M, N)
+    device = _CuPy(found, _program(spec, found, current))
+    launch(found, device, new, inputs, M, N, row0=i0, column0=j0)
     return new
 
 
@@ -402,7 +417,7 @@ def fold(
     with cupy.cuda.Device(device_id), _stream(device_id) as stream:
         read = _source(spec.digest, spec).read
         inputs = [cupy.asarray(a) if n in read else None for n, a in enumerate(arrays)]
-        new = fold_device(spec, [cupy.asarray(field) for field in state], inputs, M, N)
+        new = fold_device(spec, [cupy.asarray(field) for field in state], inputs, M, N, i0=i0, j0=j0)
         result = tuple(cupy.asnumpy(field) for field in new)
         stream.synchronize()
         return result

@@ -59,7 +59,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     fused = max(map(len, k.folds.values()), default=0)
     long_j = any(e.free for e, _ in k.slots_j)
     rows_in_memory = any(e.free for e, _ in k.slots_i) or k.size_i > 2 * few
-    wide = any(root.loop for root in k.roots) or len(k.roots) * fields > few
+    wide = any(root.loops for root in k.roots) or len(k.roots) * fields > few
 
     per = 16 // size
     packed = not long_j and k.size_j <= 8 * per

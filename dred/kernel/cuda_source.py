@@ -21,7 +21,7 @@ from math import prod
 import numpy as np
 
 from dred.kernel.cuda_schedule import THREADS, schedule
-from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Put, Writer, indented, literal, loop, over
+from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, Writer, indented, literal, loop, over
 from dred.kernel.ir import Expr, Kernel, Loop, Root, walk
 
 Params = Sequence[tuple[str, str]]
@@ -97,6 +97,7 @@ class _Kernel(Writer):
             "rows": self.s.rows_in_memory and kernel.size_i > 0,
             "columns": self.s.columns == "memory",
         }
+        self.numbered = any(e.op == "row" for e in walk([e for step in kernel.steps for e in step]))
         self.entries: dict[str, Entry] = {}
 
     def source(self) -> Source:
@@ -125,7 +126,7 @@ class _Kernel(Writer):
         for e in walk(self.k.merge):
             if e.op in ("state", "other"):
                 self.scopes[-1][e.id] = f"{'a' if e.op == 'state' else 'b'}{e.attr}"
-            elif e.op != "const":
+            elif e.op not in ("const", "whole"):
                 value, name = self.operation(e, self.acc), self.fresh("t")
                 out.append(f"const {'bool' if e.boolean else self.A} {name} = {value};")
                 self.scopes[-1][e.id] = name
@@ -199,27 +200,40 @@ class _Kernel(Writer):
 
     def shared(self, n: int, uses: dict[int, int]) -> list[Expr]:
         """Values that every component of root `n`, or another root, reads."""
-        several = self.k.roots[n].loop is not None
+        several = bool(self.k.roots[n].loops)
         return self.outermost(self.k.steps[n], lambda e: not e.free and (several or uses[e.id] > 1))
 
     def slice(self, n: int, root: Root) -> Lines:
-        """One component, or each of a loop, over C columns."""
+        """One component, or each of its loops, over C columns."""
         self.root = n
         declared, started = self.started("run", self.dtype)
-        open = frozenset([root.loop] if root.loop else [])
-        self.scopes.append({})
-        body = [*declared, *loop(self.every_row, started, "all"), *self.folds(self.k.steps[n], open)]
-        body += self.phase([self.step(n)], open, bounded=True)
-        self.scopes.pop()
-        component = f"{root.offset} + k{root.loop.depth}" if root.loop else str(root.offset)
-        body += loop(self.every_row, [self.joined([self.partial(f, component) for f in self.fields])], "all")
-        return over(root.loop, body, 1) if root.loop else ["{", *body, "}"]
+        component = self.component(root.index)
+
+        def nest(open: Open, loops: Sequence[Loop]) -> Lines:
+            self.scopes.append({})
+            if loops:
+                inner = open | {loops[0]}
+                shared = self.outermost(self.k.steps[n], lambda e: e.free <= open) if open else []
+                body = self.folds(shared, open) + self.kept(shared, open) if shared else []
+                body += over(loops[0], nest(inner, loops[1:]), 1)
+            else:
+                body = [*declared, *loop(self.every_row, started, "all"), *self.folds(self.k.steps[n], open)]
+                body += self.phase([self.step(n)], open, bounded=True)
+                state = [self.partial(f, component) for f in self.fields]
+                body += loop(self.every_row, [self.joined(state)], "all")
+            self.scopes.pop()
+            return body
+
+        body = nest(CLOSED, root.loops)
+        return body if root.loops else ["{", *body, "}"]
 
     # -- records -----------------------------------------------------------------------------------------------------
 
     def begin(self, kind: str, params: Params, bounds: str = "") -> Lines:
         """Head of an entry point, its batch, and what varies with nothing."""
         variables = [] if kind == "merge" else self.k.loads
+        if kind != "merge" and self.numbered:
+            params = [*params, ("i64", "row0"), ("i64", "column0")]
         given = [p for v, _, _ in variables for p in ((f"const {self.T}* __restrict__", f"v{v}"), ("i64", f"s{v}"))]
         self.entries[kind] = Entry(f"{self.name}_{kind}", (*given, *params))
         text = [", ".join(f"{a} {b}" for a, b in part) for part in (given, params) if part]
@@ -355,7 +369,7 @@ class _Kernel(Writer):
             puts: Lines = []
             for n, root in enumerate(k.roots):
                 self.root = n
-                puts += [f"{self.partial(f, str(root.offset))} = {self.run(f, 'acc')}[r];" for f in self.fields]
+                puts += [f"{self.partial(f, str(root.index.offset))} = {self.run(f, 'acc')}[r];" for f in self.fields]
             out += loop(self.every_row, puts, "all")
         return [*out, "}", ""]
 

@@ -11,7 +11,7 @@ import numpy as np
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.kernel.cuda_schedule import THREADS, Schedule
-from dred.kernel.ir import IJ, Expr, Index, Kernel, Loop, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, walk
 from dred.kernel.primitives import PRIMITIVES
 
 Lines = list[str]
@@ -88,7 +88,7 @@ class Writer:
         self.level: dict[int, int] = {}
         self.stateful: set[int] = set()
         for e in walk([x for step in kernel.steps for x in step]):
-            self.level[e.id] = max((self.level[a.id] for a in e.args), default=0) + (e.op == "fold")
+            self.level[e.id] = max((self.level[a.id] for a in e.args), default=0) + (e.op in FOLDS)
             if e.op == "state" or any(a.id in self.stateful for a in e.args):
                 self.stateful.add(e.id)
 
@@ -105,17 +105,22 @@ class Writer:
         """An operand: a literal or a name."""
         if e.op == "const":
             return literal(e.attr, dtype or self.dtype)
+        if e.op == "whole":
+            return f"{e.attr}ll"
+        if e.op == "counter":
+            return f"({self.T})({self.component(e.attr)})"
         name = self.known(e)
         if name is None:
             raise AssertionError(f"{e.op} is read before it is written")
         return name
 
     def type(self, e: Expr) -> str:
-        return "bool" if e.boolean else self.T
+        return {"value": self.T, "truth": "bool", "number": "i64"}[e.result]
 
     def operation(self, e: Expr, dtype: str = "") -> str:
-        f = "f" if (dtype or self.dtype) == "float32" else ""
-        return PRIMITIVES[e.op].cuda.format(*(self.text(a, dtype) for a in e.args), f=f)
+        dtype = dtype or self.dtype
+        f, T = ("f" if dtype == "float32" else ""), C_NAME[dtype]
+        return PRIMITIVES[e.op].cuda.format(*(self.text(a, dtype) for a in e.args), f=f, T=T)
 
     def run(self, field: int, prefix: str = "run") -> str:
         """Name of a field of the running state of the current root."""
@@ -125,13 +130,17 @@ class Writer:
     def terms(fold: Expr) -> tuple[Expr, ...]:
         """What one turn of a fold reads: the factors of a product, which is added by fma."""
         body = fold.args[0]
-        return body.args if body.op == "mul" else (body,)
+        return body.args if fold.op == "fold" and body.op == "mul" else (body,)
 
     def added(self, fold: Expr, total: str) -> str:
         values = [self.text(e) for e in self.terms(fold)]
-        return (
-            f"{total} = fma{self.f}({values[0]}, {values[1]}, {total});" if values[1:] else f"{total} += {values[0]};"
-        )
+        if values[1:]:
+            return f"{total} = fma{self.f}({values[0]}, {values[1]}, {total});"
+        return f"{total} = {PRIMITIVES[FOLDS[fold.op][0]].cuda.format(values[0], total)};"
+
+    def start(self, fold: Expr) -> str:
+        """Where the running value of a fold begins."""
+        return literal(FOLDS[fold.op][1], self.dtype)
 
     def adding(self, fold: Expr, total: str) -> Callable[[list[str]], Lines]:
         return lambda _: [self.added(fold, total)]
@@ -160,7 +169,7 @@ class Writer:
         stack = list(roots)
         while stack:
             e = stack.pop()
-            if e.id in seen or e.op == "const" or self.known(e) is not None:
+            if e.id in seen or e.op in ("const", "whole", "counter") or self.known(e) is not None:
                 continue
             seen[e.id] = e
             if not (slots and (e.id in self.slot_i or e.id in self.slot_j)):
@@ -177,12 +186,15 @@ class Writer:
                 row = {0: "", I: f"i * {e.attr.dim} + ", J: f"j * {e.attr.dim} + "}[e.attr.axes]
                 name = self.fresh("in")
                 out.append(f"const {self.T} {name} = v{e.attr.ind}[{row}{self.component(e.attr.index)}];")
-            elif e.op == "fold":
+            elif e.op == "row":
+                name = self.fresh("n")
+                out.append(f"const i64 {name} = {'row0 + i' if e.attr == I else 'column0 + j'};")
+            elif e.op in FOLDS:
                 name = self.fresh("f")
                 self.scopes.append({})
                 body = [*self.direct(self.terms(e), open | {e.attr}), self.added(e, name)]
                 self.scopes.pop()
-                out += [f"{self.T} {name} = 0;", *over(e.attr, body, 4)]
+                out += [f"{self.T} {name} = {self.start(e)};", *over(e.attr, body, 4)]
             else:
                 name = self.fresh("t")
                 out.append(f"const {self.type(e)} {name} = {self.operation(e)};")
@@ -234,11 +246,19 @@ class Writer:
         if e.id in self.slot_i or e.id in self.slot_j:
             name = self.read_row(e, once) if e.id in self.slot_i else self.read_column(e, column)
             return f"({name} != 0)" if e.boolean else name
-        level = pair if e.axes == IJ or e.id in self.stateful else once
+        if e.op == "row":
+            return self.row_number(e)
+        level = pair if e.axes == IJ or e.id in self.stateful or e.result == "number" else once
         name = self.fresh("in" if e.op == "load" else "t")
         value = f"v{e.attr.ind}[{self.component(e.attr.index)}]" if e.op == "load" else self.operation(e)
         level.append(f"const {self.type(e)} {name} = {value};")
         return name
+
+    def row_number(self, e: Expr) -> str:
+        """The number of row r of this thread, or of the column at hand."""
+        if e.attr == I:
+            return f"(row0 + item[1] + threadIdx.x + {THREADS} * r)"
+        return f"(column0 + j0 + {'t' if self.s.C == 1 else '(t + c)'})"
 
     def read_row(self, e: Expr, once: Lines) -> str:
         name = self.fresh("x")
@@ -295,11 +315,19 @@ class Writer:
                 stack.extend(e.args)
         return [found[n] for n in sorted(found)]
 
+    def declared(self, name: str, start: str) -> Lines:
+        """A block of running values, all the same at first."""
+        if start == literal(0.0, self.dtype):
+            return [f"{self.T} {name}{self.block} = {{}};"]
+        fill = loop(self.every_row, [f"{name}{self.at} = {start};"], "all")
+        fill = fill if self.s.C == 1 else loop(f"int c = 0; c < {self.s.C}; c++", fill, "all")
+        return [f"{self.T} {name}{self.block};", *fill]
+
     def folds(self, roots: Sequence[Expr], open: Open) -> Lines:
         """The component loops that `roots` read, in order of dependence; equal ones are one loop."""
         groups: dict[tuple[int, Loop], list[Expr]] = {}
         for e in self.pending(roots, open, slots=True):
-            if e.op == "fold" and e.id not in self.slot_i and e.id not in self.slot_j:
+            if e.op in FOLDS and e.id not in self.slot_i and e.id not in self.slot_j:
                 groups.setdefault((self.level[e.id], e.attr), []).append(e)
         out: Lines = []
         for (_, counter), group in sorted(groups.items()):
@@ -312,6 +340,7 @@ class Writer:
             puts = [Put(self.terms(e), self.adding(e, name + self.at)) for e, name in names.items()]
             body += self.phase(puts, inner)
             self.scopes.pop()
-            out += [f"{self.T} {name}{self.block} = {{}};" for name in names.values()] + over(counter, body, 4)
+            out += [line for e, name in names.items() for line in self.declared(name, self.start(e))]
+            out += over(counter, body, 4)
             self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
         return out

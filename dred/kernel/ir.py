@@ -67,11 +67,12 @@ class Expr:
     Attributes
     ----------
     op : str
-        A name of `PRIMITIVES`, or "const" (attr: Fraction or float), "load" (attr: `Load`), "counter" (attr: `Index`;
-        a component number as a value), "row" (attr: I or J; the global number of a row), "whole" (attr: an integer that row numbers meet), "state" (attr: number of the
-        state field; the running value of a reduction), "other" (the same field of the state merged into it), or a name
-        of `FOLDS` (attr: `Loop`; one argument, the body, combined over the loop, first component first; sums by `fma`
-        where the body is a product and by `add` elsewhere).
+        A name of `PRIMITIVES` or of `FOLDS` (attr: `Loop`; one argument, the body, combined over the loop, first
+        component first; sums by `fma` where the body is a product and by `add` elsewhere), or a leaf:
+        "const" (attr: Fraction or float), "load" (attr: `Load`), "counter" (attr: `Index`; a component number as a
+        value), "row" (attr: I or J; the global number of a row), "whole" (attr: an integer that row numbers meet),
+        "state" (attr: number of the state field; the running value of a reduction), "other" (the same field of the
+        state merged into it).
     args : tuple of Expr
     axes : int
         The indices that the value varies with: it belongs into the loops over these and no deeper.

@@ -6,16 +6,17 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dred.kernel.ir import IJ, Expr, Index, Kernel, Root, walk
-from dred.kernel.llvm_math import Lanes
+from dred.formula.node import I
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Root, walk
+from dred.kernel.llvm_math import Lanes, library
 from dred.kernel.llvm_values import Operand, Text, Values, below
 from dred.kernel.primitives import PRIMITIVES
 
 LANES = {"float32": 16, "float64": 8}  # rows of a tile: 64 bytes, whatever the registers of the machine
-SIGNATURE = "pppllpplp"  # of `fold`: p a pointer, l a 64-bit integer
+SIGNATURE = "pppllpplpll"  # of `fold`: p a pointer, l a 64-bit integer
 _ARGUMENTS = (
     "ptr %vars, ptr %batch_strides, ptr %items, i64 %first, i64 %last, "
-    "ptr %intervals, ptr %states, i64 %pitch, ptr noalias %scratch"
+    "ptr %intervals, ptr %states, i64 %pitch, ptr noalias %scratch, i64 %row0, i64 %column0"
 )
 _ROWS_BYTES, _ROWS_MOST = 1 << 20, 1024
 _PANEL_BYTES, _PANEL_MOST = 1 << 19, 4096
@@ -24,7 +25,8 @@ _PANEL_BYTES, _PANEL_MOST = 1 << 19, 4096
 class Program(NamedTuple):
     """LLVM IR text and what its caller must know.
 
-    The text defines `fold(vars, batch_strides, items, first, last, intervals, states, pitch, scratch)`, which folds
+    The text defines `fold(vars, batch_strides, items, first, last, intervals, states, pitch, scratch, row0,
+    column0)`, which folds
     the columns of its intervals into the states of the rows of items number first ... last - 1. Tables are int64,
     C-contiguous.
 
@@ -36,6 +38,7 @@ class Program(NamedTuple):
     states          base pointer of each state field, an array (dim, rows) whose rows are contiguous
     pitch           elements from one component of a state field to the next
     scratch         `scratch` bytes, aligned to 64, for this call alone
+    row0, column0   global numbers of the first row and of the first column of the arrays
     ==============  ====================================================================================
 
     Attributes
@@ -59,16 +62,26 @@ class Program(NamedTuple):
 
 _CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")
 _ARITY = {
-    m[2]: row.arity for row in PRIMITIVES.values() if (m := _CALL.search(row.llvm.format(0, 0, 0, T="T", M="M", n="n")))
+    m[2]: row.arity
+    for row in PRIMITIVES.values()
+    if (m := _CALL.search(row.llvm.format(0, 0, 0, T="T", M="M", N="N", n="n")))
 }
 
 
-def _declarations(text: str) -> str:
-    """Declarations of the intrinsics that a text calls; their arguments are of the type of the result."""
+def _declarations(text: str, kinds: Sequence[Lanes]) -> str:
+    """Declarations of the intrinsics that a text calls, whose arguments are of the type of the result, and definitions
+    of the functions of the C library on lanes."""
     called = sorted(set(_CALL.findall(text)))
-    return "".join(
+    intrinsics = [
         f"declare {kind} @{name}{suffix}({', '.join([kind] * _ARITY[name])})\n" for kind, name, suffix in called
-    )
+    ]
+    functions: dict[str, str] = {}
+    for lanes in kinds:
+        for row in PRIMITIVES.values():
+            if row.library and f"@{row.library}.{lanes.suffix}(" in text:
+                declaration, _, definition = library(row.library, row.arity, lanes).partition("\n")
+                functions |= {declaration: "", definition: ""}
+    return "".join([*intrinsics, *(f"{line}\n" for line in functions)])
 
 
 def render(kernel: Kernel, dtype: str, acc: str, chain: int) -> Program:
@@ -101,8 +114,8 @@ class _Fold(Text):
         self.pairs.records = frozenset(self.slot_i) | frozenset(self.slot_j)
         self.merged = Values(self, self.wide, self._merge_leaf)
         self.reads = [self._stateless(step) for step in kernel.steps]
-        self.flat = [n for n, root in enumerate(kernel.roots) if root.loop is None]
-        self.looped = [n for n, root in enumerate(kernel.roots) if root.loop is not None]
+        self.flat = [n for n, root in enumerate(kernel.roots) if not root.loops]
+        self.looped = [n for n, root in enumerate(kernel.roots) if root.loops]
         self.fields = range(len(kernel.identity))
         self.columns = self._columns()
         self._layout()
@@ -110,6 +123,7 @@ class _Fold(Text):
         self.base: dict[int, str] = {}
         self.state_base: list[str] = []
         self.row = self.tile = self.column = ""
+        self.tile_row = self.panel_column = self.column_number = ""  # numbers within the arrays
         self.running: Sequence[str] = ()
         self.state: Sequence[str] = ()
         self.other: Sequence[str] = ()
@@ -121,15 +135,19 @@ class _Fold(Text):
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
-        attributes = 'attributes #0 = { nounwind "prefer-vector-width"="512" }\n'
-        return Program(_declarations(text) + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
+        attributes = "".join(
+            f'attributes #{n} = {{ {words}nounwind "prefer-vector-width"="512" }}\n'
+            for n, words in enumerate(("", "noinline "))
+        )
+        declarations = _declarations(text, (self.one, self.lanes, self.wide))
+        return Program(declarations + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
 
     # sizes ------------------------------------------------------------------------------------------------------------
 
     def _columns(self) -> int:
         """Columns whose pairs are written next to each other: they share loads of rows and hide latencies."""
         pair = [e for e in walk([e for step in self.kernel.steps for e in step]) if e.axes == IJ]
-        if any(e.op == "fold" for e in pair) or self.looped:
+        if any(e.op in FOLDS for e in pair) or self.looped:
             return 4 if self.chain % 4 == 0 else 1
         return next((n for n, most in ((4, 64), (2, 128)) if len(pair) <= most and self.chain % n == 0), 1)
 
@@ -139,7 +157,7 @@ class _Fold(Text):
         rows = min(_ROWS_MOST, max(1, _ROWS_BYTES // row))
         self.rows = -(-rows // lanes.width) * lanes.width
         self.panel = min(_PANEL_MOST, max(1, _PANEL_BYTES // (column * self.chain)) * self.chain)
-        long = max((root.offset + root.loop.length for root in k.roots if root.loop), default=0)
+        long = max((root.index.last + 1 for root in k.roots if root.loops), default=0)
         sizes = (
             self.rows * k.size_i * lanes.itemsize,
             self.panel * k.size_j * lanes.itemsize,
@@ -179,6 +197,7 @@ class _Fold(Text):
 
         def panel(column: str, stop: str) -> list[str]:
             size = self.smaller(self.integer("sub", stop, column), self.panel)
+            self.panel_column = column
             self._stage_columns(column, size)
             self.loop(0, count, self.lanes.width, [], lambda at, _: self._tile(row, at, count, size))
             return []
@@ -241,7 +260,7 @@ class _Fold(Text):
 
     def _tile(self, row: str, at: str, count: str, size: str) -> list[str]:
         """All columns of a panel for one tile of rows."""
-        first = self.integer("add", row, at)
+        first = self.tile_row = self.integer("add", row, at)
         left = self.smaller(self.integer("sub", count, at), self.lanes.width)
         tile = self.integer("mul", at, self.kernel.size_i)
         self.tile = self.at(self.rows_at, tile, element=self.one.scalar)
@@ -291,7 +310,9 @@ class _Fold(Text):
             self._over(n, lambda n=n: self._put_terms(n, identity))  # type: ignore[misc]
 
         def block(column: str, held: list[str]) -> list[str]:
-            record = self.integer("mul", self.integer("add", start, column), k.size_j)
+            place = self.integer("add", start, column)
+            self.column_number = self.integer("add", self.panel_column, place)
+            record = self.integer("mul", place, k.size_j)
             self.column = self.at(self.columns_at, record, element=self.one.scalar)
             return self._columns_block(columns, held)
 
@@ -313,10 +334,6 @@ class _Fold(Text):
                     part = slice(place * width, (place + 1) * width)
                     held[part] = self._advance(n, held[part], s)
             for n in self.looped:
-                loop = self.kernel.roots[n].loop
-                assert loop is not None
-                for want in self.pairs.invariants(loop, self.reads[n]):
-                    self.pairs.get(*want)
 
                 def component(n: int = n) -> None:
                     terms: Sequence[str] = self._get_terms(n)
@@ -324,7 +341,7 @@ class _Fold(Text):
                         terms = self._advance(n, terms, s)
                     self._put_terms(n, terms)
 
-                self._over(n, component)
+                self._over(n, component, self.reads[n])
         return held
 
     def _advance(self, n: int, running: Sequence[str], column: int) -> list[str]:
@@ -360,16 +377,18 @@ class _Fold(Text):
 
     # large outputs: running values in memory --------------------------------------------------------------------------
 
-    def _over(self, n: int, body: Callable[[], None]) -> None:
-        """`body` for every component of a large root."""
-        loop = self.kernel.roots[n].loop
-        assert loop is not None
+    def _over(self, n: int, body: Callable[[], None], reads: Sequence[Expr] = ()) -> None:
+        """`body`, which reads some values, for every component of a large root."""
 
-        def once(_: list[str]) -> list[str]:
-            body()
-            return []
+        def nest(loops: Sequence[Loop]) -> list[str]:
+            if not loops:
+                body()
+                return []
+            for want in self.pairs.invariants(loops[0], reads):
+                self.pairs.get(*want)
+            return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
 
-        self.pairs.components(loop, [], once, 1)
+        nest(self.kernel.roots[n].loops)
 
     def _term_cells(self, n: int) -> list[str]:
         root, dim = self.kernel.roots[n], self.kernel.dim
@@ -384,19 +403,21 @@ class _Fold(Text):
 
     def _cell(self, pointer: str, root: Root, offset: int, lanes: Lanes) -> str:
         """The lanes of a component of a root in an array of lanes."""
-        counter: list[Operand] = [] if root.loop is None else [self._times(self.pairs.counters[root.loop], lanes.width)]
-        return self.at(pointer, *counter, (root.offset + offset) * lanes.width, element=lanes.scalar)
+        *counters, first = self._component(root.index, self.pairs, lanes.width)
+        return self.at(pointer, *counters, first, offset * lanes.width, element=lanes.scalar)
 
     # leaves -----------------------------------------------------------------------------------------------------------
 
     def _scalar_leaf(self, e: Expr, _: int) -> str | None:
-        if e.op == "const":
-            return self.one.literal(e.attr)
+        if (known := self._fixed(e, self.scalars)) is not None:
+            return known
+        if e.op == "row":
+            return self.integer("add", self.row, self._first(e))
         return self._variable(e, self.scalars) if e.op == "load" else None
 
     def _pair_leaf(self, e: Expr, column: int) -> str | None:
-        if e.op == "const":
-            return self.lanes.literal(e.attr)
+        if (known := self._fixed(e, self.pairs)) is not None:
+            return known
         if e.op == "state":
             field: int = e.attr
             return self.running[field]
@@ -408,7 +429,39 @@ class _Fold(Text):
             place = column * self.kernel.size_j + at
             p = self.at(self.column, *self._position(e, 1), place, element=one.scalar)
             return self._truth(e, self.broadcast(lanes, self.load(one.scalar, p, one.itemsize)))
+        if e.op == "row":
+            return self._row_number(e, column)
         return self.broadcast(lanes, self._variable(e, self.pairs)) if e.op == "load" else None
+
+    def _fixed(self, e: Expr, values: Values) -> str | None:
+        """What varies with component loops at most, and reads nothing."""
+        lanes = values.lanes
+        if e.op == "const":
+            return lanes.literal(e.attr)
+        if e.op == "whole":
+            return lanes.whole(e.attr)
+        if e.op != "counter":
+            return None
+        *counters, total = self._component(e.attr, values)
+        for c in counters:
+            total = c + total if isinstance(c, int) and isinstance(total, int) else self.integer("add", c, total)
+        if isinstance(total, int):
+            return lanes.literal(float(total))
+        return self.broadcast(lanes, self.put(f"sitofp i64 {total} to {lanes.scalar}"))
+
+    @staticmethod
+    def _first(e: Expr) -> str:
+        """The number of the first row of what a row number counts."""
+        return "%row0" if e.attr == I else "%column0"
+
+    def _row_number(self, e: Expr, column: int) -> str:
+        """Numbers of the rows of a tile, or of a column."""
+        kind = self.lanes.number
+        number = self.integer("add", self.tile_row if e.attr == I else self.column_number, self._first(e))
+        if e.attr != I:
+            return self.broadcast(self.lanes, self.integer("add", number, column) if column else number, "i64")
+        lane = ", ".join(f"i64 {k}" for k in range(self.lanes.width))
+        return self.put(f"add {kind} {self.broadcast(self.lanes, number, 'i64')}, <{lane}>")
 
     def _merge_leaf(self, e: Expr, _: int) -> str | None:
         if e.op == "const":
@@ -431,8 +484,11 @@ class _Fold(Text):
         p = self.at(self.base[ind], *row, *self._component(index, values), element=self.one.scalar)
         return self.load(self.one.scalar, p, self.one.itemsize)
 
-    def _component(self, index: Index, values: Values) -> list[Operand]:
-        return [*(self._times(values.counters[loop], c) for loop, c in index.terms), index.offset]
+    def _component(self, index: Index, values: Values, stride: int = 1) -> list[Operand]:
+        return [
+            *(self._times(values.counters[loop], c * stride) for loop, c in index.terms),
+            index.offset * stride,
+        ]
 
     def _position(self, e: Expr, stride: int) -> list[Operand]:
         """Where a value is inside its slot: the loop of greatest depth is the fastest."""

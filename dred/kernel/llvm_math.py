@@ -56,6 +56,11 @@ class Lanes:
         return self.of(f"i{8 * self.itemsize}")
 
     @property
+    def number(self) -> str:
+        """The type of row numbers."""
+        return self.of("i64")
+
+    @property
     def suffix(self) -> str:
         """How names of intrinsics end, as in `llvm.fma.v16f32`."""
         return (f"v{self.width}" if self.width > 1 else "") + f"f{8 * self.itemsize}"
@@ -69,6 +74,10 @@ class Lanes:
         """The same integer in every lane."""
         return self._splat(f"i{8 * self.itemsize}", str(value))
 
+    def whole(self, value: int) -> str:
+        """The same row number in every lane."""
+        return self._splat("i64", str(value))
+
     def _splat(self, element: str, text: str) -> str:
         return text if self.width == 1 else "<" + ", ".join([f"{element} {text}"] * self.width) + ">"
 
@@ -77,8 +86,32 @@ def operation(put: Put, lanes: Lanes, op: str, operands: Sequence[str]) -> str:
     """Writes one primitive of the table and returns its result."""
     if (write := _OWN.get(op)) is not None:
         return write(put, lanes, *operands)
-    row = PRIMITIVES[op].llvm
-    return put(row.format(*operands, T=lanes.type, M=lanes.mask, n=lanes.suffix))
+    row = PRIMITIVES[op]
+    if row.library:
+        given = ", ".join(f"{lanes.type} {a}" for a in operands)
+        return put(f"call {lanes.type} @{row.library}.{lanes.suffix}({given})")
+    return put(row.llvm.format(*operands, T=lanes.type, M=lanes.mask, N=lanes.number, n=lanes.suffix))
+
+
+def library(name: str, arity: int, lanes: Lanes) -> str:
+    """A function of the C library, lane by lane: its declaration, and the definition that `operation` calls."""
+    one, kind, width = lanes.scalar, lanes.type, lanes.width
+    theirs = f"@{name}{'f' if lanes.dtype == 'float32' else ''}"
+    lines = [
+        f"declare {one} {theirs}({', '.join([one] * arity)})",
+        f"define internal {kind} @{name}.{lanes.suffix}({', '.join(f'{kind} %a{k}' for k in range(arity))}) #1 {{",
+    ]
+    if width == 1:
+        given = ", ".join(f"{one} %a{k}" for k in range(arity))
+        return "\n".join([*lines, f"  %v = call {one} {theirs}({given})", f"  ret {kind} %v", "}", ""])
+    before = "poison"
+    for n in range(width):
+        lines += [f"  %a{k}_{n} = extractelement {kind} %a{k}, i32 {n}" for k in range(arity)]
+        given = ", ".join(f"{one} %a{k}_{n}" for k in range(arity))
+        lines += [f"  %r{n} = call {one} {theirs}({given})",
+                  f"  %v{n} = insertelement {kind} {before}, {one} %r{n}, i32 {n}"]  # fmt: skip
+        before = f"%v{n}"
+    return "\n".join([*lines, f"  ret {kind} {before}", "}", ""])
 
 
 def _minimum(put: Put, lanes: Lanes, a: str, b: str) -> str:

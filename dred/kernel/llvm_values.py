@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from dred.formula.node import J
-from dred.kernel.ir import Expr, Loop, walk
+from dred.kernel.ir import FOLDS, Expr, Loop, walk
 from dred.kernel.llvm_math import Lanes, operation
 
 Operand = str | int
@@ -127,7 +127,7 @@ class Values:
     leaf : callable
         (expr, column) -> operand of what is at hand already (constants, loads, records), or None: to be computed.
     groups : dict
-        For a sum over a component loop (by id): the sums that share its loop.
+        For a fold over a component loop (by id): the folds that share its loop.
     """
 
     def __init__(
@@ -227,8 +227,8 @@ class Values:
         """Writes a value, or says which ones are missing to do so."""
         e, column = want
         operand = self.leaf(e, column)
-        if operand is None and e.op == "fold":
-            return self._sum(e)
+        if operand is None and e.op in FOLDS:
+            return self._fold(e)
         if operand is None:
             missing = [w for a in reversed(e.args) if self._known(w := Wanted(a, column)) is None]
             if missing:
@@ -238,29 +238,35 @@ class Values:
         self._scopes[-1][self._key(want)] = operand
         return []
 
-    def _sum(self, e: Expr) -> list[Wanted]:
-        """Writes the component loop of a sum, for all columns and for the other sums that share it."""
-        group = [f for f in self.groups.get(e.id, (e,)) if f.free <= self.counters.keys()]
+    def _fold(self, e: Expr) -> list[Wanted]:
+        """Writes the component loop of a fold, for all columns and for the other folds that share it."""
+        group = [f for f in self.groups.get(e.id, (e,)) if f is e or self._due(f)]
         loop: Loop = e.attr
         missing = [w for w in self.invariants(loop, [f.args[0] for f in group]) if self._known(w) is None]
         if missing:
             return missing
         totals = [w for f in group for w in self._everywhere(f)]
 
-        def add(held: list[str]) -> list[str]:
-            return [self._term(f.args[0], s, total) for (f, s), total in zip(totals, held, strict=True)]
+        def step(held: list[str]) -> list[str]:
+            return [self._term(f, s, total) for (f, s), total in zip(totals, held, strict=True)]
 
-        zero = (self.lanes.type, self.lanes.literal(0.0))
+        carry = [(self.lanes.type, self.lanes.literal(FOLDS[f.op][1])) for f, _ in totals]
         unroll = 1 if len(totals) > 1 else 4  # several sums hide each other's latency, and fill the registers
-        for want, total in zip(totals, self.components(loop, [zero] * len(totals), add, unroll), strict=True):
+        for want, total in zip(totals, self.components(loop, carry, step, unroll), strict=True):
             self._scopes[-1][self._key(want)] = total
         return []
 
-    def _term(self, body: Expr, column: int, total: str) -> str:
-        if body.op == "mul" and not self.recorded(body):
+    def _due(self, fold: Expr) -> bool:
+        """Whether a fold can be written here and has not been."""
+        return fold.free <= self.counters.keys() and self._known(Wanted(fold, 0)) is None
+
+    def _term(self, fold: Expr, column: int, total: str) -> str:
+        """The running value of a fold after one more component."""
+        (body,) = fold.args
+        if fold.op == "fold" and body.op == "mul" and not self.recorded(body):
             factors = [self.get(a, column) for a in body.args]
             return operation(self.text.put, self.lanes, "fma", [*factors, total])
-        return operation(self.text.put, self.lanes, "add", [total, self.get(body, column)])
+        return operation(self.text.put, self.lanes, FOLDS[fold.op][0], [self.get(body, column), total])
 
 
 def below(roots: Iterable[Expr], op: str) -> set[int]:

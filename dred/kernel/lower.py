@@ -192,7 +192,9 @@ class Lowering:
     @staticmethod
     def limited(pieces: int) -> None:
         if pieces > MAX_PIECES:
-            raise LimitError(f"the kernel would have more than {MAX_PIECES} loops: its vectors change their order too often")
+            raise LimitError(
+                f"the kernel would have more than {MAX_PIECES} loops: its vectors change their order too often"
+            )
 
 
 class _View:

@@ -1,8 +1,11 @@
-"""Random formulas, made of whatever the table of operations holds."""
+"""Random formulas and derivatives of them, made of whatever the table of operations holds."""
+
+from math import prod
 
 from hypothesis import strategies as st
 
 from dred.errors import FormulaError
+from dred.formula.derive import jvp, vjp
 from dred.formula.node import const, var
 from dred.formula.ops import OPS
 from dred.formula.rewrite import expand
@@ -15,20 +18,77 @@ LARGEST = 12  # dimension
 WIDE = (var(0, 20, 0), var(1, 20, 1), var(2, 1, 2), var(3, 1, 0), var(4, 17, 1))
 WIDEST = 60
 
+CELLS = 12  # of a time warping: each is some twenty operations
 
-@st.composite
-def formulas(draw, names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, largest=LARGEST):
-    """A formula over `variables`: calls of the operations `names` on what there is already, where they are allowed."""
-    integers = st.integers(-3, 5)
-    nodes = [*variables, *(const(draw(integers)) for _ in range(2))]
-    for _ in range(draw(st.integers(1, steps))):
-        op = OPS[draw(st.sampled_from(names))]
-        args = [draw(st.sampled_from(nodes)) for _ in op.args]
-        attrs = tuple(draw(integers) for _ in op.attrs)
+
+def _shape(rng, dim, rank):
+    """A shape of `rank` axes with `dim` components."""
+    shape = []
+    for _ in range(rank - 1):
+        rest = dim // prod(shape)
+        shape.append(rng.choice([n for n in range(1, rest + 1) if rest % n == 0]))
+    return (*shape, dim // prod(shape))
+
+
+def _contraction(rng, df, dg):
+    """Axes to contract, and an order of those of the result."""
+    pairs = [(k, m) for k, n in enumerate(df) for m in range(len(dg)) if dg[m] == n]
+    cf, cg = [], []
+    for k, m in rng.sample(pairs, min(len(pairs), rng.randint(0, 2))):
+        if k not in cf and m not in cg:
+            cf.append(k)
+            cg.append(m)
+    order = list(range(len(df) + len(dg) - 2 * len(cf)))
+    rng.shuffle(order)
+    return tuple(cf), tuple(cg), rng.choice([(), tuple(order)])
+
+
+def _attributes(rng, op, dims):
+    """Static arguments that suit an operation more often than not."""
+    if op.name in ("TensorDot", "ZeroTensorDot"):
+        df, dg = (_shape(rng, d, rng.randint(1, 3)) for d in dims)
+        return (df, dg, *_contraction(rng, df, dg))
+    if op.name == "Kron":
+        rank = rng.randint(1, 3)
+        return tuple(_shape(rng, d, rank) for d in dims)
+    return tuple(rng.randint(-1, max(4, *dims, 0)) for _ in op.attrs)
+
+
+def _formula(rng, names, build, steps, variables, largest):
+    """Calls of operations on variables, constants and, more often, on what there is already."""
+    nodes = [*variables, *(const(rng.randint(-3, 5)) for _ in range(2))]
+    leaves = len(nodes)
+    wanted = leaves + rng.randint(1, steps)
+    for _ in range(10 * steps):  # many calls are refused for their dimensions
+        op = OPS[rng.choice(names)]
+        args = [rng.choice(nodes[leaves:] if rng.random() < 0.6 and nodes[leaves:] else nodes) for _ in op.args]
+        dims = [a.dim for a in args]
+        if op.name == "SoftDTW_SqDist" and dims[0] * dims[1] > CELLS:
+            continue
         try:
-            made = build(op.name, args, attrs)
+            made = build(op.name, args, _attributes(rng, op, dims))
         except FormulaError:
             continue
-        if made.dim <= largest:
+        if made.dim <= largest and made not in nodes and made.op != "Const":
             nodes.append(made)
+        if len(nodes) == wanted:
+            break
     return nodes[-1]
+
+
+def formulas(names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, largest=LARGEST):
+    """A formula over `variables` of the operations `names`, of up to `steps` calls."""
+    # by seed alone: element-wise draws would make most formulas trivial
+    seeds = st.randoms(use_true_random=True)
+    return seeds.map(lambda rng: _formula(rng, names, build, steps, variables, largest))
+
+
+@st.composite
+def derivatives(draw, variables=VARIABLES, **more):
+    """A random formula, or its gradient or its derivative in a direction, by one of the variables."""
+    f = draw(formulas(variables=variables, **more))
+    v = draw(st.sampled_from(variables))
+    kind = draw(st.sampled_from(["value", "reverse", "forward"]))
+    if kind == "reverse":
+        return vjp(f, [v], const(1))[0]
+    return jvp(f, [v], [const(1)]) if kind == "forward" else f

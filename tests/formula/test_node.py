@@ -17,7 +17,7 @@ from hypothesis import given
 
 from dred.formula import node as module
 from dred.formula.derive import vjp
-from dred.formula.language import canonical, formula
+from dred.formula.language import formula
 from dred.formula.node import I, J, const, digest, flatten, intern, toposort, unflatten, var, variables
 from dred.formula.oracle import dense
 from dred.kernel import interpret
@@ -156,30 +156,30 @@ def test_arguments_come_before_users_and_once(n):
 
 
 @given(formulas())
-def test_flat_form_pickle_and_canonical_text_give_the_same_node(n):
+def test_flat_form_pickle_and_text_give_the_same_node(n):
     assert unflatten(flatten(n)) is n
     assert pickle.loads(pickle.dumps(n)) is n
     positions = [v.attrs[0] for v in variables(n)]
     declared = [f"Var({v.attrs[0]}, {v.dim}, {v.attrs[1]})" for v in variables(n)]
     missing = [f"Vi({k}, 1)" for k in range(max(positions, default=-1)) if k not in positions]
-    assert formula(canonical(n), [*declared, *missing]).node is n
-    assert formula(canonical(n), [*declared, *missing]).text == canonical(n)
+    assert formula(str(n), [*declared, *missing]).node is n
+    assert formula(str(n), [*declared, *missing]).text == str(n)
 
 
 @given(formulas(), formulas())
 def test_content_keys_are_equal_where_formulas_are(a, b):
     assert (digest(a) == digest(b)) == (a is b)
-    assert (canonical(a) == canonical(b)) == (a is b)
+    assert (str(a) == str(b)) == (a is b)
 
 
-def test_canonical_text_names_shared_parts_once():
+def test_the_text_names_shared_parts_once():
     n = formula("let t = Exp(x); (t * t + t) / (t * t)", ["x = Vi(3)"]).node
-    assert canonical(n) == "let t0 = Exp(Var(0,3,0)); let t1 = Square(t0); Divide(Add(t1, t0), t1)"
+    assert str(n) == "let t0 = Exp(Var(0,3,0)); let t1 = Square(t0); Divide(Add(t1, t0), t1)"
 
 
 IN_ANOTHER_PROCESS = """
 import pickle, sys
-from dred.formula.language import canonical, formula
+from dred.formula.language import formula
 from dred.formula.node import digest
 from dred.kernel.interpret import UNROLL
 from dred.kernel.lower import lower
@@ -189,7 +189,7 @@ again = formula({text!r}, {aliases!r}).node
 assert again is node
 spec = KernelSpec(node, "Sum", 1, "float32", "float64")
 kernel = lower(spec, UNROLL)
-print(digest(node), spec.digest, hash("x"), canonical(node), kernel.steps, sep=chr(10))
+print(digest(node), spec.digest, hash("x"), node, kernel.steps, sep=chr(10))
 """
 
 
@@ -211,7 +211,7 @@ def test_formulas_keys_and_kernels_are_the_same_in_every_process():
     del first[2], second[2]
     assert first == second
     assert first[0] == digest(n)
-    assert first[2] == canonical(n)
+    assert first[2] == str(n)
 
 
 # -- depth -------------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_a_formula_10000_deep():
     assert len(toposort([n])) == DEEP + 3
     (g,) = vjp(n, [var(0, 1, 0)], var(2, 1, 2))
     assert len(toposort([g])) > 2 * DEEP
-    assert formula(canonical(g), []).node is g
+    assert formula(str(g), []).node is g
     assert pickle.loads(pickle.dumps(g)) is g
     assert len(digest(g)) == 64
     x, y, e = np.array([[0.3], [0.5]]), np.array([[0.7]]), np.array([1.0])

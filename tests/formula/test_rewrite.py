@@ -9,7 +9,7 @@ from hypothesis import given
 
 from dred.errors import FormulaError
 from dred.formula import rewrite
-from dred.formula.construct import integer, make, number
+from dred.formula.construct import attribute, make, number
 from dred.formula.language import formula
 from dred.formula.node import const, intern, toposort, var
 from dred.formula.ops import OPS
@@ -35,7 +35,7 @@ def raw(text, names):
     def call(name, args, named):
         op = OPS[name]
         n = len(op.args)
-        attrs = tuple(integer(op, w, v) for w, v in zip(op.attrs, args[n:], strict=True))
+        attrs = tuple(attribute(op, w, v) for w, v in zip(op.attrs, args[n:], strict=True))
         return make(name, args[:n], attrs)
 
     return evaluate(parse(text), number, names.__getitem__, call)

@@ -228,7 +228,7 @@ def test_other_instruction_sets_give_the_same_bits(features):
         results = []
         for kernel in (here, there):
             out = empty(spec, 19)
-            cpu._calls(kernel, arrays, out, [(0, 19, 0, 70)], threading.Event())
+            cpu._calls(kernel, arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
             results.append(out[0].tobytes())
         assert results[0] == results[1]
 
@@ -240,7 +240,7 @@ def call(kernel, arrays, strides, items, intervals, states, pitch):
     pointers = [(ctypes.c_void_p * len(a))(*(x.ctypes.data for x in a)) for a in (arrays, states)]
     tables = [np.ascontiguousarray(t, np.int64) for t in (strides, items, intervals)]
     s, i, v = (t.ctypes.data for t in tables)
-    kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address)
+    kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address, 0, 0)
 
 
 def test_batches_and_intervals_are_data():
@@ -421,7 +421,7 @@ def test_a_wrong_primitive_is_noticed(monkeypatch):
     kernel = lower(spec, cpu.UNROLL)
     broken = cpu.build(llvm.render(kernel, spec.dtype, spec.acc, spec.chain))
     out = empty(spec, 20)
-    cpu._calls(broken, arrays, out, [(0, 20, 0, 40)], threading.Event())
+    cpu._calls(broken, arrays, out, [(0, 20, 0, 40)], (0, 0), threading.Event())
     with pytest.raises(AssertionError):
         close(out[0].T, expected("gaussian", spec, arrays), "float32")
 

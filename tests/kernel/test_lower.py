@@ -2,8 +2,10 @@
 
 import pytest
 
+from dred.errors import LimitError
 from dred.formula.language import formula
 from dred.formula.node import I, J
+from dred.kernel.interpret import _counters
 from dred.kernel.ir import IJ, Index, Loop, walk
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
@@ -87,28 +89,30 @@ def test_where_products_are_fused(text, fused):
 
 
 def covered(k):
-    """Components of the roots, in order."""
-    return [r.offset + c for r in k.roots for c in range(r.loop.length if r.loop else 1)]
+    """Components of the roots."""
+    return sorted(c for root in k.roots for c, _ in _counters(root))
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 3, 16, 40, 100])
 @pytest.mark.parametrize(
     "text",
     ["x + y", "u * v", "Concat(u, v)", "Concat(u, Concat(w, x))", "Extract(u, 7, 25) * w", "ExtractT(w, 9, 40) + u",
-     "ElemT(a, 40, 17) * u", "Concat(Concat(u, w), x) * Concat(w, Concat(x, v))"],
+     "ElemT(a, 40, 17) * u", "Concat(Concat(u, w), x) * Concat(w, Concat(x, v))", "TensorProd(u, w)",
+     "MatVecMult(TensorProd(u, v), w * Elem(u, 0))", "Kron(Extract(u, 0, 12), Extract(v, 0, 8), [3, 4], [2, 4])",
+     "TensorProd(x, Concat(y, a))", "ComplexMult(u, v)", "Extract(TensorProd(u, v), 39, 300)", "OneHot(a, 40)"],
 )  # fmt: skip
 def test_roots_cover_every_component_once(text, unroll):
     k = kernel(text, unroll=unroll)
     assert covered(k) == list(range(k.dim))
     assert len(k.steps) == len(k.roots)
     for r in k.roots:
-        assert r.value.free <= ({r.loop} if r.loop else set())
+        assert r.value.free <= set(r.loops)
 
 
 def test_short_vectors_are_unrolled_and_long_ones_are_not():
-    assert all(r.loop is None for r in kernel("x + y").roots)
+    assert not any(r.loops for r in kernel("x + y").roots)
     (root,) = kernel("u + v").roots
-    assert root.loop == Loop(0, 40)
+    assert root.loops == (Loop(0, 40),)
     assert not kernel("(x | y)").folds
     assert [loop.length for loop, _ in kernel("(u | v)").folds] == [40]
 
@@ -123,7 +127,7 @@ def test_size_does_not_grow_with_the_dimension():
 
 def test_loops_are_cut_where_arguments_meet():
     k = kernel("Concat(u, w)")
-    assert [(r.offset, r.loop) for r in k.roots] == [(0, Loop(0, 40)), (40, Loop(0, 25))]
+    assert [(r.index.offset, r.loops) for r in k.roots] == [(0, (Loop(0, 40),)), (40, (Loop(0, 25),))]
     inner = kernel("Sum(Exp(Concat(u, w) * (x | y)))")
     assert sorted(loop.length for loop, _ in inner.folds) == [25, 40]
 
@@ -137,6 +141,58 @@ def test_equal_sums_share_a_loop():
 def test_sums_of_sums_are_on_a_higher_level():
     k = kernel("Sum(u * (u | v) + v)")
     assert sorted(level for _, level in k.folds) == [0, 1]
+
+
+def test_products_of_tensors_are_nested_loops():
+    (root,) = kernel("TensorProd(u, w)").roots
+    assert root.index == Index(0, ((Loop(0, 40), 25), (Loop(1, 25), 1)))
+    k = kernel("TensorDot(TensorProd(u, v), w, [40, 40], [25], [], [])")
+    assert [r.loops for r in k.roots] == [(Loop(0, 40), Loop(1, 40), Loop(2, 25))]
+    assert k.size_i <= 40, "records hold vectors, never their products"
+    assert k.size_j <= 65
+
+
+def test_contractions_are_nested_sums():
+    k = kernel("(MatVecMult(TensorProd(u, v), u - v) | v)")
+    assert {loop for loop, _ in k.folds} == {Loop(0, 40), Loop(1, 40)}
+
+
+def test_real_and_imaginary_parts_take_turns():
+    k = kernel("ComplexMult(u, v)")
+    assert [(r.index.offset, r.loops) for r in k.roots] == [(0, (Loop(0, 20),)), (1, (Loop(0, 20),))]
+    assert {c for r in k.roots for _, c in r.index.terms} == {2}
+
+
+def test_a_vector_that_changes_its_order_too_often_is_refused():
+    """Rows of 3 of an array whose rows have 25."""
+    text = "MatVecMult(Extract(TensorProd(TensorProd(u, v), w), 1, 39999), Extract(v, 0, 3))"
+    with pytest.raises(LimitError, match="the kernel would have more than 2000 loops"):
+        kernel(text, unroll=1)
+
+
+# -- row numbers -------------------------------------------------------------------------------------------------------
+
+
+def numbers(k):
+    return sorted(e.op for e in walk([e for step in k.steps for e in step]) if e.result == "number")
+
+
+def test_row_numbers_stay_integers_among_themselves():
+    k = kernel("(IndexI() + 3 < IndexJ() - IndexI()) * a")
+    assert numbers(k) == ["number_add", "number_sub", "row", "row", "whole"]
+    assert "number_lt" in pair_ops(k)
+    assert "number" not in pair_ops(k)
+
+
+def test_row_numbers_become_values_elsewhere():
+    assert "number" in pair_ops(kernel("Abs(IndexI() - IndexJ()) * a"))
+    assert pair_ops(kernel("IndexI() * 2 < a")).count("number") == 0  # of one row alone: a value in its record
+    assert numbers(kernel("IndexI() < a / 2")) == ["row"]
+
+
+def test_row_numbers_are_in_no_record():
+    k = kernel("(IndexI() + 3 == IndexJ()) * IndexJ()")
+    assert all(e.result != "number" for e, _ in (*k.slots_i, *k.slots_j))
 
 
 def test_many_pieces():

@@ -1,7 +1,9 @@
-"""Random formulas of the whole table through the compiled CPU kernel and the interpreter, against the dense oracle.
+"""Random formulas of the whole table and derivatives of them, through the compiled CPU kernel and the interpreter, against the dense oracle.
 
 10,000 formulas (about half an hour on 2 cores); the slow tier takes a tenth of it, the same ones in every run.
 """
+
+import threading
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 
 from dred.formula.language import Variable
 from dred.formula.oracle import dense
-from dred.kernel import engine
+from dred.kernel import cpu, engine, llvm
+from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
-from tests.formula.formulas import VARIABLES, WIDE, WIDEST, formulas
+from tests.formula.formulas import VARIABLES, WIDE, WIDEST, derivatives
 
 M, N = 5, 37  # rows of less than a tile, columns of more than a chain
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much)
@@ -26,12 +29,23 @@ def samples(rng, variables):
 
 def summed(node, arrays, axis):
     """The oracle's sum and the sum of the magnitudes, by row and component."""
-    terms = np.broadcast_to(dense(node, arrays), (M, N, node.dim))
+    terms = np.broadcast_to(dense(node, arrays, (M, N)), (M, N, node.dim))
     with np.errstate(all="ignore"):
         return terms.sum(axis), np.abs(terms).sum(axis)
 
 
-def check(node, variables, axis, chain, seed):
+def folded(spec, backend, arrays, kept, reduced, unroll):
+    """The state after all columns; vectors of at most `unroll` components are no loops on the CPU."""
+    state = engine.empty(spec, kept)
+    if backend != "cpu" or unroll == cpu.UNROLL:
+        return engine.fold(spec, backend, state, arrays, kept, reduced)
+    kernel = lower(spec, unroll)
+    made = cpu.build(llvm.render(kernel, spec.dtype, spec.acc, spec.chain), kernel.cost)
+    cpu._calls(made, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
+    return state
+
+
+def check(node, variables, axis, chain, seed, unroll=cpu.UNROLL):
     """Both backends against the oracle, wherever it is finite and does not hang on the last bits of its input."""
     rng = np.random.default_rng(seed)
     declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
@@ -44,8 +58,7 @@ def check(node, variables, axis, chain, seed):
     spec = KernelSpec(node, "Sum", axis, "float64", "float64", chain, declared)
     kept, reduced = (M, N) if axis == 1 else (N, M)
     for backend in ("cpu", "numpy"):
-        state = engine.fold(spec, backend, engine.empty(spec, kept), arrays, kept, reduced)
-        got = engine.finalize(spec, state)
+        got = engine.finalize(spec, folded(spec, backend, arrays, kept, reduced, unroll))
         assert got.shape == want.shape
         with np.errstate(all="ignore"):
             wrong = sound & ~(np.abs(got - want) <= 1e-11 * (1 + scale) + 100 * slack)
@@ -56,15 +69,16 @@ def fuzz(examples, fixed):
     @settings(max_examples=examples, derandomize=fixed, database=None, deadline=None, suppress_health_check=QUIET)
     @given(
         st.one_of(
-            st.tuples(formulas(), st.just(VARIABLES)),
-            st.tuples(formulas(variables=WIDE, largest=WIDEST), st.just(WIDE)),
+            st.tuples(derivatives(), st.just(VARIABLES)),
+            st.tuples(derivatives(variables=WIDE, largest=WIDEST), st.just(WIDE)),
         ),
         st.sampled_from([0, 1]),
         st.sampled_from([1, 32]),
         st.integers(0, 2**32 - 1),
+        st.sampled_from([1, 2, cpu.UNROLL]),
     )
-    def run(formula, axis, chain, seed):
-        check(*formula, axis, chain, seed)
+    def run(formula, axis, chain, seed, unroll):
+        check(*formula, axis, chain, seed, unroll)
 
     run()
 

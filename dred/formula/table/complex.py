@@ -69,7 +69,7 @@ def _twice(dims: Dims, attrs: Attrs) -> int:
 
 def _scaled(dims: Dims, attrs: Attrs) -> int:
     if 1 not in dims:
-        raise DimensionError(f"one of the arguments must be a real number, of dimension 1, got {dims}")
+        raise DimensionError(f"one of the arguments must be a real number, of dimension 1, got dimensions {dims}")
     return _even(max(dims))
 
 
@@ -97,39 +97,48 @@ ENTRIES = (
     Op("ComplexPair(f, g)", "f + i g", _pair,
        lambda c, m: (lambda k, r: c.split(r, 1, lambda _: c.arg(0, k), lambda _: c.arg(1, k)))(
            *c.digits(m, (max(c.dims), 2))),
-       vjp=("ComplexReal(e)", "ComplexImag(e)"), dim=_twice, flops=0, example=((2, 2), ())),
+       vjp=("ComplexReal(e)", "ComplexImag(e)"), dim=_twice, flops=0, example=((2, 2), ()),
+       dims="n or 1, n or 1 -> 2 n"),
     Op("ComplexReal(f)", "real parts", lambda f: f[..., 0::2], lambda c, m: c.arg(0, m.scaled(2)),
-       vjp=("ComplexPair(e, 0)",), dim=_half, flops=0, example=((4,), ()), method="real"),
+       vjp=("ComplexPair(e, 0)",), dim=_half, flops=0, example=((4,), ()), method="real", dims="2 n -> n"),
     Op("ComplexImag(f)", "imaginary parts", lambda f: f[..., 1::2], lambda c, m: c.arg(0, m.scaled(2).shifted(1)),
-       vjp=("ComplexPair(0, e)",), dim=_half, flops=0, example=((4,), ()), method="imag"),
-    Op("Real2Complex(f)", "f + 0 i", lambda f: _pair(f, np.zeros(1)), macro="ComplexPair(f, 0)", example=((3,), ())),
-    Op("Imag2Complex(f)", "0 + i f", lambda f: _pair(np.zeros(1), f), macro="ComplexPair(0, f)", example=((3,), ())),
+       vjp=("ComplexPair(0, e)",), dim=_half, flops=0, example=((4,), ()), method="imag", dims="2 n -> n"),
+    Op("Real2Complex(f)", "f + 0 i", lambda f: _pair(f, np.zeros(1)), macro="ComplexPair(f, 0)", example=((3,), ()),
+       dims="n -> 2 n"),
+    Op("Imag2Complex(f)", "0 + i f", lambda f: _pair(np.zeros(1), f), macro="ComplexPair(0, f)", example=((3,), ()),
+       dims="n -> 2 n"),
     # -- arithmetic
     Op("Conj(f)", "complex conjugate", _on_complex(np.conj), macro="ComplexPair(ComplexReal(f), -ComplexImag(f))",
-       dim=_pairs, example=((4,), ())),
+       dim=_pairs, example=((4,), ()), dims="2 n -> 2 n"),
     Op("ComplexAdd(f, g)", "f + g", _on_complex(np.add), dim=_pairs, example=((4, 2), ()),
-       macro="ComplexPair(ComplexReal(f) + ComplexReal(g), ComplexImag(f) + ComplexImag(g))"),
+       macro="ComplexPair(ComplexReal(f) + ComplexReal(g), ComplexImag(f) + ComplexImag(g))",
+       dims="2 n or 2, 2 n or 2 -> 2 n"),
     Op("ComplexSubtract(f, g)", "f - g", _on_complex(np.subtract), dim=_pairs, example=((2, 4), ()),
-       macro="ComplexPair(ComplexReal(f) - ComplexReal(g), ComplexImag(f) - ComplexImag(g))"),
-    Op("ComplexMult(f, g)", "f * g", _on_complex(np.multiply), macro=PRODUCT, dim=_pairs, example=((4, 4), ())),
+       macro="ComplexPair(ComplexReal(f) - ComplexReal(g), ComplexImag(f) - ComplexImag(g))",
+       dims="2 n or 2, 2 n or 2 -> 2 n"),
+    Op("ComplexMult(f, g)", "f * g", _on_complex(np.multiply), macro=PRODUCT, dim=_pairs, example=((4, 4), ()),
+       dims="2 n or 2, 2 n or 2 -> 2 n"),
     Op("ComplexRealScal(f, g)", "a real number times a complex vector", np.multiply, macro="f * g", dim=_scaled,
-       example=((1, 4), ())),
+       example=((1, 4), ()), dims="1, 2 n -> 2 n; 2 n, 1 -> 2 n"),
     Op("ComplexDivide(f, g)", "f / g", _divided, macro=QUOTIENT, dim=_pairs, example=((4, 2), ()),
-       domain=(AWAY, AWAY)),
+       domain=(AWAY, AWAY), dims="2 n or 2, 2 n or 2 -> 2 n"),
     # -- absolute value, angle, exponentials
     Op("ComplexSquareAbs(f)", "re^2 + im^2", lambda f: f[..., 0::2] ** 2 + f[..., 1::2] ** 2,
-       macro="Square(ComplexReal(f)) + Square(ComplexImag(f))", dim=_half, example=((4,), ())),
+       macro="Square(ComplexReal(f)) + Square(ComplexImag(f))", dim=_half, example=((4,), ()), dims="2 n -> n"),
     Op("ComplexAbs(f)", "absolute value; gradient 0 at 0", lambda f: np.sqrt(f[..., 0::2] ** 2 + f[..., 1::2] ** 2),
-       macro="Sqrt(ComplexSquareAbs(f))", dim=_half, example=((4,), ())),
+       macro="Sqrt(ComplexSquareAbs(f))", dim=_half, example=((4,), ()), dims="2 n -> n"),
     Op("ComplexAngle(f)", "angle, between -pi and pi", lambda f: np.arctan2(f[..., 1::2], f[..., 0::2]),
-       macro="Atan2(ComplexImag(f), ComplexReal(f))", dim=_half, example=((4,), ()), domain=(AWAY,), method="angle"),
+       macro="Atan2(ComplexImag(f), ComplexReal(f))", dim=_half, example=((4,), ()), domain=(AWAY,), method="angle",
+       dims="2 n -> n"),
     Op("ComplexExp(f)", "exponential", _exponential, dim=_pairs, example=((4,), ()),
-       macro="let r = Exp(ComplexReal(f)); ComplexPair(r * Cos(ComplexImag(f)), r * Sin(ComplexImag(f)))"),
+       macro="let r = Exp(ComplexReal(f)); ComplexPair(r * Cos(ComplexImag(f)), r * Sin(ComplexImag(f)))",
+       dims="2 n -> 2 n"),
     Op("ComplexExp1j(f)", "exp(i f)", lambda f: _pair(np.cos(f), np.sin(f)), macro="ComplexPair(Cos(f), Sin(f))",
-       example=((3,), ()), method="exp1j"),
+       example=((3,), ()), method="exp1j", dims="n -> 2 n"),
     # -- sums
     Op("ComplexSum(f)", "sum of the components", _on_complex(lambda z: z.sum(-1, keepdims=True)), dim=_total,
-       macro="ComplexPair(Sum(ComplexReal(f)), Sum(ComplexImag(f)))", example=((6,), ())),
+       macro="ComplexPair(Sum(ComplexReal(f)), Sum(ComplexImag(f)))", example=((6,), ()), dims="2 n -> 2"),
     Op("ComplexSumT(f; m)", "a complex number, repeated m / 2 times", lambda f, m: np.tile(f, m // 2), dim=_repeated,
-       macro="ComplexPair(SumT(ComplexReal(f), m / 2), SumT(ComplexImag(f), m / 2))", example=((2,), (6,))),
+       macro="ComplexPair(SumT(ComplexReal(f), m / 2), SumT(ComplexImag(f), m / 2))", example=((2,), (6,)),
+       dims="2 -> m"),
 )  # fmt: skip

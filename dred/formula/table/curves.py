@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from dred.errors import DimensionError, IndexRangeError
+from dred.errors import DimensionError, IndexRangeError, LimitError
 from dred.formula.op import Attrs, Dims, Op, scalar
+
+MAX_DEGREE = 100  # of splines
+MAX_CELLS = 4_000  # of a time warping: each is some twenty operations
 
 
 def _bspline_dim(dims: Dims, attrs: Attrs) -> int:
     (n, _), k = dims, attrs[0]
-    scalar(dims[1])
+    scalar(dims[1], "place x")
     if k < 0:
         raise IndexRangeError(f"the degree of a spline is at least 0, got {k}")
+    if k > MAX_DEGREE:
+        raise LimitError(f"the degree of a spline is {k}, the limit is {MAX_DEGREE}")
     if n < k + 2:
         raise DimensionError(f"splines of degree {k} need at least {k + 2} knots, got {n}")
-    return n - k - 1
+    return int(n - k - 1)
 
 
 def _bspline_text(dims: Dims, attrs: Attrs) -> str:
@@ -44,7 +49,10 @@ def _bspline(t: Any, x: Any, k: int) -> Any:
 
 
 def _warping_dim(dims: Dims, attrs: Attrs) -> int:
-    scalar(dims[2])
+    n, m, _ = dims
+    scalar(dims[2], "smoothing g")
+    if n * m > MAX_CELLS:
+        raise LimitError(f"series of lengths {n} and {m} are warped over {n * m} cells, the limit is {MAX_CELLS}")
     return 1
 
 
@@ -73,12 +81,12 @@ def _warping(x: Any, y: Any, g: Any) -> Any:
     r = np.full((*np.broadcast_shapes(d.shape[:-2], g.shape[:-1]), n, m), np.nan)
     for i in range(n):
         for j in range(m):
-            before = np.stack([r[..., i - p, j - q] for p, q in ((1, 1), (1, 0), (0, 1)) if i >= p and j >= q] or [0 * r[..., 0, 0]])
-            soft = before[0] if i == j == 0 else before[0]
+            before = [r[..., i - p, j - q] for p, q in ((1, 1), (1, 0), (0, 1)) if i >= p and j >= q]
+            soft = before[0] if before else np.zeros(())
             if i and j:
-                low = before.min(0)
-                soft = low - g[..., 0] * np.log(np.exp((low - before) / g[..., 0]).sum(0))
-            r[..., i, j] = d[..., i, j] + (0 if i == j == 0 else soft)
+                low = np.min(before, 0)
+                soft = low - g[..., 0] * np.log(np.exp((low - np.stack(before)) / g[..., 0]).sum(0))
+            r[..., i, j] = d[..., i, j] + soft
     return r[..., -1, -1, None]
 
 
@@ -86,8 +94,9 @@ KNOTS = (-2.4, -1.5, -0.9, -0.2, 0.5, 1.1, 1.6, 2.5)
 
 ENTRIES = (
     Op("BSpline(t, x; k)", "the B-splines of degree k on the knots t, at x", _bspline, macro=_bspline_text,
-       dim=_bspline_dim, example=((8, 1), (3,)), domain=((KNOTS, tuple(t + 0.3 for t in KNOTS)), (-1.0, 1.0))),
+       dim=_bspline_dim, example=((8, 1), (3,)), domain=((KNOTS, tuple(t + 0.3 for t in KNOTS)), (-1.0, 1.0)),
+       dims="n, 1 -> n - k - 1"),
     Op("SoftDTW_SqDist(x, y, g)", "soft dynamic time warping of two series, by squared differences", _warping,
        macro=_warping_text, dim=_warping_dim, example=((3, 4, 1), ()), domain=((-1.0, 1.0), (-1.0, 1.0), (0.5, 1.5)),
-       method="softdtw_sqdist"),
+       method="softdtw_sqdist", dims="n, m, 1 -> 1"),
 )  # fmt: skip

@@ -30,7 +30,7 @@ def _sinc(f: Any) -> Any:
 
 
 def _erf(f: Any) -> Any:
-    return np.frompyfunc(math.erf, 1, 1)(np.asarray(f, np.float64)).astype(np.float64)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(np.asarray(f, np.float64)), np.float64)
 
 
 def _clamp(f: Any, a: Any, b: Any) -> Any:
@@ -127,7 +127,7 @@ ENTRIES = (
     Op("Step(f)", "0 where f < 0, else 1; 1 for NaN", lambda f: np.where(f < 0, 0.0, 1.0), "select(f < 0, 0, 1)",
        (None,), flops=2, domain=(AWAY,), special=(((0.0,), 1.0), ((-0.0,), 1.0), ((nan,), 1.0), ((-inf,), 0.0))),
     Op("ReLU(f)", "0 where f < 0, else f; derivative 1 at 0", lambda f: np.where(f < 0, 0.0, f), "select(f < 0, 0, f)",
-       ("Step(f)",), mask=True, flops=2, domain=(AWAY,),
+       vjp=("IfElse((f < 0) - 1, 0, e)",), mask=True, flops=2, domain=(AWAY,),
        special=(((-3.0,), 0.0), ((nan,), nan), ((inf,), inf), ((-inf,), 0.0))),
     # -- to whole numbers
     Op("Floor(f)", "largest integer that is not above f", np.floor, "floor(f)", (None,),
@@ -137,7 +137,7 @@ ENTRIES = (
     Op("Trunc(f)", "f without its decimals", np.trunc, "trunc(f)", (None,),
        special=(((-2.5,), -2.0), ((2.5,), 2.0), ((inf,), inf), ((nan,), nan))),
     Op("Round(f; n)", "f to n decimals, halves away from zero", _rounded, _round, (None,), dim=_decimals, flops=10,
-       example=((3,), (1,)), special=(((0.25,), 0.3), ((-0.25,), -0.3), ((inf,), inf), ((nan,), nan))),
+       example=((3,), (1,)), special=(((0.25,), 0.3), ((-0.25,), -0.3), ((inf,), inf), ((nan,), nan)), dims="d -> d"),
     # -- several arguments
     Op("Clamp(f, a, b)", "a where f < a, else b where f > b, else f", _clamp, "select(f < a, a, select(b < f, b, f))",
        vjp=("IfElse((a <= f) * (f <= b) - 1, e, 0)", "IfElse((f < a) - 1, e, 0)",
@@ -146,10 +146,10 @@ ENTRIES = (
        special=(((2.0, -1.0, 1.0), 1.0), ((-2.0, -1.0, 1.0), -1.0), ((0.5, -1.0, 1.0), 0.5), ((0.0, 1.0, -1.0), 1.0),
                 ((nan, -1.0, 1.0), nan))),
     Op("ClampInt(f; a, b)", "Clamp(f, a, b) for integers a and b", _clamp, macro="Clamp(f, a, b)",
-       example=((3,), (-1, 1)), special=(((2.5,), 1.0), ((-1.0,), -1.0), ((nan,), nan))),
+       example=((3,), (-1, 1)), special=(((2.5,), 1.0), ((-1.0,), -1.0), ((nan,), nan)), dims="d -> d"),
     Op("DiffClampInt(f; a, b)", "1 where a <= f <= b, else 0", lambda f, a, b: ((a <= f) & (f <= b)) * 1.0,
        macro="(a <= f) * (f <= b)", example=((3,), (-1, 1)),
-       special=(((1.0,), 1.0), ((-1.5,), 0.0), ((nan,), 0.0))),
+       special=(((1.0,), 1.0), ((-1.5,), 0.0), ((nan,), 0.0)), dims="d -> d"),
     Op("IfElse(f, g, h)", "g where f >= 0, else h", lambda f, g, h: np.where(f >= 0, g, h), "select(0 <= f, g, h)",
        vjp=(None, "IfElse(f, e, 0)", "IfElse(f, 0, e)"), mask=True, flops=2,
        special=(((0.0, 1.0, nan), 1.0), ((-1.0, inf, 2.0), 2.0), ((nan, 1.0, 2.0), 2.0), ((-0.0, 1.0, 2.0), 1.0))),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 import numpy as np
 
-from dred.errors import ArgumentError, DimensionError, IndexRangeError
+from dred.errors import ArgumentError, DimensionError, IndexRangeError, LimitError
 from dred.formula.op import Attrs, Component, Dims, Op, length
 
 Shape = tuple[int, ...]
+MAX_AXES = 16  # of a tensor
 
 
 def _reshaped(f: Any, shape: Shape) -> Any:
@@ -19,16 +22,31 @@ def _reshaped(f: Any, shape: Shape) -> Any:
 
 def _tensordot(f: Any, g: Any, df: Shape, dg: Shape, cf: Shape, cg: Shape, perm: Shape = ()) -> Any:
     # NumPy's tensordot has no leading axes to broadcast over: axis letters for einsum, contracted ones shared
-    left = list("abcdefghijk"[: len(df)])
-    right = list("mnopqrstuvw"[: len(dg)])
+    left, right = list(ascii_lowercase[: len(df)]), list(ascii_uppercase[: len(dg)])
     for k, m in zip(cf, cg, strict=True):
         right[m] = left[k]
     rest = [x for k, x in enumerate(left) if k not in cf] + [x for k, x in enumerate(right) if k not in cg]
     out = np.einsum(f"...{''.join(left)},...{''.join(right)}->...{''.join(rest)}", _reshaped(f, df), _reshaped(g, dg))
-    lead = out.ndim - len(rest)
+    return _permuted(out, len(rest), perm)
+
+
+def _zero_tensordot(f: Any, g: Any, df: Shape, dg: Shape, cf: Shape, cg: Shape, perm: Shape = ()) -> Any:
+    """From all single products: axes of f, then the axes of g that are not contracted."""
+    free = [k for k in range(len(dg)) if k not in cg]
+    lead = g.ndim - 1
+    order = [*range(lead), *(lead + k for k in [*(cg[cf.index(k)] for k in sorted(cf)), *free])]
+    sizes = [n if k in cf else 1 for k, n in enumerate(df)]
+    g = np.transpose(_reshaped(g, dg), order).reshape((*g.shape[:-1], *sizes, *_rest(dg, cg)))
+    f = _reshaped(f, (*df, *[1] * len(free)))
+    out = np.where(f == 0, 0.0, f * g).sum(tuple(k - len(df) - len(free) for k in cf))
+    return _permuted(out, len(df) + len(free) - len(cf), perm)
+
+
+def _permuted(f: Any, rank: int, perm: Shape) -> Any:
+    lead = f.ndim - rank
     if perm:
-        out = np.moveaxis(out, [lead + k for k in range(len(rest))], [lead + p for p in perm])
-    return out.reshape((*out.shape[:lead], -1))
+        f = np.moveaxis(f, [lead + k for k in range(rank)], [lead + p for p in perm])
+    return f.reshape((*f.shape[:lead], -1))
 
 
 def _matvec(A: Any, b: Any) -> Any:
@@ -55,6 +73,8 @@ def _kron(f: Any, g: Any, df: Shape, dg: Shape) -> Any:
 
 
 def _shaped(what: str, dim: int, shape: Shape) -> None:
+    if len(shape) > MAX_AXES:
+        raise LimitError(f"the shape of {what} has {len(shape)} axes, the limit is {MAX_AXES}")
     if any(n < 1 for n in shape) or prod(shape) != dim:
         raise DimensionError(f"the shape {list(shape)} of {what} has {prod(shape)} components, the vector {dim}")
 
@@ -64,16 +84,23 @@ def _contraction(dims: Dims, attrs: Attrs) -> int:
     _shaped("f", dims[0], df)
     _shaped("g", dims[1], dg)
     for what, axes, shape in (("f", cf, df), ("g", cg, dg)):
-        if any(k >= len(shape) for k in axes):
-            raise IndexRangeError(f"the contracted axes {list(axes)} of {what} are not all among 0 ... {len(shape) - 1}")
+        for k in axes:
+            if not 0 <= k < len(shape):
+                among = f"0 ... {len(shape) - 1}" if shape else "none"
+                raise IndexRangeError(f"axis {k} of {what} is contracted, the axes of shape {list(shape)} are {among}")
         if len(set(axes)) != len(axes):
             raise ArgumentError(f"the contracted axes {list(axes)} of {what} are not all different")
-    pairs = [tuple(shape[k] for k in axes) for axes, shape in ((cf, df), (cg, dg))]
-    if pairs[0] != pairs[1]:
-        raise DimensionError(f"the contracted axes have the sizes {list(pairs[0])} and {list(pairs[1])}: they must agree")
+    if len(cf) != len(cg):
+        raise ArgumentError(f"{len(cf)} axes of f are contracted with {len(cg)} axes of g: they go in pairs")
+    for k, m in zip(cf, cg, strict=True):
+        if df[k] != dg[m]:
+            raise DimensionError(f"axis {k} of f has size {df[k]}, axis {m} of g, contracted with it, {dg[m]}")
     rank = len(df) + len(dg) - 2 * len(cf)
+    if rank > MAX_AXES:
+        raise LimitError(f"the result has {rank} axes, the limit is {MAX_AXES}")
     if perm and sorted(perm) != list(range(rank)):
-        raise ArgumentError(f"the permutation {list(perm)} is none of the {rank} axes of the result")
+        axes = ", ".join(map(str, range(rank)))
+        raise ArgumentError(f"perm is {list(perm)}: it must hold each of the {rank} axes of the result once: {axes}")
     return length(prod(_rest(df, cf) + _rest(dg, cg)))
 
 
@@ -82,7 +109,7 @@ def _kron_dim(dims: Dims, attrs: Attrs) -> int:
     _shaped("f", dims[0], df)
     _shaped("g", dims[1], dg)
     if len(df) != len(dg):
-        raise DimensionError(f"the shapes {list(df)} and {list(dg)} have different numbers of axes")
+        raise DimensionError(f"the shapes {list(df)} and {list(dg)} have {len(df)} and {len(dg)} axes: as many are due")
     return length(prod(dims))
 
 
@@ -113,7 +140,15 @@ def _labels(attrs: Attrs) -> list[tuple[str, int]]:
     return out
 
 
-def _contract(c: Component, m: Any) -> Any:
+def _mult(c: Component, f: Any, g: Any) -> Any:
+    return c.prim("mul", f, g)
+
+
+def _zero_mult(c: Component, f: Any, g: Any) -> Any:
+    return c.prim("select", c.prim("eq", f, c.const(0)), c.const(0), c.prim("mul", f, g))
+
+
+def _contract(c: Component, m: Any, product: Callable[[Component, Any, Any], Any] = _mult) -> Any:
     df, dg, cf, cg, _ = c.attrs
     shape = {"f": df, "g": dg}
     labels = _labels(c.attrs)
@@ -128,7 +163,7 @@ def _contract(c: Component, m: Any) -> Any:
 
     def over(left: list[tuple[int, int]]) -> Any:
         if not left:
-            return c.prim("mul", c.arg(0, position("f")), c.arg(1, position("g")))
+            return product(c, c.arg(0, position("f")), c.arg(1, position("g")))
         (k, n), *rest = left
 
         def body(index: Any) -> Any:
@@ -140,21 +175,24 @@ def _contract(c: Component, m: Any) -> Any:
     return over(list(zip(cf, cg, strict=True)))
 
 
-def _pullbacks(dims: Dims, attrs: Attrs) -> tuple[str, str]:
+def _pullbacks(dims: Dims, attrs: Attrs, name: str = "TensorDot") -> tuple[str, str]:
     """The cotangent of each factor: the cotangent of the result, contracted with the other factor."""
     df, dg, cf, cg, _ = attrs
     labels = _labels(attrs)
-    shape = {"f": df, "g": dg}
-    de = [shape[w][k] for w, k in labels]
-    texts = []
-    for me, other, mine, theirs in (("f", "g", cf, cg), ("g", "f", cg, cf)):
+    shape = {"f": list(df), "g": list(dg), "e": [{"f": df, "g": dg}[w][k] for w, k in labels]}
+
+    def text(me: str, other: str, mine: Shape, theirs: Shape) -> str:
         free = [k for k in range(len(shape[other])) if k not in theirs]
-        kept = [k for w, k in labels if w == me]  # axes of the new result: mine that were kept, then those contracted
-        axes = kept + [mine[theirs.index(k)] for k in range(len(shape[other])) if k in theirs]
-        contracted = [labels.index((other, k)) for k in free]
-        lists = ", ".join(map(str, (de, list(shape[other]), contracted, free, axes)))
-        texts.append(f"TensorDot(e, {other}, {lists})")
-    return texts[0], texts[1]
+        kept = [k for w, k in labels if w == me]
+        found = [mine[theirs.index(k)] for k in range(len(shape[other])) if k in theirs]
+        # each factor with its axes to contract, and the axes of the new result that its other axes are
+        factors = [("e", [labels.index((other, k)) for k in free], kept), (other, free, found)]
+        if other == "f" and name == "ZeroTensorDot":  # its zeros are those that count
+            factors.reverse()
+        (a, ca, ra), (b, cb, rb) = factors
+        return f"{name}({a}, {b}, {shape[a]}, {shape[b]}, {ca}, {cb}, {ra + rb})"
+
+    return text("f", "g", cf, cg), text("g", "f", cg, cf)
 
 
 def _matvec_text(dims: Dims, attrs: Attrs) -> str:
@@ -177,14 +215,21 @@ ENTRIES = (
     Op("TensorDot(f, g; df[], dg[], cf[], cg[], perm[]?)",
        "tensors f, g of shapes df, dg, contracted over the axes cf and cg; axis k of the result moves to perm[k]",
        _tensordot, _contract, vjp=_pullbacks, dim=_contraction, flops=2, method="keops_tensordot",
-       example=((6, 12), ((2, 3), (3, 2, 2), (1,), (0,), (2, 0, 1)))),
+       example=((6, 12), ((2, 3), (3, 2, 2), (1,), (0,), (2, 0, 1))),
+       dims="p, q -> product of the sizes that are not contracted"),
+    Op("ZeroTensorDot(f, g; df[], dg[], cf[], cg[], perm[]?)",
+       "TensorDot of products that are 0 where f is 0, even if g is infinite or NaN",
+       _zero_tensordot, lambda c, m: _contract(c, m, _zero_mult), dim=_contraction, mask=True, flops=4,
+       vjp=lambda d, a: _pullbacks(d, a, "ZeroTensorDot"),
+       example=((6, 12), ((2, 3), (3, 2, 2), (1,), (0,), (2, 0, 1))),
+       dims="p, q -> product of the sizes that are not contracted"),
     Op("MatVecMult(A, b)", "matrix A times vector b", _matvec, macro=_matvec_text, dim=_matvec_dim,
-       example=((6, 3), ())),
+       example=((6, 3), ()), dims="n p, p -> n"),
     Op("VecMatMult(b, A)", "vector b times matrix A", _vecmat, macro=_vecmat_text, dim=_vecmat_dim,
-       example=((2, 6), ())),
+       example=((2, 6), ()), dims="n, n p -> p"),
     Op("TensorProd(f, g)", "all products f[k] * g[l]", _outer,
        macro=lambda d, a: f"TensorDot(f, g, [{d[0]}], [{d[1]}], [], [])", dim=lambda d, a: length(d[0] * d[1]),
-       example=((2, 3), ())),
+       example=((2, 3), ()), dims="p, q -> p q"),
     Op("Kron(f, g; df[], dg[])", "Kronecker product of tensors of shapes df and dg", _kron, macro=_kron_text,
-       dim=_kron_dim, method="keops_kron", example=((4, 6), ((2, 2), (3, 2)))),
+       dim=_kron_dim, method="keops_kron", example=((4, 6), ((2, 2), (3, 2))), dims="p, q -> p q"),
 )  # fmt: skip

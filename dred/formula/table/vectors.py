@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dred.errors import DimensionError, IndexRangeError
-from dred.formula.op import ANY, POSITIVE, Attrs, Component, Dims, Op, dot, elementwise, inside, length, one, scalar
+from dred.formula.op import ANY, POSITIVE, Attrs, Component, Dims, Op, dot, inside, length, one, scalar
 
 
 def _repeat(dims: Dims, attrs: Attrs) -> int:
@@ -45,8 +45,7 @@ def _extract_t(dims: Dims, attrs: Attrs) -> int:
 
 
 def _scaled_norm(dims: Dims, attrs: Attrs) -> int:
-    if dims[0] != 1:
-        raise DimensionError(f"the weight must have dimension 1, got {dims[0]}")
+    scalar(dims[0], "weight")
     return 1
 
 
@@ -58,7 +57,8 @@ def _diagonal_norm(dims: Dims, attrs: Attrs) -> int:
 
 def _matrix_norm(dims: Dims, attrs: Attrs) -> int:
     if dims[0] != dims[1] ** 2:
-        raise DimensionError(f"the matrix has dimension {dims[0]}: a vector of dimension {dims[1]} needs {dims[1] ** 2}")
+        d = dims[1]
+        raise DimensionError(f"the matrix has dimension {dims[0]}: a vector of dimension {d} needs {d * d}")
     return 1
 
 
@@ -67,13 +67,14 @@ def _weighted_norm(dims: Dims, attrs: Attrs) -> int:
     if dims[0] not in (1, d, d * d):
         sizes = f"1, {d} or {d * d}" if d > 1 else "1"
         raise DimensionError(f"the weights have dimension {dims[0]}: a vector of dimension {d} takes {sizes}")
-    return elementwise(dims[1:]) and 1
+    return dot(dims[1:], attrs)
 
 
 def _weighted(dims: Dims, attrs: Attrs) -> str:
     """The norm that fits the weights."""
-    d = max(dims[1:])
-    return {1: "SqNormIso(A, {})", d: "SqNormDiag(A, {})"}.get(dims[0], "SymSqNorm(A, {})") if d > 1 else "SqNormIso(A, {})"
+    if dims[0] == 1:
+        return "SqNormIso(A, {})"
+    return "SqNormDiag(A, {})" if dims[0] == max(dims[1:]) else "SymSqNorm(A, {})"
 
 
 def _weighted_sum(A: Any, f: Any) -> Any:
@@ -156,52 +157,56 @@ def _hot(c: Component, m: Any) -> Any:
 ENTRIES = (
     # -- inner reductions
     Op("Sum(f)", "sum of the components", _total, lambda c, m: c.fold(c.dims[0], lambda k: c.arg(0, k)),
-       vjp=("SumT(e, dim(f))",), dim=one),
+       vjp=("SumT(e, dim(f))",), dim=one, dims="d -> 1"),
     Op("SumT(f; n)", "a scalar, repeated n times", lambda f, n: np.repeat(f, n, -1), lambda c, m: c.arg(0, c.at(0)),
-       vjp=("Sum(e)",), dim=_repeat, flops=0, example=((1,), (3,))),
+       vjp=("Sum(e)",), dim=_repeat, flops=0, example=((1,), (3,)), dims="1 -> n"),
     Op("Max(f)", "largest component", lambda f: _extremum(f, 1)[0], lambda c, m: _best(c, "fold_max"),
-       vjp=("OneHot(ArgMax(f), dim(f)) * e",), mask=True, dim=one, flops=2, method="max_component",
-       special=(((nan,), nan), ((-inf,), -inf))),
+       vjp=("ZeroMult(OneHot(ArgMax(f), dim(f)), e)",), mask=True, dim=one, flops=2, method="max_component",
+       special=(((nan,), nan), ((-inf,), -inf)), dims="d -> 1"),
     Op("Min(f)", "smallest component", lambda f: _extremum(f, -1)[0], lambda c, m: _best(c, "fold_min"),
-       vjp=("OneHot(ArgMin(f), dim(f)) * e",), mask=True, dim=one, flops=2, method="min_component",
-       special=(((nan,), nan), ((inf,), inf))),
+       vjp=("ZeroMult(OneHot(ArgMin(f), dim(f)), e)",), mask=True, dim=one, flops=2, method="min_component",
+       special=(((nan,), nan), ((inf,), inf)), dims="d -> 1"),
     Op("ArgMax(f)", "place of the first largest component", lambda f: _extremum(f, 1)[1],
        lambda c, m: _place(c, "fold_max"), vjp=(None,), mask=True, dim=one, flops=4, method="argmax_component",
-       special=(((nan,), 0.0), ((-inf,), 0.0))),
+       special=(((nan,), 0.0), ((-inf,), 0.0)), dims="d -> 1"),
     Op("ArgMin(f)", "place of the first smallest component", lambda f: _extremum(f, -1)[1],
        lambda c, m: _place(c, "fold_min"), vjp=(None,), mask=True, dim=one, flops=4, method="argmin_component",
-       special=(((nan,), 0.0), ((inf,), 0.0))),
+       special=(((nan,), 0.0), ((inf,), 0.0)), dims="d -> 1"),
     # -- selection and assembly
     Op("Elem(f; m)", "component m", lambda f, m: f[..., m : m + 1], lambda c, m: c.arg(0, c.at(c.attrs[0])),
-       vjp=("ElemT(e, dim(f), m)",), dim=_elem, flops=0, example=((3,), (1,))),
+       vjp=("ElemT(e, dim(f), m)",), dim=_elem, flops=0, example=((3,), (1,)), dims="d -> 1"),
     Op("ElemT(f; n, m)", "n zeros with the scalar f at position m", lambda f, n, m: _embed(f, m, n),
-       lambda c, m: _window(c, m, c.attrs[1], 1), vjp=("Elem(e, m)",), dim=_elem_t, flops=0, example=((1,), (4, 2))),
+       lambda c, m: _window(c, m, c.attrs[1], 1), vjp=("Elem(e, m)",), dim=_elem_t, flops=0, example=((1,), (4, 2)),
+       dims="1 -> n"),
     Op("Extract(f; start, n)", "components start ... start + n - 1", lambda f, start, n: f[..., start : start + n],
        lambda c, m: c.arg(0, m.shifted(c.attrs[0])), vjp=("ExtractT(e, start, dim(f))",), dim=_extract, flops=0,
-       example=((5,), (1, 3))),
+       example=((5,), (1, 3)), dims="d -> n"),
     Op("ExtractT(f; start, n)", "n zeros with f from position start on", _embed,
        lambda c, m: _window(c, m, c.attrs[0], c.dims[0]), vjp=("Extract(e, start, dim(f))",), dim=_extract_t, flops=0,
-       example=((2,), (1, 5))),
+       example=((2,), (1, 5)), dims="d -> n"),
     Op("Concat(f, g)", "f, then g", _concat,
        lambda c, m: c.split(m, c.dims[0], lambda k: c.arg(0, k), lambda k: c.arg(1, k)),
        vjp=("Extract(e, 0, dim(f))", "Extract(e, dim(f), dim(g))"), dim=lambda d, a: length(sum(d)), flops=0,
-       example=((2, 3), ())),
+       example=((2, 3), ()), dims="p, q -> p + q"),
     Op("OneHot(f; n)", "n zeros, with 1 at position trunc(f + 1/2) where that is one of them", _one_hot, _hot,
-       vjp=(None,), mask=True, dim=_repeat, flops=3, example=((1,), (3,)), method="one_hot"),
+       vjp=(None,), mask=True, dim=_repeat, flops=3, example=((1,), (3,)), method="one_hot", dims="1 -> n"),
     # -- norms and distances
-    Op("SqNorm2(f)", "sum of the squares", lambda f: _total(f * f), macro="Sum(Square(f))"),
-    Op("Norm2(f)", "Euclidean norm; gradient 0 at 0", lambda f: np.sqrt(_total(f * f)), macro="Sqrt(SqNorm2(f))"),
-    Op("Normalize(f)", "f / |f|; 0 at 0", _unit, macro="Rsqrt(SqNorm2(f)) * f"),
-    Op("SqDist(f, g)", "squared distance", lambda f, g: _total((f - g) ** 2), macro="Sum(Square(f - g))"),
+    Op("SqNorm2(f)", "sum of the squares", lambda f: _total(f * f), macro="Sum(Square(f))", dims="d -> 1"),
+    Op("Norm2(f)", "Euclidean norm; gradient 0 at 0", lambda f: np.sqrt(_total(f * f)), macro="Sqrt(SqNorm2(f))",
+       dims="d -> 1"),
+    Op("Normalize(f)", "f / |f|; 0 at 0", _unit, macro="Rsqrt(SqNorm2(f)) * f", dims="d -> d"),
+    Op("SqDist(f, g)", "squared distance", lambda f, g: _total((f - g) ** 2), macro="Sum(Square(f - g))",
+       dims="d or 1, d or 1 -> 1"),
     Op("SqNormIso(s, f)", "s * |f|^2 for a number s", lambda s, f: s * _total(f * f), macro="s * SqNorm2(f)",
-       dim=_scaled_norm, example=((1, 3), ())),
+       dim=_scaled_norm, example=((1, 3), ()), dims="1, d -> 1"),
     Op("SqNormDiag(s, f)", "sum of s[k] * f[k]^2", lambda s, f: _total(s * f * f), macro="(s | Square(f))",
-       dim=_diagonal_norm, example=((3, 3), ())),
+       dim=_diagonal_norm, example=((3, 3), ()), dims="d, d -> 1"),
     Op("SymSqNorm(A, f)", "sum of A[k, l] * f[k] * f[l]", _weighted_sum, macro="(f | MatVecMult(A, f))",
-       dim=_matrix_norm, example=((9, 3), ())),
+       dim=_matrix_norm, example=((9, 3), ()), dims="d^2, d -> 1"),
     Op("WeightedSqNorm(A, f)", "SqNormIso, SqNormDiag or SymSqNorm, by the dimension of A", _weighted_sum,
-       macro=lambda d, a: _weighted(d, a).format("f"), dim=_weighted_norm, example=((9, 3), ())),
+       macro=lambda d, a: _weighted(d, a).format("f"), dim=_weighted_norm, example=((9, 3), ()),
+       dims="1 or d or d^2, d -> 1"),
     Op("WeightedSqDist(A, f, g)", "WeightedSqNorm(A, f - g)", lambda A, f, g: _weighted_sum(A, f - g),
        macro=lambda d, a: _weighted(d, a).format("f - g"), dim=_weighted_norm, example=((4, 2, 2), ()),
-       domain=(POSITIVE, ANY, ANY)),
+       domain=(POSITIVE, ANY, ANY), dims="1 or d or d^2, d, d or 1 -> 1; 1 or d or d^2, 1, d -> 1"),
 )  # fmt: skip

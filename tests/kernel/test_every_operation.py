@@ -1,0 +1,149 @@
+"""Every operation of the table with its derivatives, unrolled and in loops, on every target, against the oracle."""
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dred.formula.derive import jvp, vjp
+from dred.formula.language import Variable
+from dred.formula.node import Node, var
+from dred.formula.op import Op
+from dred.formula.ops import OPS
+from dred.formula.oracle import dense
+from dred.formula.rewrite import build, expand
+from dred.kernel import cpu, cuda, engine, llvm
+from dred.kernel.cuda_schedule import UNROLL
+from dred.kernel.cuda_source import render
+from dred.kernel.lower import lower
+from dred.kernel.spec import KernelSpec
+from tests.formula import checks
+from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
+from tests.shim import shim
+
+M, N = checks.M, checks.N
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+WAYS = [("float64", 1), ("float32", 32)]  # all vectors are loops; none is
+
+
+class Problem(NamedTuple):
+    """A call with its gradients and its derivative in a direction, one after another, and data."""
+
+    node: Node
+    variables: tuple[Variable, ...]
+    arrays: list[np.ndarray]
+
+
+def problem(op: Op) -> Problem:
+    dims, attrs = checks.example(op)
+    inputs = checks.declared(dims)
+    f = expand(op.name, inputs, attrs)
+    e = var(len(inputs), f.dim, 1)
+    tangents = [var(len(inputs) + 1 + k, v.dim, v.attrs[1]) for k, v in enumerate(inputs)]
+    node = f
+    for g in (*vjp(f, inputs, e), jvp(f, inputs, tangents)):
+        node = build("Concat", (node, g))
+    rng = np.random.default_rng(6)
+    values = checks.sampled(op, inputs, rng)
+    arrays = [*values, rng.uniform(-1, 1, (N, f.dim)), *(rng.uniform(-1, 1, a.shape) for a in values)]
+    declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in (*inputs, e, *tangents))
+    return Problem(node, declared, arrays)
+
+
+def spec(op: Op, dtype: str, axis: int) -> KernelSpec:
+    p = problem(op)
+    return KernelSpec(p.node, "Sum", axis, dtype, "float64", 4, p.variables)
+
+
+def assert_right(op: Op, got: np.ndarray, dtype: str, axis: int) -> None:
+    """The state (D, rows) is the oracle's sum over the axis, for the arrays as rounded to the type."""
+    p = problem(op)
+    terms = np.broadcast_to(dense(p.node, [a.astype(dtype) for a in p.arrays], (M, N)), (M, N, p.node.dim))
+    want, scale = terms.sum(axis).T, np.abs(terms).sum(axis).T
+    assert got.shape == want.shape
+    assert np.isfinite(want).all()
+    assert np.all(np.abs(got - want) <= TOLERANCE[dtype] * (1 + scale))
+
+
+def rows(axis: int) -> tuple[int, int]:
+    return (M, N) if axis == 1 else (N, M)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("dtype", "unroll"), WAYS)
+@pytest.mark.parametrize("name", OPS)
+def test_on_the_cpu(name, dtype, unroll, axis):
+    s = spec(OPS[name], dtype, axis)
+    kernel = cpu.build(llvm.render(lower(s, unroll), s.dtype, s.acc, s.chain))
+    kept, reduced = rows(axis)
+    state = engine.empty(s, kept)
+    arrays = [np.ascontiguousarray(a, dtype) for a in problem(OPS[name]).arrays]
+    cpu._calls(kernel, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
+    assert_right(OPS[name], state[0], dtype, axis)
+
+
+def sources(dtype, unroll):
+    out = {}
+    for n, (name, op) in enumerate(OPS.items()):
+        s = spec(op, dtype, n % 2)
+        out[name] = render(lower(s, unroll), s.dtype, s.acc, s.chain, f"k{n}")
+    return out
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "unroll"), WAYS)
+def test_in_the_shim(dtype, unroll, tmp_path):
+    """Compiled as one library, without optimization: that is what takes the time."""
+    made = sources(dtype, unroll)
+    library = shim.compile_sources(list(made.values()), tmp_path, ["-O0"])
+    for n, (name, source) in enumerate(made.items()):
+        state = shim.run(library, source, problem(OPS[name]).arrays, *rows(n % 2))[0]
+        assert_right(OPS[name], state, dtype, n % 2)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", OPS)
+def test_nvrtc_compiles_without_spills(name):
+    """For architectures, types and ways to write vectors in turn; all of them are in the slow tier."""
+    place = list(OPS).index(name)
+    dtype = ("float32", "float64")[place % 2]
+    check_nvrtc(name, dtype, UNROLL[dtype], ARCHITECTURES[place % 3])
+
+
+@needs_nvrtc
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPS)
+def test_nvrtc_compiles_all_without_spills(name, dtype, architecture):
+    check_nvrtc(name, dtype, UNROLL[dtype], architecture)
+    if architecture == ARCHITECTURES[0]:
+        check_nvrtc(name, dtype, 1, architecture)
+
+
+def check_nvrtc(name, dtype, unroll, architecture):
+    s = spec(OPS[name], dtype, 1)
+    check_use(render(lower(s, unroll), s.dtype, s.acc, s.chain), architecture)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPS)
+def test_on_a_device(name, dtype, axis):
+    s = spec(OPS[name], dtype, axis)
+    kept, reduced = rows(axis)
+    arrays = [np.ascontiguousarray(a, dtype) for a in problem(OPS[name]).arrays]
+    (state,) = cuda.fold(s, engine.empty(s, kept), arrays, kept, reduced)
+    assert_right(OPS[name], state, dtype, axis)
+
+
+def test_the_comparison_can_fail():
+    op = OPS["Exp"]
+    s = spec(op, "float64", 1)
+    arrays = [np.ascontiguousarray(a) for a in problem(op).arrays]
+    (state,) = engine.fold(s, "numpy", engine.empty(s, M), arrays, M, N)
+    assert_right(op, state, "float64", 1)
+    with pytest.raises(AssertionError):
+        assert_right(op, state * (1 + 1e-9), "float64", 1)
