@@ -103,7 +103,7 @@ class Genred(Routine):
         super().__init__(
             read,
             aliases,
-            Reduced(REDUCTIONS[reduction_op], read.node, 1 - int(axis)),
+            Reduced(reduction_op, read.node, 1 - int(axis)),
             dtype=dtype,
             dtype_acc=dtype_acc,
             use_double_acc=use_double_acc,

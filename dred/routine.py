@@ -56,7 +56,7 @@ class Routine:
             reason = "is not offered yet" if sum_scheme == "kahan_scheme" else "is unknown"
             raise OptionError(f"sum_scheme={sum_scheme!r} {reason}: it is one of {', '.join(_CHAINS)}")
         self._formula, self._reduced = formula, reduced
-        self.formula, self.aliases, self.reduction_op = formula.text, tuple(aliases), reduced.entry.name
+        self.formula, self.aliases, self.reduction_op = formula.text, tuple(aliases), reduced.name
         self.axis = reduced.axis
         self.dtype = None if dtype is None else _dtype("dtype", dtype)
         self._acc = _accumulator(dtype_acc, use_double_acc)

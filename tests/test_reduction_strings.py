@@ -1,4 +1,4 @@
-"""Reductions as texts: their values beside Genred and NumPy, the inputs that they have, every refusal with its place."""
+"""Reductions as texts: values beside Genred and NumPy, the inputs that they have, every refusal with its place."""
 
 import dataclasses
 import inspect
@@ -372,7 +372,8 @@ BAD = [
      "the aliases are: x, y, p, e"),
     ("Exp(x) * 2", "ArgumentError", "this is a formula without a reduction", "Exp(x) * 2",
      "write Sum_Reduction(F, 0) for one row per i or Sum_Reduction(F, 1) for one row per j, or use dred.Genred"),
-    ("Grad(Sum_Reduction(x, 0))", "ArgumentError", "Grad takes 2 or 3 arguments, got 1", "Grad", "it is Grad(R, v, e?)"),
+    ("Grad(Sum_Reduction(x, 0))", "ArgumentError", "Grad takes 2 or 3 arguments, got 1", "Grad",
+     "it is Grad(R, v, e?)"),
     ("Grad(Sum_Reduction(x, 0), x, e=e)", "ArgumentError", "Grad takes no named arguments", "Grad", ""),
     ("Grad(Sum_Reduction(x, 0), 2*x, e)", "DerivativeError", "argument 'v' of Grad must be a variable", "Grad",
      "it is Grad(R, v, e?)"),
@@ -460,7 +461,7 @@ def table(monkeypatch):
 def test_a_reduction_with_an_integer_parameter(table):
     table("Least", signature="F, K, cat", cotangent=None)
     _, r = reduction("Least_Reduction(x, 4, 1)", GIVEN)
-    assert (r.entry.name, r.cat, r.axis, r.parameter, r.weight) == ("Least", 1, 0, 4, None)
+    assert (r.name, r.cat, r.axis, r.parameter, r.weight) == ("Least", 1, 0, 4, None)
     for text, message, hint in [
         ("Least_Reduction(x, 0)", "Least_Reduction takes 3 arguments, got 2",
          "it is Least_Reduction(F, K, cat): Least has no second formula G"),

@@ -14,7 +14,7 @@ from dred.formula.language import CATEGORIES, REDUCTION, SAVED, Formula, Reader,
 from dred.formula.node import Node, var
 from dred.formula.rewrite import construct
 from dred.formula.syntax import evaluate, parse_once
-from dred.reductions import REDUCTIONS, Reduction
+from dred.reductions import REDUCTIONS
 
 ROWS = ("one row per i", "one row per j")
 _MORE = {"K": "integer parameter", "G": "second formula"}  # arguments that only some reductions take
@@ -26,7 +26,8 @@ class Reduced:
 
     Attributes
     ----------
-    entry : Reduction
+    name : str
+        In the table of reductions.
     node : Node
         The formula F.
     cat : int
@@ -37,7 +38,7 @@ class Reduced:
         The second formula G, where there is one.
     """
 
-    entry: Reduction
+    name: str
     node: Node
     cat: int
     parameter: int | None = None
@@ -72,7 +73,7 @@ def reduction(text: str, aliases: Sequence[str]) -> tuple[Formula, Reduced]:
     Examples
     --------
     >>> f, r = reduction("Grad(Sum_Reduction(Sin(x) * y, 0), y, e)", ["x = Vi(3)", "y = Vj(3)", "e = Vi(3)"])
-    >>> print(r.entry.name, r.axis, r.node)
+    >>> print(r.name, r.axis, r.node)
     Sum 0 Mult(Var(2,3,0), Sin(Var(0,3,0)))
     """
     reader = Reader(aliases)
@@ -101,11 +102,9 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
     stem = name.removesuffix(REDUCTION)
     if stem not in REDUCTIONS:
         raise UnknownNameError(f"unknown reduction {stem!r}", hint=suggestion(stem, [*REDUCTIONS]))
-    entry = REDUCTIONS[stem]
-    lacks = [f"no {what} {word}" for word, what in _MORE.items() if word not in entry.signature]
-    words = derive.counted(
-        f"{name}({entry.signature})", args, f": {entry.name} has {' and '.join(lacks)}" * bool(lacks)
-    )
+    takes = REDUCTIONS[stem].signature
+    lacks = " and ".join(f"no {what} {word}" for word, what in _MORE.items() if word not in takes)
+    words = derive.counted(f"{name}({takes})", args, f": {stem} has {lacks}" if lacks else "")
     values = dict(zip(words, args, strict=True))
     for word in ("F", "G"):
         if not isinstance(values.get(word, values["F"]), Node):
@@ -117,7 +116,7 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
     if "K" in values and (parameter is None or parameter.denominator != 1):
         raise ArgumentError(f"argument 'K' of {name} must be an integer constant")
     k = None if parameter is None else int(parameter)
-    return Reduced(entry, derive.limited(values["F"]), int(cat), k, values.get("G"))
+    return Reduced(stem, derive.limited(values["F"]), int(cat), k, values.get("G"))
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------------
@@ -125,9 +124,10 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
 
 def _sent(r: Reduced, e: Node) -> Node:
     """What the cotangent `e` of the result sends to every term, as the table says."""
-    if r.entry.cotangent is None:
-        raise DerivativeError(f"{r.entry.name}{REDUCTION} has no derivative")
-    return evaluate(parse_once(r.entry.cotangent), number, {"e": e, "f": r.node}.__getitem__, construct)
+    source = REDUCTIONS[r.name].cotangent
+    if source is None:
+        raise DerivativeError(f"{r.name}{REDUCTION} has no derivative")
+    return evaluate(parse_once(source), number, {"e": e, "f": r.node}.__getitem__, construct)
 
 
 def _grad(r: Reduced, v: Node, e: Node) -> Reduced:
@@ -137,14 +137,14 @@ def _grad(r: Reduced, v: Node, e: Node) -> Reduced:
         kind = ArgumentError if e.attrs[1] != r.cat else DimensionError
         raise kind(f"the cotangent must be {wanted}, as the result of the reduction, got {got}")
     (node,) = derive.vjp(r.node, (v,), _sent(r, e))
-    return Reduced(REDUCTIONS["Sum"], node, v.attrs[1] % 2)
+    return Reduced("Sum", node, v.attrs[1] % 2)
 
 
 def _diff(r: Reduced, v: Node, u: Node) -> Reduced:
     """The tangent of r for the tangent u of v."""
     # a component of the result depends on that component of each term: the map of tangents is its own transpose
     node = derive.limited(_sent(r, derive.diff(r.node, v, u)))
-    return Reduced(REDUCTIONS["Sum"], node, r.cat)
+    return Reduced("Sum", node, r.cat)
 
 
 # name -> arguments, and the function of reduction, variable and cotangent or direction

@@ -55,6 +55,7 @@ def weight(k: Kernel) -> float:
 def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     """Blocking of a kernel whose values take `size` bytes, with chains of `chain` columns at most."""
     few = 128 // size  # values of which a thread can hold a few times as many
+    load = weight(k) * size / 4  # float64 takes two registers
     fields = len(k.identity)
     fused = max(map(len, k.folds.values()), default=0)
     long_j = any(e.free for e, _ in k.slots_j)
@@ -67,22 +68,22 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
 
     C = 1
     if wide:
-        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= min(few, chain) and (c == 1 or c * weight(k) <= BODY))
+        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= min(few, chain) and (c == 1 or c * load <= BODY))
     else:
         short = chain
         while short > 8 and short % 2 == 0 and short * record > SHARED:
             short //= 2
         chain = short if short * record <= SHARED else chain
         if fused or long_j or rows_in_memory:
-            C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * weight(k) <= BODY))
+            C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + 3 * len(k.roots) * fields
     R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
-    while R > 1 and (wide or R * C * size * max(1, fused) > 256 or R * C * weight(k) > BODY):
+    while R > 1 and (wide or R * C * size * max(1, fused) > 256 or R * C * load > BODY):
         R //= 2
 
     most = min(COLUMNS // size, SHARED // max(1, record))
     columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
 
-    copies = 1 if registers > 24 else max(1, min(16, int(2 * BODY / (size * R * C * weight(k)))))
+    copies = 1 if registers > 24 else max(1, min(16, int(BODY / (2 * R * C * load))))
     return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, columns)

@@ -193,7 +193,7 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
 class Root(NamedTuple):
     """A piece of the formula's value: component `index`, for every turn of its loops."""
 
-    index: Index
+    index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     value: Expr
 
     @property

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dred.formula.node import I
 from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Root, walk
-from dred.kernel.llvm_math import Lanes, library
+from dred.kernel.llvm_math import Lanes, declared
 from dred.kernel.llvm_values import Operand, Text, Values, below
-from dred.kernel.primitives import PRIMITIVES
 
 LANES = {"float32": 16, "float64": 8}  # rows of a tile: 64 bytes, whatever the registers of the machine
 SIGNATURE = "pppllpplpll"  # of `fold`: p a pointer, l a 64-bit integer
@@ -58,30 +56,6 @@ class Program(NamedTuple):
     rows: int
     lanes: int
     panel: int
-
-
-_CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")
-_ARITY = {
-    m[2]: row.arity
-    for row in PRIMITIVES.values()
-    if (m := _CALL.search(row.llvm.format(0, 0, 0, T="T", M="M", N="N", n="n")))
-}
-
-
-def _declarations(text: str, kinds: Sequence[Lanes]) -> str:
-    """Declarations of the intrinsics that a text calls, whose arguments are of the type of the result, and definitions
-    of the functions of the C library on lanes."""
-    called = sorted(set(_CALL.findall(text)))
-    intrinsics = [
-        f"declare {kind} @{name}{suffix}({', '.join([kind] * _ARITY[name])})\n" for kind, name, suffix in called
-    ]
-    functions: dict[str, str] = {}
-    for lanes in kinds:
-        for row in PRIMITIVES.values():
-            if row.library and f"@{row.library}.{lanes.suffix}(" in text:
-                declaration, _, definition = library(row.library, row.arity, lanes).partition("\n")
-                functions |= {declaration: "", definition: ""}
-    return "".join([*intrinsics, *(f"{line}\n" for line in functions)])
 
 
 def render(kernel: Kernel, dtype: str, acc: str, chain: int) -> Program:
@@ -139,8 +113,8 @@ class _Fold(Text):
             f'attributes #{n} = {{ {words}nounwind "prefer-vector-width"="512" }}\n'
             for n, words in enumerate(("", "noinline "))
         )
-        declarations = _declarations(text, (self.one, self.lanes, self.wide))
-        return Program(declarations + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
+        text = declared(text, (self.one, self.lanes, self.wide))
+        return Program(text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
 
     # sizes ------------------------------------------------------------------------------------------------------------
 

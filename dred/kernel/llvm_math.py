@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -220,3 +221,27 @@ def _exp(put: Put, lanes: Lanes, x: str) -> str:
 
 
 _OWN: dict[str, Callable[..., str]] = {"min": _minimum, "max": _maximum, "exp": _exp}
+
+
+_CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")
+_ARITY = {
+    m[2]: row.arity
+    for row in PRIMITIVES.values()
+    if (m := _CALL.search(row.llvm.format(0, 0, 0, T="T", M="M", N="N", n="n")))
+}
+
+
+def declared(text: str, kinds: Sequence[Lanes]) -> str:
+    """The text of a function behind declarations of the intrinsics that it calls, whose arguments are of the type of
+    the result, and definitions of its functions of the C library on lanes of the given kinds."""
+    called = sorted(set(_CALL.findall(text)))
+    intrinsics = [
+        f"declare {kind} @{name}{suffix}({', '.join([kind] * _ARITY[name])})\n" for kind, name, suffix in called
+    ]
+    functions: dict[str, str] = {}
+    for lanes in kinds:
+        for row in PRIMITIVES.values():
+            if row.library and f"@{row.library}.{lanes.suffix}(" in text:
+                declaration, _, definition = library(row.library, row.arity, lanes).partition("\n")
+                functions |= {declaration: "", definition: ""}
+    return "".join([*intrinsics, *(f"{line}\n" for line in functions), text])

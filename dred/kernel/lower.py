@@ -53,7 +53,7 @@ class _Piece(NamedTuple):
     def size(self) -> int:
         return prod(length for length, _ in self.loops)
 
-    def index(self, depth: int) -> Index:
+    def place(self, depth: int) -> Index:
         """The component number, for loops from `depth` on; loops of one turn are none."""
         real = [(length, stride) for length, stride in self.loops if length > 1]
         return Index(self.offset, tuple((Loop(depth + n, length), c) for n, (length, c) in enumerate(real)))
@@ -65,11 +65,12 @@ class _Piece(NamedTuple):
         if not 0 <= n < len(real) or real[n][0] != wish.loop.length:
             return None
         length, stride = real[n]
+        parts: list[tuple[int, tuple[tuple[int, int], ...]]]
         if isinstance(wish, _Nest):
             parts = [(self.offset, ((length // wish.size, stride * wish.size), (wish.size, stride)))]
         else:
-            parts = [(self.offset + wish.at * stride, ((length - wish.at, stride),)),
-                     (self.offset, ((wish.at, stride),))]  # fmt: skip
+            cut = self.offset + wish.at * stride
+            parts = [(cut, ((length - wish.at, stride),)), (self.offset, ((wish.at, stride),))]
         return [_Piece(offset, (*real[:n], *new, *real[n + 1 :])) for offset, new in parts]
 
     def components(self) -> list[int]:
@@ -159,17 +160,22 @@ class Lowering:
 
     def part(self, depth: int, piece: _Piece, body: Callable[[Index], Expr], op: str) -> Expr:
         """`body` combined over a piece, as loops where it is not unrolled."""
-        index = piece.index(depth)
+        index = piece.place(depth)
         if piece.size > self.unroll:
             value = body(index)
             for loop in reversed(index.loops):
                 value = self.graph.make(op, value, attr=loop)
             return value
-        values = [body(Index(k)) for k in piece.components()]
+        first, *rest = piece.components()
         if op == "fold":
-            return reduce(lambda total, value: contract(self.graph, total, value), values)
-        values.insert(0, self.graph.const(FOLDS[op][1]))
-        return reduce(lambda best, value: self.graph.make(FOLDS[op][0], value, best), values)
+            total = body(Index(first))
+            for k in rest:
+                total = contract(self.graph, total, body(Index(k)))
+            return total
+        best = self.graph.const(FOLDS[op][1])
+        for k in (first, *rest):
+            best = self.graph.make(FOLDS[op][0], body(Index(k)), best)
+        return best
 
     def roots(self, node: Node) -> list[Root]:
         """All components of a node: one by one where they are few, else as loops."""
@@ -179,7 +185,7 @@ class Lowering:
         todo = [_Piece.whole(node.dim)]
         while todo:
             piece = todo.pop()
-            index = piece.index(0)
+            index = piece.place(0)
             try:
                 out.append(Root(index, self.component(node, index)))
             except (_Split, _Nest) as wish:
@@ -261,7 +267,8 @@ class _View:
 
 def _divided(index: Index, size: int) -> tuple[Index, Index]:
     """Quotient and remainder of an index; a loop for which they are none is cut, or becomes two."""
-    whole, rest = [], []
+    whole: list[tuple[Loop, int]] = []
+    rest: list[tuple[Loop, int]] = []
     for loop, c in index.terms:
         (rest if c % size else whole).append((loop, c))
     quotient = Index(index.offset // size, tuple((loop, c // size) for loop, c in whole))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dred.errors import FormulaError
 from dred.formula.derive import jvp, vjp
-from dred.formula.node import const, var
+from dred.formula.node import const, toposort, var
 from dred.formula.ops import OPS
 from dred.formula.rewrite import expand
 
@@ -55,13 +55,17 @@ def _attributes(rng, op, dims):
 
 
 def _formula(rng, names, build, steps, variables, largest):
-    """Calls of operations on variables, constants and, more often, on what there is already."""
+    """Calls of operations on variables, constants and, more often, on what there is already: the largest of them.
+
+    Operations on whole vectors are chosen more often, for they are the ones that make loops over components.
+    """
     nodes = [*variables, *(const(rng.randint(-3, 5)) for _ in range(2))]
     leaves = len(nodes)
     wanted = leaves + rng.randint(1, steps)
+    weights = [3 if OPS[name].dim else 1 for name in names]
     for _ in range(10 * steps):  # many calls are refused for their dimensions
-        op = OPS[rng.choice(names)]
-        args = [rng.choice(nodes[leaves:] if rng.random() < 0.6 and nodes[leaves:] else nodes) for _ in op.args]
+        op = OPS[rng.choices(names, weights)[0]]
+        args = [rng.choice(nodes[leaves:] if rng.random() < 0.7 and nodes[leaves:] else nodes) for _ in op.args]
         dims = [a.dim for a in args]
         if op.name == "SoftDTW_SqDist" and dims[0] * dims[1] > CELLS:
             continue
@@ -73,7 +77,7 @@ def _formula(rng, names, build, steps, variables, largest):
             nodes.append(made)
         if len(nodes) == wanted:
             break
-    return nodes[-1]
+    return max(reversed(nodes), key=lambda n: len(toposort([n])))
 
 
 def formulas(names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, largest=LARGEST):
@@ -87,7 +91,7 @@ def formulas(names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, larg
 def derivatives(draw, variables=VARIABLES, **more):
     """A random formula, or its gradient or its derivative in a direction, by one of the variables."""
     f = draw(formulas(variables=variables, **more))
-    v = draw(st.sampled_from(variables))
+    v = draw(st.sampled_from([v for v in toposort([f]) if v.op == "Var"] or variables))
     kind = draw(st.sampled_from(["value", "reverse", "forward"]))
     if kind == "reverse":
         return vjp(f, [v], const(1))[0]

@@ -28,6 +28,8 @@ def label(rule):
 
 # -- what a rule is applied to -----------------------------------------------------------------------------------------
 
+FORMULAS = "abc"  # the names that stand for formulas: a variable of i, of j, a parameter
+
 
 def raw(text, names):
     """Formula text as nodes, without any rule."""
@@ -50,8 +52,8 @@ def instances(rule):
     names = names_of(rule)
     choices = []
     for w in names:
-        formulas = [var("ab".index(w), d, "ab".index(w)) for d in (1, 3)] if w in "ab" else []
-        choices.append(formulas or [const(k) for k in range(5)])
+        place = FORMULAS.find(w)
+        choices.append([const(k) for k in range(5)] if place < 0 else [var(place, d, place) for d in (1, 3)])
     out = []
     for values in itertools.product(*choices):
         try:
@@ -78,18 +80,19 @@ def check_rule(rule):
         right = applied(rule, left, found)
         assert right.dim == left.dim
         assert cost(right) < cost(left)
-        arrays = [rng.uniform(0.3, 2, (4, 3)), rng.uniform(0.3, 2, (5, 3))]
-        for signs in itertools.product((1, -1), repeat=2):
-            given = [s * a[:, : v.dim] for s, a, v in zip(signs, arrays, _two(left), strict=True)]
+        arrays = [rng.uniform(0.3, 2, shape) for shape in ((4, 3), (5, 3), (3,))]
+        for signs in itertools.product((1, -1), repeat=len(FORMULAS)):
+            given = [s * a[..., : v.dim] for s, a, v in zip(signs, arrays, _inputs(left), strict=True)]
+            given[2][1:] *= -1  # components of c of both signs
             wanted, got = dense(left, given), dense(right, given)
             shape = np.broadcast_shapes(wanted.shape, got.shape)
             np.testing.assert_allclose(np.broadcast_to(got, shape), np.broadcast_to(wanted, shape), rtol=1e-13)
 
 
-def _two(node):
-    """The variables a and b of a formula, or any in their place."""
+def _inputs(node):
+    """The variables a, b and c of a formula, or any in their place."""
     here = {n.attrs[0]: n for n in toposort([node]) if n.op == "Var"}
-    return [here.get(k) or var(k, 1, k) for k in (0, 1)]
+    return [here.get(k) or var(k, 1, k) for k in range(len(FORMULAS))]
 
 
 # -- the rules ---------------------------------------------------------------------------------------------------------
@@ -155,7 +158,8 @@ def test_building_again_changes_nothing(n):
 
 
 MILD = ("Add", "Subtract", "Mult", "Minus", "Square", "Abs", "Pow", "Sum", "SumT", "Scalprod", "Concat", "Extract",
-        "ExtractT", "Elem", "ElemT", "Cos", "Sin")  # fmt: skip
+        "ExtractT", "Elem", "ElemT", "Cos", "Sin", "Max", "Min", "ZeroMult", "ComplexPair", "ComplexReal",
+        "ComplexImag", "TensorDot")  # fmt: skip
 
 
 @given(formulas(MILD, make))
@@ -193,6 +197,10 @@ def test_the_cost_counts_shared_parts_once(n):
         Rule("2 * a", "a + a"),
         Rule("Square(a)", "a * a"),
         Rule("Exp(Log(7))", "8"),
+        Rule("IfElse(c, a, b)", "a"),
+        Rule("IfElse(c, a, 0) + IfElse(c, 0, b)", "IfElse(c, b, a)"),
+        Rule("ComplexPair(a, 0) + ComplexPair(0, b)", "ComplexPair(b, a)", lambda b: b["a"].dim == b["b"].dim),
+        Rule("ExtractT(a, 0, n) + ExtractT(b, m, n)", "Concat(b, a)", lambda b: b["a"].dim + b["b"].dim == b["n"]),
         Rule("Sum(a)", "Sum(a)", lambda b: b["a"].dim == 7),
     ],
     ids=label,

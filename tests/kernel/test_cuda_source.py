@@ -340,19 +340,19 @@ def check_compiled(case: Case, dtype: str, architecture: str) -> None:
     check_use(rendered(case, dtype), architecture)
 
 
-def check_use(source: Source, architecture: str) -> None:
-    """A source compiles, within its registers."""
+def check_use(source: Source, architecture: str, spills: int = 0) -> None:
+    """A source compiles, within its registers; what needs more of them may spill so many bytes."""
     cubin, log = cuda.compile_cubin(source.text, architecture)
     assert cubin[:4] == b"\x7fELF"
     used = {name: (int(stack), int(stores) + int(loads)) for name, stack, stores, loads in USE.findall(log)}
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
     assert len(registers) == len(source.entries)
-    assert max(registers) <= REGISTERS[source.dtype], log
+    assert max(registers) <= (255 if spills else REGISTERS[source.dtype]), log
     for entry in source.entries.values():
         stack, spilled = used[entry.name]
-        assert spilled == 0, log
+        assert spilled <= spills, log
         circular = re.search(r"\b(sin|cos|tan)f?\(", source.text)
-        assert stack <= (40 if circular else 0), log  # argument reduction of the library
+        assert stack <= (40 if circular else 0) + spills, log  # argument reduction of the library
 
 
 @needs_nvrtc

@@ -86,21 +86,22 @@ def _contraction(dims: Dims, attrs: Attrs) -> int:
     for what, axes, shape in (("f", cf, df), ("g", cg, dg)):
         for k in axes:
             if not 0 <= k < len(shape):
-                among = f"0 ... {len(shape) - 1}" if shape else "none"
-                raise IndexRangeError(f"axis {k} of {what} is contracted, the axes of shape {list(shape)} are {among}")
+                these = f"the axes 0 ... {len(shape) - 1}" if shape else "no axis"
+                raise IndexRangeError(f"axis {k} of {what} is contracted, its shape {list(shape)} has {these}")
         if len(set(axes)) != len(axes):
             raise ArgumentError(f"the contracted axes {list(axes)} of {what} are not all different")
     if len(cf) != len(cg):
-        raise ArgumentError(f"{len(cf)} axes of f are contracted with {len(cg)} axes of g: they go in pairs")
+        raise ArgumentError(f"cf and cg list {len(cf)} and {len(cg)} axes: they are contracted in pairs")
     for k, m in zip(cf, cg, strict=True):
         if df[k] != dg[m]:
-            raise DimensionError(f"axis {k} of f has size {df[k]}, axis {m} of g, contracted with it, {dg[m]}")
+            sizes = f"axis {k} of f has size {df[k]}, axis {m} of g {dg[m]}"
+            raise DimensionError(f"{sizes}: axes that are contracted have equal sizes")
     rank = len(df) + len(dg) - 2 * len(cf)
     if rank > MAX_AXES:
         raise LimitError(f"the result has {rank} axes, the limit is {MAX_AXES}")
     if perm and sorted(perm) != list(range(rank)):
-        axes = ", ".join(map(str, range(rank)))
-        raise ArgumentError(f"perm is {list(perm)}: it must hold each of the {rank} axes of the result once: {axes}")
+        axes = list(range(rank))
+        raise ArgumentError(f"perm is {list(perm)}: it must hold the axes of the result, {axes}, each once")
     return length(prod(_rest(df, cf) + _rest(dg, cg)))
 
 
@@ -109,7 +110,8 @@ def _kron_dim(dims: Dims, attrs: Attrs) -> int:
     _shaped("f", dims[0], df)
     _shaped("g", dims[1], dg)
     if len(df) != len(dg):
-        raise DimensionError(f"the shapes {list(df)} and {list(dg)} have {len(df)} and {len(dg)} axes: as many are due")
+        axes = f"{len(df)} and {len(dg)} axes"
+        raise DimensionError(f"the shapes {list(df)} and {list(dg)} have {axes}: both must have as many")
     return length(prod(dims))
 
 
