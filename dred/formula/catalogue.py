@@ -16,7 +16,9 @@ from dred.formula.ops import MODULES, OPS
 from dred.formula.rewrite import power
 from dred.formula.syntax import BINARY, MAX_DIGITS, MAX_NAME, MAX_TOKENS, POWER, UNARY_PRECEDENCE
 from dred.formula.table.arithmetic import MAX_EXPONENT
+from dred.formula.table.curves import MAX_CELLS, MAX_DEGREE
 from dred.formula.table.functions import MAX_DECIMALS
+from dred.formula.table.tensors import MAX_AXES
 from dred.reductions import REDUCTIONS
 
 LONGEST = 120  # characters of a formula in a cell; longer ones stand below the table
@@ -326,6 +328,9 @@ def limits() -> str:
         ("digits of a constant", MAX_DIGITS),
         ("integer exponents, up to their sign", MAX_EXPONENT),
         ("decimals of `Round`, up to their sign", MAX_DECIMALS),
+        ("axes of a tensor", MAX_AXES),
+        ("degree of a spline", MAX_DEGREE),
+        ("cells of a time warping, the product of the lengths of its series", MAX_CELLS),
     ]
     head = "\n## Limits\n\nBeyond these a formula is refused with a `LimitError`.\n\n"
     return head + table(["of what", "at most"], [(what, f"{value:,}") for what, value in rows])

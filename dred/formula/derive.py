@@ -65,20 +65,18 @@ def text(source: str, call: Call, masked: bool = False, **more: Node) -> Node:
     return node
 
 
-def product(e: Node, g: Node, masked: bool) -> Node:
-    """e * g; a masked e is 0 where a mask has put it so, and stays 0 there whatever it is multiplied with."""
-    return build("ZeroMult" if masked else "Mult", (e, g))
-
-
 def flow(call: Call, e: Node, k: int, masked: bool) -> Node | None:
-    """What the cotangent `e` of a call gives to its argument k, not yet of its dimension; None where nothing flows."""
+    """What the cotangent `e` of a call gives to its argument k, not yet of its dimension; None where nothing flows.
+
+    A masked cotangent is 0 where a mask has put it so, and stays 0 there whatever it is multiplied with.
+    """
     op = call.op
     if op.vjp:
         sources = op.vjp(tuple(a.dim for a in call.args), call.attrs) if callable(op.vjp) else op.vjp
         source = sources[k]
         return None if source is None else text(source, call, masked, e=e)
     source = op.partial[k]
-    return None if source is None else product(e, text(source, call), masked)
+    return None if source is None else build("ZeroMult" if masked else "Mult", (e, text(source, call)))
 
 
 def pullback(call: Call, e: Node, k: int, masked: bool = False) -> Node | None:
@@ -107,7 +105,7 @@ def zero(dim: int) -> Node:
 # -- reverse mode ------------------------------------------------------------------------------------------------------
 
 
-def vjp(y: Node, wrt: Sequence[Node], e: Node) -> tuple[Node, ...]:
+def vjp(y: Node, wrt: Sequence[Node], e: Node, masked: bool = False) -> tuple[Node, ...]:
     """The cotangents of `wrt` for the cotangent `e` of `y`: sum over c of e[c] * d y[c] / d v, for each v.
 
     Reverse-mode differentiation (Linnainmaa 1976): each node is visited once, after all its users.
@@ -118,6 +116,8 @@ def vjp(y: Node, wrt: Sequence[Node], e: Node) -> tuple[Node, ...]:
     wrt : sequence of Node
     e : Node
         Of dimension `y.dim`.
+    masked : bool
+        Whether e is masked, see `flow`.
 
     Returns
     -------
@@ -134,17 +134,17 @@ def vjp(y: Node, wrt: Sequence[Node], e: Node) -> tuple[Node, ...]:
     order = toposort([y])
     active = depending(order, wrt)
     cotangent: dict[Node, Node] = {y: fit(e, y.dim)}
-    masked: set[Node] = set()
+    covered = {y} if masked else set()
     for n in reversed(order):
         if n not in cotangent or n not in active or not n.args:
             continue
-        call, behind = called(n), n in masked
+        call, behind = called(n), n in covered
         for k, a in enumerate(n.args):
             g = pullback(call, cotangent[n], k, behind) if a in active else None
             if g is not None:
                 add(cotangent, a, g)
                 if behind or call.op.mask:
-                    masked.add(a)
+                    covered.add(a)
     return tuple(limited(cotangent.get(v) or zero(v.dim)) for v in wrt)
 
 
@@ -164,28 +164,30 @@ E, U, Y = -1, -2, -3  # positions of placeholders: cotangent, tangent, result; -
 
 
 @lru_cache(maxsize=4096)
-def _transposed(name: str, dims: tuple[int, ...], attrs: tuple[Any, ...], dim: int, k: int) -> Node | None:
+def _transposed(
+    name: str, dims: tuple[int, ...], attrs: tuple[Any, ...], dim: int, k: int, masked: bool
+) -> Node | None:
     """What a tangent of argument k gives to the result, over placeholders: the transpose of its pullback.
 
     The pullback is linear in the cotangent, so its own derivative with respect to that is the push forward.
     """
     args = tuple(var(-4 - n, d, 2) for n, d in enumerate(dims))
     e = var(E, dim, 2)
-    g = pullback(Call(OPS[name], args, attrs, var(Y, dim, 2)), e, k)
+    g = pullback(Call(OPS[name], args, attrs, var(Y, dim, 2)), e, k, masked)
     return None if g is None else vjp(g, (e,), var(U, dims[k], 2))[0]
 
 
-def push(n: Node, u: Node, k: int) -> Node | None:
+def push(n: Node, u: Node, k: int, masked: bool = False) -> Node | None:
     """The tangent of `n` for the tangent `u` of its argument k; None where nothing flows."""
     dims = tuple(a.dim for a in n.args)
-    pattern = _transposed(n.op, dims, n.attrs, n.dim, k)
+    pattern = _transposed(n.op, dims, n.attrs, n.dim, k, masked)
     if pattern is None:
         return None
     values = {var(-4 - m, d, 2): a for m, (a, d) in enumerate(zip(n.args, dims, strict=True))}
     return substitute(pattern, values | {var(Y, n.dim, 2): n, var(U, dims[k], 2): u})
 
 
-def jvp(y: Node, wrt: Sequence[Node], tangents: Sequence[Node]) -> Node:
+def jvp(y: Node, wrt: Sequence[Node], tangents: Sequence[Node], masked: bool = False) -> Node:
     """The tangent of `y`: sum over v and k of u[k] * d y / d v[k].
 
     Forward-mode differentiation (Wengert 1964).
@@ -195,6 +197,8 @@ def jvp(y: Node, wrt: Sequence[Node], tangents: Sequence[Node]) -> Node:
     y : Node
     wrt, tangents : sequence of Node
         Each tangent of the dimension of its node.
+    masked : bool
+        Whether the tangents are: as masked cotangents, they are 0 here and there, and stay so.
 
     Returns
     -------
@@ -211,56 +215,54 @@ def jvp(y: Node, wrt: Sequence[Node], tangents: Sequence[Node]) -> Node:
     order = toposort([y])
     active = depending(order, wrt)
     tangent = {v: fit(u, v.dim) for v, u in zip(wrt, tangents, strict=True)}
+    covered = set(wrt) if masked else set()
     for n in order:
         if n not in active or n in tangent:
             continue
         for k, a in enumerate(n.args):
-            t = push(n, tangent[a], k) if a in tangent else None
+            t = push(n, tangent[a], k, a in covered) if a in tangent else None
             if t is not None:
                 add(tangent, n, t)
+                if a in covered or OPS[n.op].mask:
+                    covered.add(n)
     return limited(tangent.get(y) or zero(y.dim))
 
 
 def trace(y: Node, u: Node, w: Node) -> Node:
     """Sum over k of w[k] * d y[k] / d u[k], for y linear in u and of the same dimension.
 
-    Weights flow back through element-wise operations component by component, as cotangents do; a scalar that is
-    repeated has its gradient; all else is differentiated in each direction.
+    Weights flow back through element-wise operations component by component, as cotangents do; those of a scalar that
+    is repeated are a direction, in which it is differentiated; all else is, component by component.
     """
     order = toposort([y])
     active = depending(order, [u])
     weight: dict[Node, Node] = {y: w}
-    masked: set[Node] = set()
+    covered: set[Node] = set()
     total = const(0)
     for n in reversed(order):
         if n not in weight or n not in active:
             continue
-        behind = n in masked
+        behind = n in covered
         if n is u:
             total = build("Add", (total, build("Sum", (fit(weight[n], u.dim),))))
         elif n.op == "SumT" or OPS[n.op].partial or OPS[n.op].dim is None:
             for k, a in enumerate(n.args):
-                if a not in active:
-                    continue
-                g = weight[n] if n.op == "SumT" else flow(called(n), weight[n], k, behind)
+                g = weight[n] if n.op == "SumT" else flow(called(n), weight[n], k, behind) if a in active else None
                 if g is None:
                     continue
-                behind_too = behind or OPS[n.op].mask
-                if a.dim == u.dim:
-                    add(weight, a, g)
-                    if behind_too:
-                        masked.add(a)
-                else:
-                    (slope,) = vjp(a, (u,), const(1))
-                    total = build("Add", (total, build("Sum", (product(g, slope, behind_too),))))
+                after = behind or OPS[n.op].mask
+                if a.dim != u.dim:
+                    total = build("Add", (total, jvp(a, (u,), (g,), after)))
+                    continue
+                add(weight, a, g)
+                if after:
+                    covered.add(a)
         else:
             several(f"the trace of {n.op}", u.dim)
             for k in range(u.dim):
-                unit = expand("ElemT", (const(1),), (u.dim, k))
-                part = build("Elem", (jvp(n, [u], [unit]),), (k,))
-                share = product(build("Elem", (fit(weight[n], u.dim),), (k,)), part, behind)
-                total = build("Add", (total, share))
-            limited(total)
+                share = build("Elem", (fit(weight[n], u.dim),), (k,))
+                (slope,) = vjp(n, (u,), build("ElemT", (share,), (u.dim, k)), behind)
+                total = build("Add", (total, build("Elem", (slope,), (k,))))
     return limited(total)
 
 

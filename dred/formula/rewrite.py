@@ -111,6 +111,7 @@ RULES: tuple[Rule, ...] = (
     Rule("Elem(a, m)", "a", lambda b: b["a"].dim == 1),
     Rule("Elem(SumT(a, n), m)", "a"),
     Rule("ElemT(0, n, m)", "SumT(0, n)"),
+    Rule("ElemT(a, n, m)", "a", lambda b: b["n"] == 1),
     Rule("ComplexReal(ComplexPair(a, b))", "a"),
     Rule("ComplexImag(ComplexPair(a, b))", "b"),
     Rule("ComplexReal(SumT(a, n))", "SumT(a, n / 2)"),

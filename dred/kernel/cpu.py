@@ -24,6 +24,7 @@ CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so tha
 SHARE = 2e6  # instructions that are worth a thread of their own
 CACHED = 128  # compiled kernels that are kept
 THREADS = 256
+LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
 
 State = tuple[NDArray[Any], ...]
 Span = tuple[int, int, int, int]
@@ -174,7 +175,7 @@ def build(program: Program, cost: float = 1.0, cpu: str | None = None, features:
         machine = llvm.Target.from_default_triple().create_target_machine(
             cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
             features=llvm.get_host_cpu_features().flatten() if features is None else features,
-            opt=2,
+            opt=2 if len(program.text) < LARGE else 0,
         )
         module = llvm.parse_assembly(program.text)
         module.verify()

@@ -11,6 +11,7 @@ THREADS = 128  # of a block
 COLUMNS = 1024  # bytes of one value of every column of a tile, at most
 SHARED = 32768  # bytes of a tile, at most
 BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills, and takes long, beyond
+HELD = 640  # bytes of records that a thread holds, beside its running values
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 
 
@@ -57,7 +58,15 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     few = 128 // size  # values of which a thread can hold a few times as many
     load = weight(k) * size / 4  # float64 takes two registers
     fields = len(k.identity)
-    fused = max(map(len, k.folds.values()), default=0)
+    # running values of component loops: those of one loop, and of the loops around it
+    nested: dict[int, int] = {}
+    for group in k.folds.values():
+        depth = len(group[0].free)
+        nested[depth] = max(nested.get(depth, 0), len(group))
+    fused = sum(nested.values())
+    # their results, and what later loops read of those, are all wanted at the end
+    kept = sum(map(len, k.folds.values())) + sum(level > 0 for _, level in k.folds)
+    flat_i, flat_j = (sum(not e.free for e, _ in slots) for slots in (k.slots_i, k.slots_j))
     long_j = any(e.free for e, _ in k.slots_j)
     rows_in_memory = any(e.free for e, _ in k.slots_i) or k.size_i > 2 * few
     wide = any(root.loops for root in k.roots) or len(k.roots) * fields > few
@@ -78,12 +87,21 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
             C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + 3 * len(k.roots) * fields
     R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
-    while R > 1 and (wide or R * C * size * max(1, fused) > 256 or R * C * load > BODY):
+    # single components are held while the columns and rows of a block run
+    while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
+        C //= 2
+    while R > 1 and (
+        wide
+        or R * C * size * max(1, fused, kept * size / 10) > 256
+        or R * C * load > BODY
+        or (rows_in_memory and (R * flat_i + C * flat_j) * size > HELD)
+    ):
         R //= 2
 
     most = min(COLUMNS // size, SHARED // max(1, record))
     columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
 
-    copies = 1 if registers > 24 else max(1, min(16, int(BODY / (2 * R * C * load))))
+    full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
+    copies = 1 if full else max(1, min(16, int(BODY / (2 * R * C * load))))
     return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, columns)

@@ -284,8 +284,10 @@ class _Kernel(Writer):
             self.scopes.pop()
             return loop(f"int t = threadIdx.x; t < {s.TJ}; t += {THREADS}", [column, *body])
         # a vector whose components are independent is shared by all threads, the rest goes column by column
-        alone = [not self.direct([e]) and bool(e.free) for e, _ in k.slots_j]
-        self.scopes[-1].clear()
+        alone = []
+        for e, _ in k.slots_j:
+            alone.append(not self.direct([e]) and bool(e.free))
+            self.scopes[-1].clear()  # what others have written is not at hand in a loop of its own
         slots = [slot for slot, yes in zip(k.slots_j, alone, strict=True) if not yes]
         out: Lines = []
         if slots:

@@ -337,10 +337,11 @@ class Writer:
             inner = open | {counter}
             self.scopes.append({})
             body = self.folds(terms, inner)
+            unroll = 1 if body else 4  # loops in loops have enough to do
             puts = [Put(self.terms(e), self.adding(e, name + self.at)) for e, name in names.items()]
             body += self.phase(puts, inner)
             self.scopes.pop()
             out += [line for e, name in names.items() for line in self.declared(name, self.start(e))]
-            out += over(counter, body, 4)
+            out += over(counter, body, unroll)
             self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
         return out

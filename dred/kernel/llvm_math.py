@@ -80,7 +80,7 @@ class Lanes:
         return self._splat("i64", str(value))
 
     def _splat(self, element: str, text: str) -> str:
-        return text if self.width == 1 else "<" + ", ".join([f"{element} {text}"] * self.width) + ">"
+        return text if self.width == 1 else f"splat ({element} {text})"
 
 
 def operation(put: Put, lanes: Lanes, op: str, operands: Sequence[str]) -> str:

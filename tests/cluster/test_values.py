@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dred.cluster import graph
 from dred.formula.language import formula
+from dred.formula.oracle import dense as oracle
 from dred.kernel.spec import KernelSpec
 from tests.cluster.problems import BACKEND, arrays_of, dask_of, dense, spec_of
 
@@ -166,6 +167,7 @@ import dask, dask.array as da, numpy as np
 assert da.array_expr_enabled()
 from dred.cluster import graph
 from dred.formula.language import formula
+from dred.formula.oracle import dense as oracle
 from dred.kernel.spec import KernelSpec
 from tests.cluster.problems import arrays_of, dask_of, dense, spec_of
 arrays = arrays_of(100, 80)
@@ -190,3 +192,43 @@ def test_array_expressions():
         [sys.executable, "-c", EXPRESSIONS], capture_output=True, text=True, check=False, env=environment
     )
     assert done.stdout.strip() == "right", done.stderr
+
+
+# -- the whole language, in blocks -------------------------------------------------------------------------------------
+
+NUMBERED = {  # formula -> its value at every pair
+    "(IndexI() == IndexJ()) * y": lambda i, j, x, y: (i == j) * y,
+    "(IndexI() + 3 < IndexJ()) * Sum(x * y)": lambda i, j, x, y: (i + 3 < j) * (x * y).sum(-1, keepdims=True),
+    "IndexI() * x - IndexJ() * y": lambda i, j, x, y: i * x - j * y,
+    "(Abs(IndexI() - IndexJ()) <= 5) * Exp(x - y)": lambda i, j, x, y: (abs(i - j) <= 5) * np.exp(x - y),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, MANY])
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("text", NUMBERED)
+def test_row_numbers_are_global(text, axis, settings):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(31, 3)), rng.normal(size=(45, 3))
+    f = formula(text, ["x = Vi(3)", "y = Vj(3)"])
+    spec = KernelSpec(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
+    lazy = (da.from_array(x, chunks=((7, 1, 20, 3), 3)), da.from_array(y, chunks=((10, 30, 5), 3)))
+    i, j = np.arange(31)[:, None, None], np.arange(45)[None, :, None]
+    want = NUMBERED[text](i, j, x[:, None], y[None]).sum(1 if axis else 0)
+    with dask.config.set(settings):
+        close(graph.reduce(spec, lazy, BACKEND), want)
+
+
+@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("text", [
+    "Erf(x) * Powf(2, y) + Atan2(x, y)", "Max(x - y) * OneHot(ArgMin(x * y), 3)",
+    "ComplexMult(Concat(x, p), Concat(y, p))",
+    "Grad(MatVecMult(TensorProd(x, y), Tanh(x - y)), x, y)", "IfElse(x - y, Log(x - y), 0)",
+])  # fmt: skip
+def test_operations_in_blocks(text, axis):
+    rng = np.random.default_rng(1)
+    arrays = rng.normal(size=(23, 3)), rng.normal(size=(17, 3)), rng.normal(size=1)
+    f = formula(text, ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"])
+    spec = KernelSpec(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
+    lazy = tuple(da.from_array(a, chunks=5) for a in arrays)
+    close(graph.reduce(spec, lazy, BACKEND), oracle(f.node, arrays).sum(axis))

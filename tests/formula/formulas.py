@@ -54,7 +54,7 @@ def _attributes(rng, op, dims):
     return tuple(rng.randint(-1, max(4, *dims, 0)) for _ in op.attrs)
 
 
-def _formula(rng, names, build, steps, variables, largest):
+def random_formula(rng, names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, largest=LARGEST):
     """Calls of operations on variables, constants and, more often, on what there is already: the largest of them.
 
     Operations on whole vectors are chosen more often, for they are the ones that make loops over components.
@@ -80,19 +80,21 @@ def _formula(rng, names, build, steps, variables, largest):
     return max(reversed(nodes), key=lambda n: len(toposort([n])))
 
 
-def formulas(names=tuple(OPS), build=expand, steps=12, variables=VARIABLES, largest=LARGEST):
-    """A formula over `variables` of the operations `names`, of up to `steps` calls."""
-    # by seed alone: element-wise draws would make most formulas trivial
-    seeds = st.randoms(use_true_random=True)
-    return seeds.map(lambda rng: _formula(rng, names, build, steps, variables, largest))
-
-
-@st.composite
-def derivatives(draw, variables=VARIABLES, **more):
-    """A random formula, or its gradient or its derivative in a direction, by one of the variables."""
-    f = draw(formulas(variables=variables, **more))
-    v = draw(st.sampled_from([v for v in toposort([f]) if v.op == "Var"] or variables))
-    kind = draw(st.sampled_from(["value", "reverse", "forward"]))
+def random_derivative(rng, variables=VARIABLES, **more):
+    """A random formula, or its gradient or its derivative in a direction, by one of the variables that it reads."""
+    f = random_formula(rng, variables=variables, **more)
+    v = rng.choice([v for v in toposort([f]) if v.op == "Var"] or variables)
+    kind = rng.choice(["value", "reverse", "forward"])
     if kind == "reverse":
         return vjp(f, [v], const(1))[0]
     return jvp(f, [v], [const(1)]) if kind == "forward" else f
+
+
+def formulas(*args, **more):
+    """`random_formula` as a strategy; by seed alone, for choices one by one would make most formulas trivial."""
+    return st.randoms(use_true_random=True).map(lambda rng: random_formula(rng, *args, **more))
+
+
+def derivatives(*args, **more):
+    """`random_derivative` as a strategy."""
+    return st.randoms(use_true_random=True).map(lambda rng: random_derivative(rng, *args, **more))

@@ -43,6 +43,11 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "x;": ("unexpected ';'", " ^"),
         "let t = x": ("expected ';' and a formula after the binding", "         ^"),
         "Exp(let t = x; t)": ("'let' begins a formula, never a part of one", "    ^^^"),
+        "let t = [1]; x": ("a list is accepted only as an argument of an operation", "        ^"),
+        "let t = x t": ("expected an operator, got 't'", "          ^"),
+        "let x": ("expected an operator, got 'x'", "    ^"),
+        "Exp(x;y)": ("unexpected ';'", "     ^"),
+        "x = Vi(3)": ("unexpected '='", "  ^", "'==' compares"),
         # words and symbols of other languages
         "x % y": ("unexpected character '%'", "  ^", "Mod(f, n, 0) is the remainder of f by n"),
         "x // y": ("unexpected '//'", "  ^^", "Floor(f / g) rounds a quotient down"),
@@ -108,6 +113,7 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "Power(x, 2)": ("unknown operation 'Power'", "^^^^^", "did you mean 'Pow'?"),
         "x + q": ("unknown name 'q'", "    ^", "the aliases are: x, y, p, z, A"),
         "x + Exp": ("unknown name 'Exp'", "    ^^^", "the operation is written Exp(...)"),
+        "not(x)": ("unknown operation 'not'", "^^^", "did you mean 'Not'?"),
     },
     errors.AliasError: {
         # texts
@@ -115,10 +121,17 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "Var(0, 3)": ("Var got 2 arguments", "^^^", "it is Var(ind, dim, cat)"),
         "Var(3, 1, 3)": ("position 3, dimension 1, category 3 declare no variable",
             "^^^", "positions start at 0, dimensions are 1 ... 1000000, categories 0, 1 and 2"),
+        "Pm(-1, 3)": ("position -1, dimension 3, category 2 declare no variable",
+            "^^", "positions start at 0, dimensions are 1 ... 1000000, categories 0, 1 and 2"),
+        "Vi(5, 0)": ("position 5, dimension 0, category 0 declare no variable",
+            "^^", "positions start at 0, dimensions are 1 ... 1000000, categories 0, 1 and 2"),
+        "Var(0, 3, 1, 2)": ("Var got 4 arguments", "^^^", "it is Var(ind, dim, cat)"),
     },
     errors.ArgumentError: {
         # texts
         "Var(x, 3, 0)": ("the arguments of Var must be integers", "^^^"),
+        "Vi(ind=0, dim=3)": ("Vi takes no named arguments", "^^"),
+        "Vi(0, x)": ("the arguments of Vi must be integers", "^^"),
         # lists
         "Exp(f=[1])": ("argument 'f' of Exp must be a formula, got a list", "^^^", "it is Exp(f)"),
         "Exp([1])": ("argument 'f' of Exp must be a formula, got a list", "^^^", "it is Exp(f)"),

@@ -3,10 +3,12 @@
 import pickle
 
 import pytest
+from hypothesis import given, settings
 
 from dred import errors
-from dred.formula.language import Variable, declare, formula
-from dred.formula.node import var
+from dred.formula.language import Variable, declare, formula, read
+from dred.formula.node import const, var
+from tests.formula.formulas import derivatives, formulas
 
 X, Y, P = var(0, 3, 0), var(1, 2, 1), var(2, 1, 2)
 
@@ -143,9 +145,6 @@ def test_variables_say_how_they_are_written():
          "position 0 is declared as i-variable of dimension 3 and as j-variable of dimension 3", "x + Vj(0, 3)"),
         ("x * Pm(1, 1)", ["x = Vi(3)", "y = Pm(3)"],
          "position 1 is declared as parameter of dimension 3 and as parameter of dimension 1", "x * Pm(1, 1)"),
-        ("Grad(x, x) * Sum(y)", ["x = Vi(3)", "y = Vj(2)"],
-         "position 1 is declared as j-variable of dimension 2 and as j-variable of dimension 3",
-         "Grad(x, x) * Sum(y)"),
     ],
 )  # fmt: skip
 def test_declarations_that_contradict_each_other(text, aliases, message, place):
@@ -156,10 +155,71 @@ def test_declarations_that_contradict_each_other(text, aliases, message, place):
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
 
 
+def test_a_variable_that_grad_makes_in_the_place_of_another():
+    text = "Sum(y) * Grad(x, x)"
+    with pytest.raises(errors.VariableError) as caught:
+        formula(text, ["x = Vi(3)", "y = Vj(2)"])
+    assert str(caught.value) == (
+        "position 1 is declared as j-variable of dimension 2 and as j-variable of dimension 3\n"
+        f"    {text}\n"
+        "             ^^^^\n"
+        "Grad without a cotangent makes a variable at the next position: write Grad(F, v, e)"
+    )
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
 def test_names_without_aliases():
     with pytest.raises(errors.UnknownNameError) as caught:
         formula("x", [])
     assert str(caught.value) == "unknown name 'x'\n    x\n    ^\nthere are no aliases"
+
+
+# -- reading formulas as nodes -----------------------------------------------------------------------------------------
+
+
+def test_a_node_is_read_whatever_the_positions():
+    assert read("Exp(x)", ["x = Vi(7, 3)"]) is read("Exp(Var(7, 3, 0))")
+    assert read("x + Sum(Var(9, 2, 1))", ["x = Vi(3)", "y = Vj(5, 2)"]).dim == 3
+    assert read("1 + 1") is const(2)
+    with pytest.raises(errors.VariableError):
+        formula("Exp(x)", ["x = Vi(7, 3)"])
+
+
+@settings(max_examples=200)
+@given(formulas())
+def test_a_formula_is_read_from_its_text(f):
+    assert read(str(f)) is f
+
+
+@given(derivatives())
+def test_a_derivative_is_read_from_its_text(f):
+    assert read(str(f)) is f
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Pow(x, -3)", "Pow(Var(0,3,0), -3)"),
+        ("Round(x, -1)", "Round(Var(0,3,0), -1)"),
+        ("ClampInt(x, -2, 1)", "Clamp(Var(0,3,0), -2, 1)"),
+        ("-(1/3) * x", "Mult(RatCst(-1, 3), Var(0,3,0))"),
+        ("x * -0", "Mult(Var(0,3,0), Minus(0))"),
+        ("TensorDot(x, x, [3], [3, 1], [0], [0])", "TensorDot(Var(0,3,0), Var(0,3,0), [3], [3, 1], [0], [0], [])"),
+        ("IndexI() - IndexJ()", "Subtract(IndexI(), IndexJ())"),
+        ("x ** 1e-400", f"Powf(Var(0,3,0), RatCst(1, 1{400 * '0'}))"),
+        ("x * 1e400", f"Mult(Var(0,3,0), 1{400 * '0'})"),
+    ],
+)
+def test_texts_of_formulas(text, written):
+    f = read(text, ["x = Vi(3)"])
+    assert str(f) == written
+    assert read(written) is f
+
+
+def test_the_text_of_a_deep_formula_is_not_nested_deeply():
+    f = read("Sin(" * 1000 + "x" + ")" * 1000, ["x = Vi(3)"])
+    assert max(part.count("(") for part in str(f).split(";")) < 60
+    assert read(str(f)) is f
 
 
 def test_formulas_travel():

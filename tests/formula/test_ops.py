@@ -285,12 +285,12 @@ KINKS = {
     "ArgMax(Concat(x, -x))": [0, 0, 0, 0, 0],
     "ClampInt(x, -1, 1)": [0, 1, 1, 1, 0],
     "DiffClampInt(x, -1, 1)": [0, 0, 0, 0, 0],
-    "Clamp(x, 1, -1)": [0, 0, 0, 1, 0],  # a > b: a where x < a, so only x >= a is left for b
+    "Clamp(x, 1, -1)": [0, 0, 0, 0, 0],  # a > b: nowhere a <= x <= b
     "Clamp(0, x, 1)": [0, 0, 0, 1, 1],
     "Clamp(0, -1, x)": [1, 1, 0, 0, 0],
     "Acos(x)": [np.nan, 0, -1, 0, np.nan],
     "Asin(x)": [np.nan, 0, 1, 0, np.nan],
-    "SinXDivX(x)": [-0.435397775, -0.301168679, 0, 0.301168679 * -1, -0.435397775],
+    "SinXDivX(x)": [0.435397775, 0.301168679, 0, -0.301168679, -0.435397775],
     "XLogX(x)": [np.nan, np.nan, -np.inf, 1, 1.693147181],
     "Max(Concat(x, -x))": [-1, -1, 1, 1, 1],
     "Min(Concat(x, -x))": [1, 1, 1, -1, -1],
@@ -352,7 +352,7 @@ VALUES = {
     "x ** 0.5": [np.nan, np.nan, 0, 1, 1.581138830],
     "x ** 2": [6.25, 1, 0, 1, 6.25],
     "Powf(x, 3)": [-15.625, -1, 0, 1, 15.625],
-    "OneHot(x, 2) | Concat(1, 2)": [0, 0, 1, 2, 0],
+    "OneHot(x, 2) | Concat(1, 2)": [0, 1, 1, 2, 0],  # trunc(-1 + 1/2) is 0
     "ReLU(x)": [0, 0, 0, 1, 2.5],
     "Max(Concat(x, -x))": [2.5, 1, 0, 1, 2.5],
     "ArgMax(Concat(x, -x))": [1, 1, 0, 0, 0],

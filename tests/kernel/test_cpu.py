@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError, InputError, OptionError
-from dred.formula.language import formula
+from dred.formula.language import Variable, formula, read
+from dred.formula.oracle import dense
 from dred.kernel import cpu, llvm, llvm_math
 from dred.kernel.lower import lower
 from dred.kernel.primitives import PRIMITIVES
@@ -448,6 +450,46 @@ def test_a_deep_formula():
     for k in range(depth):
         want = want * 0.25 + k % 5
     assert np.allclose(fold(spec, [x, y], 3, 2), 2 * want, rtol=1e-13)
+
+
+def test_a_formula_of_300_variables():
+    n = 300
+    aliases = [f"v{k} = V{'ij'[k % 2]}(3)" for k in range(n)]
+    squares = "+".join(f"SqDist(v{k},v{(k + 1) % n})" for k in range(n))
+    f = formula(f"Grad(Exp(-({squares})/1000),v0,1)", aliases)
+    spec = KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables)
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(-1, 1, (5 - v.cat, 3)) for v in f.variables]
+    assert np.allclose(fold(spec, arrays, 5, 4), dense(f.node, arrays).sum(1), rtol=1e-11, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrt", ["", "x", "y"])
+def test_a_formula_10000_deep(wrt):
+    """Value and gradients: tens of thousands of operations, compiled within seconds."""
+    depth = 10_000
+    text = "(" * depth + "x" + "".join(f"*y+{k % 5})" for k in range(depth))
+    f = formula(f"Grad({text}, {wrt}, 1)" if wrt else text, ["x=Vi(0,1)", "y=Vj(1,1)"])
+    assert pickle.loads(pickle.dumps(f.node)) is f.node
+    assert read(str(f.node)) is f.node
+    variables = (Variable(0, 1, 0), Variable(1, 1, 1))
+    spec = KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=variables)
+    arrays = [np.full((3, 1), 0.5), np.full((2, 1), 0.75)]
+    assert np.allclose(fold(spec, arrays, 3, 2), 2 * dense(f.node, arrays)[0, 0], rtol=1e-12)
+
+
+def test_code_made_in_haste_gives_the_same_bits(monkeypatch):
+    spec = make(FORMULAS["gaussian"][0])
+    arrays = data(spec, 19, 70)
+    kernel = lower(spec, cpu.UNROLL)
+    program = llvm.render(kernel, spec.dtype, spec.acc, spec.chain)
+    results = []
+    for large in (cpu.LARGE, 0):
+        monkeypatch.setattr(cpu, "LARGE", large)
+        out = empty(spec, 19)
+        cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
+        results.append(out[0].tobytes())
+    assert results[0] == results[1]
 
 
 def test_many_threads_compile_a_kernel_once(monkeypatch):

@@ -1,62 +1,53 @@
-"""Random formulas of the whole table through the CUDA sources, run by the shim, against the dense oracle."""
+"""Random formulas of the whole table, and derivatives, through the CUDA sources, run by the shim, against the oracle.
+
+10,000 of them take more than an hour on 2 cores; the slow tier takes 400, the same ones in every run.
+"""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from dred.formula.language import Variable
 from dred.formula.rewrite import expand
 from dred.kernel.cuda_source import render
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
-from tests.formula.formulas import VARIABLES, WIDE, WIDEST, derivatives, formulas
+from tests.formula.formulas import VARIABLES, WIDE, WIDEST, random_derivative, random_formula
 from tests.shim import shim
-from tests.soak.test_fuzz import QUIET, M, N, samples, summed
+from tests.soak.test_fuzz import M, N, samples, summed
 
 pytestmark = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
 
 UNROLL, CHAINS = (1, 2, 4), (32, 1, 8)  # longer vectors are loops; chains of one column, and of a few
+TOGETHER = 50  # kernels of one library
 
 
-@st.composite
-def problems(draw):
+def problem(seed):
     """A formula and its variables; many are sums over the components of one or two formulas."""
-    variables, more = draw(st.sampled_from([(VARIABLES, {}), (WIDE, {"variables": WIDE, "largest": WIDEST})]))
-    f, g = draw(derivatives(**more)), draw(formulas(**more))
+    rng = random.Random(seed)
+    variables, more = rng.choice([(VARIABLES, {}), (WIDE, {"variables": WIDE, "largest": WIDEST})])
+    f, g = random_derivative(rng, **more), random_formula(rng, **more)
     sums = {
         "none": lambda: f,
         "product": lambda: expand("Mult", (expand("Sum", (f,)), expand("Sum", (g,)))),
         "long": lambda: expand("Sum", (expand("Concat", (f, g)),)),
         "factor": lambda: expand("Mult", (f, expand("Sum", (g,)))),
     }
-    return sums[draw(st.sampled_from(list(sums)))](), variables
+    return sums[rng.choice(list(sums))](), variables
 
 
-def drawn(count):
-    """Different formulas with their variables, the same ones whenever the same modules are loaded."""
-    found = {}
-
-    @settings(max_examples=4 * count, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
-              suppress_health_check=QUIET)  # fmt: skip
-    @given(problems())
-    def collect(problem):
-        found.setdefault(*problem)
-
-    collect()
-    assert len(found) >= count
-    return list(found.items())[-count:]  # the first ones are the simplest
-
-
-def jobs(count):
-    """Specs and sources, over all pairs of unrolled length and chain, and both axes."""
-    out = []
-    for n, (node, variables) in enumerate(drawn(count)):
+def jobs(seeds):
+    """Specs and sources by seed, over all pairs of unrolled length and chain, and both axes."""
+    out = {}
+    for seed in seeds:
+        node, variables = problem(seed)
         declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
-        chain = CHAINS[n // len(UNROLL) % len(CHAINS)]
-        spec = KernelSpec(node, "Sum", n % 2, "float64", "float64", chain, declared)
-        kernel = lower(spec, UNROLL[n % len(UNROLL)])
-        out.append((spec, render(kernel, spec.dtype, spec.acc, chain, f"k{n}")))
+        chain = CHAINS[seed // len(UNROLL) % len(CHAINS)]
+        spec = KernelSpec(node, "Sum", seed % 2, "float64", "float64", chain, declared)
+        kernel = lower(spec, UNROLL[seed % len(UNROLL)])
+        out[seed] = spec, render(kernel, spec.dtype, spec.acc, chain, f"k{seed}")
     return out
 
 
@@ -75,16 +66,33 @@ def wrong(library, spec, source, seed, shift=0.0):
         return sound & ~(np.abs(got - want) <= 1e-11 * (1 + scale) + 100 * slack)
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
-def test_random_formulas(count, tmp_path):
-    """Compiled as one library, without optimization: that is what takes the time."""
-    made = jobs(count)
-    library = shim.compile_sources([source for _, source in made], tmp_path, ["-O0"])
-    bad = [
-        f"{spec.formula} (unroll {UNROLL[n % len(UNROLL)]}, chain {spec.chain}, axis {spec.axis})"
-        for n, (spec, source) in enumerate(made)
-        if wrong(library, spec, source, n).any()
-    ]
+def check(first, count, tmp_path):
+    """Formulas by seed; libraries are compiled without optimization, for that is what takes the time."""
+
+    def compiled(start):
+        made = jobs(range(start, min(start + TOGETHER, first + count)))
+        (folder := tmp_path / str(start)).mkdir()
+        return made, shim.compile_sources([source for _, source in made.values()], folder, ["-O0"])
+
+    bad, found = [], 0
+    with ThreadPoolExecutor(2) as pool:
+        for made, library in pool.map(compiled, range(first, first + count, TOGETHER)):
+            for seed, (spec, source) in made.items():
+                if wrong(library, spec, source, seed).any():
+                    bad.append(f"seed {seed}: {spec.formula}")
+                found += bool(wrong(library, spec, source, seed, shift=1e-6).any())
     assert not bad, "\n".join(bad)
-    found = [wrong(library, spec, source, n, shift=1e-6).any() for n, (spec, source) in enumerate(made)]
-    assert sum(found) > count / 4  # other data give other sums
+    assert found > count / 4  # other data give other sums
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_random_formulas_at_fixed_seeds(count, tmp_path):
+    check(0, count, tmp_path)
+
+
+@pytest.mark.soak
+def test_random_formulas(record_property, tmp_path):
+    first = random.randrange(10**9)
+    record_property("formulas", 10_000)
+    record_property("first_seed", first)
+    check(first, 10_000, tmp_path)

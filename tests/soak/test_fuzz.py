@@ -1,4 +1,4 @@
-"""Random formulas of the whole table and derivatives of them, through the compiled CPU kernel and the interpreter, against the dense oracle.
+"""Random formulas of the whole table, and derivatives, through the CPU kernel and the interpreter, against the oracle.
 
 10,000 formulas (about half an hour on 2 cores); the slow tier takes a tenth of it, the same ones in every run.
 """

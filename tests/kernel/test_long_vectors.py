@@ -1,0 +1,138 @@
+"""Vectors longer than what is unrolled, nested in each other: loops over components on every target."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+
+from dred.formula.language import formula
+from dred.formula.oracle import dense
+from dred.kernel import cpu, engine, llvm
+from dred.kernel.cuda_schedule import UNROLL
+from dred.kernel.cuda_source import render
+from dred.kernel.ir import walk
+from dred.kernel.lower import lower
+from dred.kernel.spec import KernelSpec
+from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
+from tests.shim import shim
+
+M, N = 19, 37  # more than a tile of rows, more than a chain of columns
+ALIASES = ("x = Vi(40)", "y = Vj(40)", "z = Vj(25)", "A = Pm(1600)", "s = Vi(1)", "t = Vj(1)", "B = Vi(120)")
+SHAPES = ((M, 40), (N, 40), (N, 25), (1600,), (M, 1), (N, 1), (M, 120))
+
+FORMULAS = (
+    "(MatVecMult(A, x - y) | x - y)",
+    "Grad((MatVecMult(A, x - y) | x - y), x, s)",
+    "Grad(Exp(-SymSqNorm(A, x - y) / 100), A, s)",
+    "MatVecMult(TensorProd(x, y), Exp(y - x))",
+    "VecMatMult(x - y, TensorProd(x, y - x))",
+    "TensorProd(x, z)",
+    "TensorProd(x - y, z * s)",
+    "Norm2(x - y) * TensorProd(x - Elem(y, 3), z)",
+    "Kron(x, z, [5, 8], [5, 5])",
+    "TensorDot(x * t, y, [4, 5, 2], [2, 5, 4], [0, 1], [2, 1], [1, 0])",
+    "TensorDot(B, Exp(y), [3, 40], [40], [1], [0])",
+    "TensorDot(B * t, Concat(y, x), [2, 3, 20], [4, 20], [2], [1], [2, 0, 1])",
+    "Grad(TensorDot(B * t, y, [3, 40], [40], [1], [0]), B, Extract(x, 0, 3))",
+    "TensorProd(Concat(x, y), z)",
+    "TensorProd(z, Concat(x, y))",
+    "Sum(Square(Kron(Concat(x, y), Concat(z, Concat(z, z)), [10, 8], [15, 5])))",
+    "Sum(Exp(Extract(TensorProd(x - y, z), 13, 701) / 10))",
+    "ComplexMult(x, y)",
+    "ComplexAbs(ComplexMult(Extract(x, 1, 26), Concat(z, t)) - ComplexExp1j(Extract(y, 0, 13)))",
+    "Grad(ComplexSquareAbs(ComplexMult(x, y)), x, Extract(x * t, 0, 20))",
+    "Max(x - y) + Min(x * y)",
+    "ArgMax(x - y) - ArgMin(x * y)",
+    "OneHot(ArgMax(x - y), 40) * y",
+    "Grad(Max(x - y), x, t)",
+    "BSpline(y, s, 3)",
+    "Grad(BSpline(y, s, 1), s, Extract(x, 0, 38))",
+    "(IndexI() < IndexJ()) * x * y",
+    "Sum(x * IndexJ()) + Elem(y, 0) * IndexI()",
+    "Laplacian(Exp(-SqDist(x, y) / 40), x)",
+    "Divergence(x * Exp(-SqDist(x, y) / 40), x)",
+    "Diff(Norm2(MatVecMult(A, x - y)), x, y)",
+    "let u = MatVecMult(A, x - y); let v = VecMatMult(x - y, A); (u | v) * Exp(-Norm2(u) / 100) * v",
+)
+
+
+def made(text, dtype, axis):
+    f = formula(text, ALIASES)
+    return f, KernelSpec(f.node, "Sum", axis, dtype, "float64", 8, f.variables)
+
+
+def data():
+    rng = np.random.default_rng(7)
+    arrays = [rng.uniform(-1, 1, shape) for shape in SHAPES]
+    arrays[1].sort(axis=1)  # knots
+    return arrays
+
+
+def assert_right(f, got, dtype, axis):
+    arrays = [a.astype(dtype) for a in data()]
+    terms = np.broadcast_to(dense(f.node, arrays, (M, N)), (M, N, f.node.dim))
+    want, scale = terms.sum(axis).T, np.abs(terms).sum(axis).T
+    tolerance = {"float32": 3e-5, "float64": 1e-12}[dtype]
+    assert got.shape == want.shape
+    assert np.all(np.abs(got - want) <= tolerance * (1 + scale.max(1, keepdims=True)))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("unroll", [1, cpu.UNROLL])
+@pytest.mark.parametrize("text", FORMULAS)
+def test_on_the_cpu(text, unroll, axis):
+    dtype = "float32" if axis else "float64"
+    f, spec = made(text, dtype, axis)
+    kept, reduced = (M, N) if axis else (N, M)
+    kernel = cpu.build(llvm.render(lower(spec, unroll), spec.dtype, spec.acc, spec.chain))
+    state = engine.empty(spec, kept)
+    arrays = [np.ascontiguousarray(a, dtype) for a in data()]
+    cpu._calls(kernel, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
+    assert_right(f, state[0], dtype, axis)
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_by_the_interpreter(text):
+    f, spec = made(text, "float64", 1)
+    (state,) = engine.fold(spec, "numpy", engine.empty(spec, M), data(), M, N)
+    assert_right(f, state, "float64", 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_in_the_shim(dtype, tmp_path):
+    specs = [made(text, dtype, n % 2) for n, text in enumerate(FORMULAS)]
+    unrolled = UNROLL[dtype] if dtype == "float32" else 2
+    sources = [render(lower(s, unrolled), dtype, s.acc, s.chain, f"k{n}") for n, (_, s) in enumerate(specs)]
+    library = shim.compile_sources(sources, tmp_path, ["-O0"])
+    for n, (f, s) in enumerate(specs):
+        kept, reduced = (M, N) if s.axis else (N, M)
+        state = shim.run(library, sources[n], [a.astype(dtype) for a in data()], kept, reduced)[0]
+        assert_right(f, state, dtype, s.axis)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("text", FORMULAS)
+def test_nvrtc_compiles_without_spills(text):
+    place = FORMULAS.index(text)
+    dtype = ("float32", "float64")[place % 2]
+    _, s = made(text, dtype, 1)
+    spills = 100 if text.startswith("TensorDot(x * t") else 0  # of 40 + 40 components at a time, all unrolled
+    check_use(render(lower(s, UNROLL[dtype]), dtype, s.acc, s.chain), ARCHITECTURES[place % 3], 255, spills)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(MatVecMult(A, x) | y)", "TensorProd(x, y)", "ComplexMult(x, y)", "Max(x - y)", "OneHot(t, D) * x",
+     "BSpline(y, t, 2)", "Laplacian(Exp(-SqDist(x, y)), x)", "Grad(Norm2(MatVecMult(A, x - y)), x, t)",
+     "Kron(x, y, [2, D/2], [D/2, 2])"],
+)  # fmt: skip
+def test_the_size_of_a_kernel_does_not_grow_with_the_dimension(text):
+    sizes = []
+    for D in (100, 1000):
+        aliases = [f"x = Vi({D})", f"y = Vj({D})", f"A = Pm({D * D})", "t = Vj(1)"]
+        node = formula(re.sub(r"\bD\b", str(D), text.replace("D/2", str(D // 2))), aliases).node
+        kernel = lower(KernelSpec(node, "Sum", 1, "float32", "float64"), cpu.UNROLL)
+        sizes.append(len(walk([e for step in kernel.steps for e in step])))
+    assert sizes[0] == sizes[1] < 150
