@@ -1,5 +1,7 @@
 """dred: exact reductions of symbolic formulas over all pairs of points, on CPUs, GPUs and Dask clusters."""
 
+from typing import TYPE_CHECKING
+
 from dred.errors import (
     AliasError,
     ArgumentError,
@@ -20,6 +22,18 @@ from dred.errors import (
     VariableError,
 )
 from dred.genred import Genred, Reduction
+
+if not TYPE_CHECKING:  # to type checkers, these names do not exist
+    _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve", "generic_sum", "generic_logsumexp",
+                "generic_argmin", "generic_argkmin")  # fmt: skip
+
+    def __getattr__(name):
+        """Say of names of KeOps what is there instead: an ImportError, since `from dred import` hides others."""
+        if name in _NOT_YET:
+            example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
+            raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
+        raise AttributeError(f"module 'dred' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

@@ -100,6 +100,24 @@ class LimitError(FormulaError):
     """A formula, dimension or constant beyond the limits of the language."""
 
 
+class EntryError(DredError, ValueError):
+    """An entry of the table of operations or of reductions that is not well-formed.
+
+    Parameters
+    ----------
+    entry : str
+        Its name.
+    what : str
+        What is wrong with it.
+    text : str, optional
+        The text of the entry in which it is.
+    """
+
+    def __init__(self, entry: str, what: str, text: str = "") -> None:
+        self.entry, self.what, self.text = entry, what, text
+        super().__init__(f"the entry {entry}: {what}" + (f", in {text!r}" if text else ""))
+
+
 class OptionError(DredError, ValueError):
     """An argument of a routine that is not accepted."""
 

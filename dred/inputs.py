@@ -41,7 +41,7 @@ def kind_of(array: Any) -> str | None:
     module = type(array).__module__.partition(".")[0]
     if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
         return "numpy"
-    if module == "dask" and hasattr(array, "chunks") and hasattr(array, "__dask_graph__"):
+    if module == "dask" and hasattr(type(array), "chunks") and hasattr(array, "__dask_graph__"):
         return "dask"
     return "cupy" if module == "cupy" and hasattr(array, "__cuda_array_interface__") else None
 
@@ -57,10 +57,9 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
         Integer arrays, types that disagree with each other or with `dtype`.
     """
     n = len(formula.variables)
-    label = [f"argument {k} ({formula.names[k] or v})" for k, v in enumerate(formula.variables)]
+    label = [f"argument {k} ({name})" for k, name in enumerate(formula.labels)]
     if len(args) != n:
-        wanted = ", ".join(formula.names[k] or str(v) for k, v in enumerate(formula.variables))
-        raise InputError(f"the routine takes {n} arrays ({wanted}), got {len(args)}")
+        raise InputError(f"the routine takes {n} arrays ({', '.join(formula.labels)}), got {len(args)}")
     kinds = [kind_of(a) for a in args]
     for k, kind in enumerate(kinds):
         if kind is None:

@@ -110,7 +110,7 @@ def draw(path, results):
     try:
         import matplotlib
     except ImportError:
-        print("no figure: pip install 'dred[plot]'")
+        print("no figure: in dred's folder, pip install '.[plot]'")
         return
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

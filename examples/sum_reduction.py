@@ -7,7 +7,8 @@ For arrays x (M, 3), y (N, 3), a (N, 1) and a parameter p (1,),
     c_i = sum over j of (p - a_j)^2 * exp(x_i + y_j)
 
 is computed for M = 30, N = 50, then for M = 3000, N = 5000, without ever storing the M x N values. A user of KeOps
-changes only the import line. The comparison with NumPy is asserted and drawn (pip install 'dred[plot]').
+changes only the import line. The comparison with NumPy is asserted and drawn (in dred's folder:
+pip install '.[plot]').
 """
 
 import argparse
@@ -97,7 +98,7 @@ def main():
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print("no figures: pip install 'dred[plot]'")
+        print("no figures: in dred's folder, pip install '.[plot]'")
         return
     output.mkdir(parents=True, exist_ok=True)
     draw(results[0], "sum over j of Square(p-a)*Exp(x+y)", output / "sum_reduction.png")

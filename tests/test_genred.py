@@ -2,7 +2,10 @@
 
 import inspect
 import pickle
+import subprocess
+import sys
 
+import dask
 import numpy as np
 import pytest
 
@@ -53,6 +56,25 @@ def test_the_signature_is_that_of_keops():
 def test_public_names():
     assert all(hasattr(dred, name) for name in dred.__all__)
     assert all(issubclass(e, DredError) for name, e in vars(dred).items() if name.endswith("Error"))
+
+
+@pytest.mark.parametrize("name", ["LazyTensor", "Vi", "Pm", "generic_sum", "generic_argkmin"])
+def test_names_of_keops_that_are_not_offered(name):
+    message = (
+        f"dred does not offer {name} yet. Formulas are texts: "
+        'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
+    )
+    with pytest.raises(ImportError) as caught:
+        getattr(dred, name)
+    assert str(caught.value) == message
+    done = subprocess.run([sys.executable, "-c", f"from dred import {name}"], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == f"ImportError: {message}"
+
+
+def test_names_that_are_nowhere():
+    with pytest.raises(AttributeError, match="module 'dred' has no attribute 'LazyTensors'"):
+        dred.LazyTensors  # noqa: B018
+    assert not hasattr(dred, "no_such_name")
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -273,8 +295,6 @@ def test_without_llvm_the_interpreter_serves_with_a_notice(monkeypatch):
 
 
 def test_the_configured_backend_is_what_auto_means():
-    import dask
-
     given = arrays()
     with dask.config.set({"dred.backend": "cuda"}):
         with pytest.raises(dred.BackendError, match="backend='cuda' needs an NVIDIA GPU"):
@@ -360,8 +380,8 @@ def test_options_that_are_refused(options, message):
 
 def test_a_bad_formula_is_refused_when_the_routine_is_made():
     with pytest.raises(dred.UnknownNameError) as caught:
-        Genred("Exq(x)", ["x = Vi(3)"])
-    assert str(caught.value) == "unknown operation 'Exq'\n    Exq(x)\n    ^^^\ndid you mean 'Exp'?"
+        Genred("Expp(x)", ["x = Vi(3)"])
+    assert str(caught.value) == "unknown operation 'Expp'\n    Expp(x)\n    ^^^^\ndid you mean 'Exp'?"
 
 
 def test_the_list_of_aliases_is_not_modified():
@@ -474,6 +494,8 @@ BAD_INPUTS = {
                      "argument 3 (p) is no array but float64: pass a NumPy, dask or CuPy array of shape (1,)"),
     "None": ((None, y, a, p), InputError,
              "argument 0 (x) is no array but NoneType: pass a NumPy, dask or CuPy array of shape (M, 3)"),
+    "delayed": ((dask.delayed(np.copy)(x), y, a, p), InputError,
+                "argument 0 (x) is no array but Delayed: pass a NumPy, dask or CuPy array of shape (M, 3)"),
     "masked": ((np.ma.masked_array(x), y, a, p), InputError,
                "argument 0 (x) is a masked array: pass a NumPy, dask or CuPy array of shape (M, 3)"),
     "integers": ((x, y, a.astype(int), p), DtypeError, "argument 2 (a) has type int64: " + CONVERT),
@@ -542,6 +564,25 @@ def test_inputs_without_names_are_called_by_their_declaration(nothing_runs):
     assert str(caught.value) == NAMELESS
 
 
+COTANGENT = "the cotangent Vj(2,1) of Grad"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), f"the routine takes 3 arrays (x, y, {COTANGENT}), got 2"),
+        ((p,), f"argument 2 ({COTANGENT}) has shape (1,): expected (N, 1)"),
+        ((a[:7],), f"all j-variables must have the same number of rows, N: argument 1 (y) has 50, argument 2 ({COTANGENT})"
+         " has 7"),
+    ],
+    ids=["too few", "shape", "rows"],
+)  # fmt: skip
+def test_a_cotangent_that_grad_has_made_is_called_so(more, message, nothing_runs):
+    with pytest.raises(InputError) as caught:
+        Genred("Grad(SqDist(x, y), x)", ["x = Vi(3)", "y = Vj(3)"])(x, y, *more)
+    assert str(caught.value) == message
+
+
 BAD_OUT = {
     "list": ([], "out must be a NumPy array, and so must be all inputs"),
     "shape": (np.zeros((N, 3)), "out has shape (50, 3) and type float64: expected (30, 3) and float64"),
@@ -586,7 +627,7 @@ def test_a_missing_gpu_is_named(backend, no_gpu, monkeypatch):
         Genred(TEXT, ALIASES)(*arrays(), backend=backend)
     assert str(caught.value) == (
         "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that CuPy is "
-        "installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+        "installed (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
     )
 
 

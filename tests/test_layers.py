@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # Each module may import those above it in this list. A package stands below its modules: it only hands on their names.
 ORDER = [
     "dred.errors",
+    "dred.reductions",
     "dred.formula.node",
     "dred.formula.syntax",
     "dred.formula.op",
@@ -28,7 +29,6 @@ ORDER = [
     "dred.formula.derive",
     "dred.formula.language",
     "dred.formula.oracle",
-    "dred.reductions",
     "dred.formula.reduced",
     "dred.formula.catalogue",
     "dred.formula",

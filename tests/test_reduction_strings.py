@@ -367,7 +367,7 @@ BAD = [
     ("Oops_Reduction(x, 0)", "UnknownNameError", "unknown reduction 'Oops'", "Oops_Reduction",
      f"known are: {', '.join(sorted(REDUCTIONS))}"),
     ("Sum_Reduction(q, 0)", "UnknownNameError", "unknown name 'q'", "q", "the aliases are: x, y, p, e"),
-    ("Sum_Reduction(x, 0", "FormulaSyntaxError", "this parenthesis is never closed", "Sum_Reduction", ""),
+    ("Sum_Reduction(x, 0", "FormulaSyntaxError", "this parenthesis is never closed", "(", ""),
     ("Sum_Reduction", "UnknownNameError", "unknown name 'Sum_Reduction'", "Sum_Reduction",
      "the aliases are: x, y, p, e"),
     ("Exp(x) * 2", "ArgumentError", "this is a formula without a reduction", "Exp(x) * 2",

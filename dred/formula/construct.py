@@ -16,6 +16,7 @@ from dred.formula.ops import OPS
 from dred.formula.syntax import MAX_DIGITS
 
 _TOO_LARGE = 10**MAX_DIGITS
+_ANY = {"Pow": "x ** y and Powf(x, y) take any exponent"}  # operation -> what takes more than its integers
 
 
 def exact(node: Node) -> Fraction | None:
@@ -117,7 +118,8 @@ def attribute(op: Op, word: str, value: Any) -> Any:
         if word not in op.lists and number is not None and number.denominator == 1:
             return int(number)
         given = f"a formula of dimension {value.dim}" if number is None else f"{number}"
-    raise ArgumentError(f"argument {word!r} of {op.name} must be {what}, got {given}", hint=f"it is {usage(op)}")
+    hint = "; ".join([f"it is {usage(op)}", *([_ANY[op.name]] if op.name in _ANY else [])])
+    raise ArgumentError(f"argument {word!r} of {op.name} must be {what}, got {given}", hint=hint)
 
 
 def usage(op: Op) -> str:

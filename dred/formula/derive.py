@@ -7,12 +7,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from dred.errors import ArgumentError, DerivativeError, DimensionError, LimitError
-from dred.formula.construct import number
 from dred.formula.node import Node, const, toposort, var, variables
 from dred.formula.op import Op, length
 from dred.formula.ops import OPS
-from dred.formula.rewrite import build, construct, expand, named
-from dred.formula.syntax import evaluate, parse_once
+from dred.formula.rewrite import build, construct, entry_text, expand, named
 
 MAX_NODES = 100_000
 
@@ -61,8 +59,7 @@ def guarded(name: str, args: Sequence[Any], named: dict[str, Any]) -> Node:
 def text(source: str, call: Call, masked: bool = False, **more: Node) -> Node:
     """Formula text of an entry of the table, for one call of the operation."""
     names = named(call.op, call.args, call.attrs) | {"y": call.result} | more
-    node: Node = evaluate(parse_once(source), number, names.__getitem__, guarded if masked else construct)
-    return node
+    return entry_text(call.op, source, names, guarded if masked else construct)
 
 
 def flow(call: Call, e: Node, k: int, masked: bool) -> Node | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,10 +17,27 @@ from dred.formula.op import MAX_DIM
 from dred.formula.ops import OPS
 from dred.formula.rewrite import expand, power
 from dred.formula.syntax import POWER, evaluate, parse
+from dred.reductions import REDUCTIONS
 
 CATEGORIES = {"Vi": 0, "Vj": 1, "Pm": 2}
+_USUAL = {"Vi": "x", "Vj": "y", "Pm": "p"}  # names of variables in messages
 KINDS = ("i-variable", "j-variable", "parameter")
 REDUCTION, SAVED = "_Reduction", "_WithSavedForward"  # endings of what is for texts of reductions only
+
+# what KeOps or others call an operation, in lower case -> what is written here
+_ITS_REDUCTIONS = ("logsumexp", "sumsoftmax", "sumsoftmaxweight", "max_sumshiftexp", "max_sumshiftexpweight",
+                   "max_argmax", "min_argmin", "kmin", "argkmin", "kmin_argkmin")  # fmt: skip
+_ALSO_OPERATIONS = ("sum", "max", "min", "argmax", "argmin")
+_REDUCTION = f"a reduction, which cannot stand inside a formula; offered are: {', '.join(REDUCTIONS)}"
+_ELSEWHERE = {
+    "vx": "write Vi(...)",
+    "vy": "write Vj(...)",
+    "ind": "lists are written [2, 3]",
+    "dot": "(f | g), or Scalprod(f, g)",
+    "power": "f ** g, or Pow(f, m)",
+    **dict.fromkeys(_ITS_REDUCTIONS, _REDUCTION),
+    **{name + REDUCTION.lower(): _REDUCTION for name in (*_ITS_REDUCTIONS, *_ALSO_OPERATIONS)},
+}
 
 
 class Variable(NamedTuple):
@@ -46,12 +64,15 @@ class Formula:
         By position: 0, 1, 2, ...
     names : tuple of str
         Alias of each variable, "" without.
+    labels : tuple of str
+        What messages call each variable.
     """
 
     text: str
     node: Node
     variables: tuple[Variable, ...]
     names: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 def _variable(name: str) -> Callable[[Sequence[Any]], Node]:
@@ -73,13 +94,17 @@ def _var(name: str, values: Sequence[int], place: int | None) -> Node:
     elif name in CATEGORIES and len(values) == 1 and place is not None:
         ind, dim, cat = place, values[0], CATEGORIES[name]
     else:
-        forms = "Var(ind, dim, cat)" if name == "Var" else f"{name}(ind, dim)"
-        raise AliasError(f"{name} got {len(values)} arguments", hint=f"it is {forms}")
-    if ind < 0 or not 1 <= dim <= MAX_DIM or cat not in (0, 1, 2):
-        raise AliasError(
-            f"position {ind}, dimension {dim}, category {cat} declare no variable",
-            hint=f"positions start at 0, dimensions are 1 ... {MAX_DIM}, categories 0, 1 and 2",
-        )
+        hint = "it is Var(ind, dim, cat)" if name == "Var" else f"it is {name}(ind, dim)"
+        if name in CATEGORIES and len(values) == 1:
+            hint += f"; or declare an alias, '{_USUAL[name]} = {name}({values[0]})'"
+        raise AliasError(f"{name} got {len(values)} argument{'s' * (len(values) != 1)}", hint=hint)
+    for right, message in (
+        (ind >= 0, f"position {ind} is negative: positions start at 0"),
+        (1 <= dim <= MAX_DIM, f"dimension {dim} is outside 1 ... {MAX_DIM}"),
+        (cat in (0, 1, 2), f"category {cat} is none of 0 (Vi), 1 (Vj) and 2 (Pm)"),
+    ):
+        if not right:
+            raise AliasError(message)
     return var(ind, dim, cat)
 
 
@@ -87,12 +112,15 @@ VARIABLES: Mapping[str, Callable[[Sequence[Any]], Node]] = {name: _variable(name
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """The nearest known name as a question, or all of them."""
+    """The nearest known name as a question, or all of them, in lines."""
     folded = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), list(folded), 1)
-    return f"did you mean {folded[near[0]]!r}?" if near else f"known are: {', '.join(sorted(known))}"
+    near = difflib.get_close_matches(name.lower(), list(folded), 1, cutoff=0.76)
+    if near:
+        return f"did you mean {folded[near[0]]!r}?"
+    return textwrap.fill(f"known are: {', '.join(sorted(known))}", 100)
 
 
+_INTEGER = re.compile(r"-?[0-9]{1,20}")
 _ALIAS = re.compile(r"\s*(?:([A-Za-z_][A-Za-z0-9_]*)\s*=)?\s*(Var|Vi|Vj|Pm)\s*\(([^()]*)\)\s*")
 
 
@@ -112,7 +140,7 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
         whole = (0, max(1, len(text)))
         found = _ALIAS.fullmatch(text)
         inner = [] if found is None else [part.strip() for part in found.group(3).split(",")]
-        if found is None or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in inner):
+        if found is None or not all(map(_INTEGER.fullmatch, inner)):
             hint = "an alias is 'name = Vi(dim)', with Vi, Vj or Pm"
             raise AliasError("this alias cannot be read", text, whole, hint)
         name = found.group(1) or ""
@@ -150,13 +178,18 @@ class Reader:
     def formula(self, text: str, node: Node) -> Formula:
         """A formula of the text with all variables of the text: rewriting may have removed some from it."""
         written = [(name, v, alias) for (name, v), alias in zip(self.declared, self.aliases, strict=True)]
-        return Formula(text, node, *_signature([*written, *(("", v, text) for v in self.written)]))
+        variables, names = _signature([*written, *(("", v, text) for v in self.written)])
+        made = {v.attrs[0] for v in self.made}
+        plain = (f"the cotangent {v} of Grad" if v.ind in made else str(v) for v in variables)
+        labels = tuple(name or label for name, label in zip(names, plain, strict=True))
+        return Formula(text, node, variables, names, labels)
 
     def name(self, word: str) -> Node:
         if word not in self.names:
             hint = f"the aliases are: {', '.join(self.names)}" if self.names else "there are no aliases"
             if word in OPS:
-                hint = f"the operation is written {word}(...)"
+                takes = OPS[word].args + OPS[word].attrs
+                hint = f"the operation is written {word}(...)" if takes else f"it is written {word}()"
             raise UnknownNameError(f"unknown name {word!r}", hint=hint)
         return self.names[word]
 
@@ -204,13 +237,15 @@ class Reader:
 
 
 def _unknown(name: str) -> FormulaError:
-    if name.endswith(REDUCTION):
+    elsewhere = _ELSEWHERE.get(name.lower())
+    if name.removesuffix(REDUCTION) in REDUCTIONS or (name.endswith(REDUCTION) and elsewhere is None):
         hint = "give the text to dred.Reduction, or to Genred the formula alone, with reduction_op and axis"
         return ArgumentError(f"a formula contains no reduction, got {name}", hint=hint)
     if name.endswith(SAVED):
         short = name.removesuffix(SAVED)
         return ArgumentError(f"{name} takes a reduction, got a formula", hint=f"of a formula it is {short}(F, v, ...)")
-    return UnknownNameError(f"unknown operation {name!r}", hint=suggestion(name, [*OPS, *DERIVED, *VARIABLES]))
+    hint = elsewhere or suggestion(name, [*OPS, *DERIVED, *VARIABLES])
+    return UnknownNameError(f"unknown operation {name!r}", hint=hint)
 
 
 def formula(text: str, aliases: Sequence[str]) -> Formula:

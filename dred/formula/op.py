@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
-from dred.errors import DimensionError, IndexRangeError, LimitError
+from dred.errors import DimensionError, EntryError, IndexRangeError, LimitError
 
 MAX_DIM = 1_000_000
 
@@ -52,6 +53,7 @@ class Component(Protocol):
 Meaning = Callable[[Component, Any], Any]
 DimRule = Callable[[Dims, Attrs], int]
 Texts = tuple[str | None, ...]
+_SIGNATURE = re.compile(r"[A-Za-z_]\w*\( *(\w+ *(, *\w+ *)*)?(; *\w+(\[\])?\??(, *\w+(\[\])?\??)*)?\)")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,22 @@ class Op:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+        self._check()
+
+    def _check(self) -> None:
+        """Mistakes that would show only where the operation is used."""
+        if not _SIGNATURE.fullmatch(self.signature):
+            raise EntryError(self.signature, "its signature is written 'Name(f, g; m, sizes[], order[]?)'")
+        if bool(self.meaning) == bool(self.macro):
+            raise EntryError(self.name, "it has either a meaning or a formula that it is short for (macro)")
+        for what in ("partial", "vjp"):
+            texts = getattr(self, what)
+            if not callable(texts) and not isinstance(texts, tuple):
+                raise EntryError(self.name, f"{what} is a tuple, one text or None for each argument")
+            if not callable(texts) and texts and len(texts) != len(self.args):
+                raise EntryError(self.name, f"{what} has {len(texts)} texts for {len(self.args)} arguments")
+        if [bool(self.partial), bool(self.vjp), bool(self.macro)].count(True) != bool(self.args or self.macro):
+            raise EntryError(self.name, "its derivative is in one of partial, vjp and macro; None where nothing flows")
 
     @property
     def linear(self) -> bool:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
+from dred.errors import EntryError
 from dred.formula.construct import attribute, exact, make, number
 from dred.formula.node import Node, const, toposort
 from dred.formula.op import Op
@@ -232,7 +233,33 @@ def expand(name: str, args: Sequence[Node], attrs: tuple[Any, ...] = ()) -> Node
     if op.dim is not None:
         op.dim(dims, attrs)
     source = op.macro if isinstance(op.macro, str) else op.macro(dims, attrs)
-    node: Node = evaluate(parse_once(source), number, named(op, args, attrs).__getitem__, construct)
+    return entry_text(op, source, named(op, args, attrs), construct)
+
+
+def entry_text(
+    op: Op, source: str, names: Mapping[str, Any], call: Callable[[str, Sequence[Any], dict[str, Any]], Node]
+) -> Node:
+    """Formula text of an entry of the table.
+
+    Raises
+    ------
+    EntryError
+        Where it mentions what there is not.
+    """
+
+    def name(word: str) -> Any:
+        if word not in names:
+            raise EntryError(op.name, f"{word!r} is none of {', '.join(names)}", source)
+        return names[word]
+
+    def operation(word: str, args: Sequence[Any], more: dict[str, Any]) -> Node:
+        if word not in OPS and word not in (POWER, "dim"):
+            raise EntryError(op.name, f"{word!r} is no operation", source)
+        if word == op.name and op.macro:
+            raise EntryError(op.name, "it is short for itself", source)
+        return call(word, args, more)
+
+    node: Node = evaluate(parse_once(source), number, name, operation)
     return node
 
 

@@ -72,7 +72,18 @@ BINARY: dict[str, tuple[int, str, bool]] = {
 UNARY_PRECEDENCE = 5
 
 # what other languages write, and what is written here
+_LET = "write 'let r = x-y; ...' to name a part, '==' to compare"
 ELSEWHERE = {
+    "=": _LET,
+    "let": _LET,
+    "===": "'==' compares",
+    "=<": "'<=' compares",
+    "=>": "'>=' compares",
+    "<>": "'!=' compares",
+    "\u2212": "write '-'",  # the minus sign of typeset texts
+    "|": "|x| is Abs(x), or Norm2(x)",
+    "1j": "Imag2Complex(f) is f times the imaginary unit",
+    "?": "IfElse(f, g, h) is g where f >= 0, else h",
     "%": "Mod(f, n, 0) is the remainder of f by n",
     "//": "Floor(f / g) rounds a quotient down",
     "@": "MatVecMult(A, b) and VecMatMult(b, A) multiply matrices, (f | g) vectors",
@@ -88,6 +99,7 @@ ELSEWHERE = {
     "if": "IfElse(f, g, h) is g where f >= 0, else h",
     ".": "functions are written f(x), not x.f()",
 }
+_LIST, _JOIN = "a list is written [2, 0, 3]", "Concat(x, y) joins vectors"
 EXCHANGED = ("<>",)  # in place of keywords: no name of the language, so no user can write it
 
 
@@ -134,7 +146,8 @@ class _Open(NamedTuple):
     """An open parenthesis: of a call (name) or of a group."""
 
     name: str | None
-    token: Token
+    token: Token  # of the name, where there is one
+    parenthesis: Token
     args: list[str]  # keyword of each argument that has begun, "" without
 
 
@@ -207,24 +220,33 @@ class _Parser:
             elif token.text in BINARY:
                 self.binary(token)
             else:
-                raise self.fail(*self.stray(token))
+                raise self.stray(token)
         self.reduce(0)
-        if self.stack:
-            raise self.fail("this parenthesis is never closed", self.stack[-1].token)
+        if self.stack and isinstance(frame := self.stack[-1], _Open):
+            raise self.fail("this parenthesis is never closed", frame.parenthesis)
         if self.binding is not None:
             raise self.fail("expected ';' and a formula after the binding", token)
         return Program(self.text, tuple(self.out))
 
-    def stray(self, token: Token) -> tuple[str, Token, str]:
-        """Message for a token where an operator is due."""
-        if token.text == "[":
-            return "subscripts are not part of the language", token, "Elem(f, m) takes one component of f"
-        if token.text == "=":
-            return "unexpected '='", token, "'==' compares"
+    def stray(self, token: Token) -> FormulaError:
+        """The error of a token where an operator is due."""
         before = self.tokens[self.at - 1]
-        if before.text == "not":  # an alias may have this name, but none stands here
-            return "'not' is no operator", before, ELSEWHERE["not"]
-        return f"expected an operator, got {token.text!r}", token, ELSEWHERE.get(token.text, "")
+        self.pair(before, token)
+        self.pair(token, self.peek(1))
+        if token.text == "[":
+            return self.fail("subscripts are not part of the language", token, "Elem(f, m) takes one component of f")
+        if token.text == "=":
+            return self.fail("unexpected '='", token, _LET)
+        if before.text in ELSEWHERE:  # an alias may have this name, but none stands here
+            return self.fail(f"{before.text!r} is no operator", before, ELSEWHERE[before.text])
+        missing = "is '*' or ',' missing?" if token.kind != "symbol" or token.text == "(" else ""
+        return self.fail(f"expected an operator, got {token.text!r}", token, ELSEWHERE.get(token.text, missing))
+
+    def pair(self, first: Token, second: Token) -> None:
+        """Refuse two tokens that are one symbol elsewhere, where no blank is between them."""
+        both = first._replace(text=first.text + second.text, end=second.end)
+        if first.end == second.start and second.text and both.text in ELSEWHERE:
+            raise self.fail(f"unexpected {both.text!r}", both, ELSEWHERE[both.text])
 
     # -- operands --------------------------------------------------------------------------------------------------
 
@@ -247,7 +269,7 @@ class _Parser:
                     self.out.append(Step("name", token.text, 0, (), token.span))
                     return
             elif token.text == "(":
-                self.stack.append(_Open(None, token, []))
+                self.stack.append(_Open(None, token, token, []))
             elif token.text == "[":
                 self.integers(token)
                 return
@@ -257,12 +279,10 @@ class _Parser:
             elif token.text == "-":
                 self.stack.append(_Pending(UNARY_PRECEDENCE, "Minus", 1, False, token))
             elif token.text != "+" or power:
-                twice = self.tokens[self.at - 2] if self.at > 1 else token
-                if twice.text == token.text and twice.end == token.start and twice.text * 2 in ELSEWHERE:
-                    both = twice._replace(text=twice.text * 2, end=token.end)
-                    raise self.fail(f"unexpected {both.text!r}", both, ELSEWHERE[both.text])
+                if self.at > 1:
+                    self.pair(self.tokens[self.at - 2], token)
                 what = "the end of the formula" if token.kind == "end" else repr(token.text)
-                raise self.fail(f"expected a formula, got {what}", token)
+                raise self.fail(f"expected a formula, got {what}", token, ELSEWHERE.get(token.text, ""))
 
     def negative_exponent(self) -> None:
         token = self.peek()
@@ -275,14 +295,15 @@ class _Parser:
         """`[1, 0, 2]`: a list of integers, as an argument of a call."""
         frame = self.stack[-1] if self.stack else None
         if not (isinstance(frame, _Open) and frame.name):
-            raise self.fail("a list is accepted only as an argument of an operation", bracket)
+            raise self.fail("a list is accepted only as an argument of an operation", bracket, _JOIN)
         values: list[int] = []
         due = self.peek().text != "]"
         while due:
             token = self.peek()
             if token.kind != "number" or not token.text.isdigit():
                 what = "the end of the formula" if token.kind == "end" else repr(token.text)
-                raise self.fail(f"expected an integer of the list, got {what}", token, "a list is written [2, 0, 3]")
+                hint = f"{_LIST}, {_JOIN}" if token.kind == "name" else _LIST
+                raise self.fail(f"expected an integer of the list, got {what}", token, hint)
             values.append(int(number(token, self.text)))
             self.at += 1
             due = self.peek().text == ","
@@ -299,12 +320,12 @@ class _Parser:
 
     def open(self, name: Token) -> bool:
         """Begin a call; True where it has no arguments and is complete."""
-        self.at += 1
+        parenthesis, self.at = self.peek(), self.at + 1
         if self.peek().text == ")":
             self.at += 1
             self.out.append(Step("call", name.text, 0, (), name.span))
             return True
-        frame = _Open(name.text, name, [])
+        frame = _Open(name.text, name, parenthesis, [])
         self.stack.append(frame)
         self.keyword(frame)
         return False
@@ -320,16 +341,16 @@ class _Parser:
             raise self.fail("an argument without name follows one with a name", self.peek())
         frame.args.append(word)
 
-    def frame(self, token: Token, what: str) -> _Open:
+    def frame(self, token: Token, what: str, hint: str = "") -> _Open:
         self.reduce(0)
         if not self.stack or not isinstance(frame := self.stack[-1], _Open):
-            raise self.fail(what, token)
+            raise self.fail(what, token, hint)
         return frame
 
     def comma(self, token: Token) -> None:
-        frame = self.frame(token, "unexpected ','")
+        frame = self.frame(token, "unexpected ','", _JOIN)
         if frame.name is None:
-            raise self.fail("unexpected ','", token)
+            raise self.fail("unexpected ','", token, _JOIN)
         self.at += 1
         self.keyword(frame)
 

@@ -36,7 +36,7 @@ SCRATCH = 1 << 28  # bytes of the partial states of one launch
 MODULES = 256  # loaded modules that are kept
 
 OPTIONS = ("--std=c++17", "-default-device", "--fmad=false", "--ptxas-options=-v")
-PIP = "(pip install 'dred[cuda13]' or 'dred[cuda12]')"
+PIP = "(in dred's folder: pip install '.[cuda13]' or '.[cuda12]')"
 CURE = f"; use backend='cpu', or install CuPy {PIP} on a machine with a GPU"
 
 

@@ -55,7 +55,7 @@ def local(backend: str) -> str:
         if backend == "cuda":
             raise BackendError(
                 "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that"
-                " CuPy is installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+                " CuPy is installed (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
             )
     return "cpu" if _llvm() else "numpy"
 

@@ -10,6 +10,8 @@ from dred.formula.node import J
 from dred.kernel.ir import FOLDS, Expr, Loop, walk
 from dred.kernel.llvm_math import Lanes, operation
 
+STRAIGHT = 1000  # instructions of a basic block: LLVM's time grows with the square of their number
+
 Operand = str | int
 Carry = tuple[str, str]
 """Type and first value of something that a loop hands from round to round."""
@@ -22,12 +24,21 @@ class Text:
         self.lines: list[str] = []
         self.block = "entry"
         self.names = 0
+        self.begun = 0  # where the basic block begins
 
     def name(self, stem: str) -> str:
         self.names += 1
         return f"{stem}{self.names}"
 
     def do(self, instruction: str) -> None:
+        if len(self.lines) - self.begun > STRAIGHT:
+            following = self.name("on")
+            self.jump(f"br label %{following}")
+            self.label(following)
+        self.lines.append(f"  {instruction}")
+
+    def jump(self, instruction: str) -> None:
+        """Ends a basic block, the one that `block` names."""
         self.lines.append(f"  {instruction}")
 
     def put(self, instruction: str) -> str:
@@ -38,7 +49,7 @@ class Text:
 
     def label(self, name: str) -> None:
         self.lines.append(f"{name}:")
-        self.block = name
+        self.block, self.begun = name, len(self.lines)
 
     def integer(self, op: str, a: Operand, b: Operand) -> str:
         return self.put(f"{op} i64 {a}, {b}")
@@ -81,18 +92,18 @@ class Text:
 
         The test stands at the end of the loop. One before it is left out where both borders are numbers.
         """
-        head, done, before = self.name("loop"), self.name("done"), self.block
+        head, done = self.name("loop"), self.name("done")
         counter, held = f"%{self.name('i')}", [f"%{self.name('c')}" for _ in carry]
         guarded = not (isinstance(start, int) and isinstance(stop, int))
-        if guarded:
-            self.do(f"br i1 {self.put(f'icmp slt i64 {start}, {stop}')}, label %{head}, label %{done}")
-        else:
-            self.do(f"br label %{head}")
+        test = f"i1 {self.put(f'icmp slt i64 {start}, {stop}')}, label %{head}, label %{done}" if guarded else ""
+        before = self.block
+        self.jump(f"br {test or f'label %{head}'}")
         self.label(head)
         mark = len(self.lines)
         new = list(body(counter, list(held)))
-        following, end = self.integer("add", counter, step), self.block
-        self.do(f"br i1 {self.put(f'icmp slt i64 {following}, {stop}')}, label %{head}, label %{done}")
+        following = self.integer("add", counter, step)
+        more, end = self.put(f"icmp slt i64 {following}, {stop}"), self.block
+        self.jump(f"br i1 {more}, label %{head}, label %{done}")
         self.lines[mark:mark] = [  # only now are the values known that come back from the end of the loop
             f"  {counter} = phi i64 [ {start}, %{before} ], [ {following}, %{end} ]",
             *(
@@ -103,10 +114,12 @@ class Text:
         self.label(done)
         if not guarded:
             return new
-        return [
-            self.put(f"phi {kind} [ {first}, %{before} ], [ {value}, %{end} ]")
-            for (kind, first), value in zip(carry, new, strict=True)
+        out = [f"%{self.name('t')}" for _ in carry]
+        self.lines += [
+            f"  {o} = phi {kind} [ {first}, %{before} ], [ {value}, %{end} ]"
+            for o, (kind, first), value in zip(out, carry, new, strict=True)
         ]
+        return out
 
 
 class Wanted(NamedTuple):

@@ -8,7 +8,7 @@ from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
-from dred.errors import LimitError
+from dred.errors import EntryError, LimitError
 from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
@@ -138,7 +138,8 @@ class Lowering:
             result: Expr = meaning(_View(self, n, m), m)
             return result
         args = [self.known(a, m) for a in n.args]
-        return scalar_text(g, meaning, dict(zip(OPS[n.op].args, args, strict=True)))
+        text = scalar_text(g, meaning, dict(zip(OPS[n.op].args, args, strict=True)), n.op)
+        return g.make("select", text, g.const(1), g.const(0)) if text.boolean else text
 
     def fold(self, key: Hashable, depth: int, length: int, body: Callable[[Index], Expr], op: str) -> Expr:
         """`body(0) ... body(length - 1)` combined: unrolled where short, else a loop, cut where needed.
@@ -285,13 +286,29 @@ def _divided(index: Index, size: int) -> tuple[Index, Index]:
     raise _Nest(loop, size)
 
 
-def scalar_text(graph: Graph, text: str, names: dict[str, Expr]) -> Expr:
-    """Scalar text of a table as an expression."""
+def scalar_text(graph: Graph, text: str, names: dict[str, Expr], entry: str) -> Expr:
+    """Scalar text of an entry of a table as an expression.
 
-    def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Expr:
-        return graph.make(SYNTAX.get(name, name), *args)
+    Raises
+    ------
+    EntryError
+        Where it mentions what there is not.
+    """
 
-    return evaluate(parse_once(text), graph.const, names.__getitem__, call)
+    def name(word: str) -> Expr:
+        if word not in names:
+            raise EntryError(entry, f"{word!r} is none of {', '.join(names)}", text)
+        return names[word]
+
+    def call(word: str, args: Sequence[Any], named: dict[str, Any]) -> Expr:
+        op = SYNTAX.get(word, word)
+        if op not in PRIMITIVES:
+            raise EntryError(entry, f"{word!r} is no primitive of kernels", text)
+        if len(args) != PRIMITIVES[op].arity:
+            raise EntryError(entry, f"{word!r} takes {PRIMITIVES[op].arity} arguments, got {len(args)}", text)
+        return graph.make(op, *args)
+
+    return evaluate(parse_once(text), graph.const, name, call)
 
 
 def contract(graph: Graph, total: Expr, term: Expr) -> Expr:
@@ -315,12 +332,12 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
     roots = tuple(sorted(lowering.roots(spec.formula), key=lambda root: root.index))
     state = {f"{field.name}0": g.make("state", attr=k) for k, field in enumerate(reduction.fields)}
     other = {f"{field.name}1": g.make("other", attr=k) for k, field in enumerate(reduction.fields)}
-    merge = tuple(scalar_text(g, text, state | other) for text in reduction.merge)
+    merge = tuple(scalar_text(g, text, state | other, reduction.name) for text in reduction.merge)
     steps = []
     for root in roots:
-        lifted = [scalar_text(g, text, {"f": root.value}) for text in reduction.lift]
+        lifted = [scalar_text(g, text, {"f": root.value}, reduction.name) for text in reduction.lift]
         terms = {name: lifted[e.attr] for name, e in other.items()}
-        steps.append(tuple(_step(g, scalar_text(g, text, state | terms)) for text in reduction.merge))
+        steps.append(tuple(_step(g, scalar_text(g, text, state | terms, reduction.name)) for text in reduction.merge))
     tops = [e for step in steps for e in step]
     frontier = _frontier(tops)
     slots = {axes: [e for e in frontier if e.axes == axes] for axes in (I, J)}

@@ -111,7 +111,7 @@ def test_cuda_without_a_gpu(lazy, monkeypatch):
     monkeypatch.setattr(cuda, "device_count", lambda: 0)
     assert refused(*lazy, error=BackendError, backend="cuda") == (
         "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that CuPy is "
-        "installed (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+        "installed (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
     )
 
 

@@ -40,17 +40,20 @@ def test_forms_of_an_alias(alias, name, variable):
     assert declare([alias]) == [(name, var(*variable))]
 
 
-UNREADABLE = ["", "x", "x = 3", "x = Vx(3)", "x = vi(3)", "x = Vi 3", "x = Vi()", "x = Vi(3,)", "x = Vi(-1)",
+UNREADABLE = ["", "x", "x = 3", "x = Vx(3)", "x = vi(3)", "x = Vi 3", "x = Vi()", "x = Vi(3,)", "x = Vi(--1)",
               "x = Vi(3.0)", "x = Vi(n)", "x = Vi(³)", "1x = Vi(3)", "x = Vi(3) y", "x = y = Vi(3)",
-              "x = Vi(9999999999)", "x = Vi(Vi(3))", "x - Vi(3)"]  # fmt: skip
-RANGES = "positions start at 0, dimensions are 1 ... 1000000, categories 0, 1 and 2"
+              "x = Vi(999999999999999999999)", "x = Vi(Vi(3))", "x - Vi(3)"]  # fmt: skip
 BAD = {  # alias -> what is wrong, what to do
     **{alias: ("this alias cannot be read", "an alias is 'name = Vi(dim)', with Vi, Vj or Pm") for alias in UNREADABLE},
     "x = Vi(1,2,3)": ("Vi got 3 arguments", "it is Vi(ind, dim)"),
     "x = Var(1,2)": ("Var got 2 arguments", "it is Var(ind, dim, cat)"),
-    "x = Vi(0)": ("position 0, dimension 0, category 0 declare no variable", RANGES),
-    "x = Vi(1000001)": ("position 0, dimension 1000001, category 0 declare no variable", RANGES),
-    "x = Var(0,3,3)": ("position 0, dimension 3, category 3 declare no variable", RANGES),
+    "x = Vi(0)": ("dimension 0 is outside 1 ... 1000000",),
+    "x = Vi(-1)": ("dimension -1 is outside 1 ... 1000000",),
+    "x = Vi(1000001)": ("dimension 1000001 is outside 1 ... 1000000",),
+    "x = Vi(9999999999)": ("dimension 9999999999 is outside 1 ... 1000000",),
+    "x = Vi(-1, 3)": ("position -1 is negative: positions start at 0",),
+    "x = Var(0,3,3)": ("category 3 is none of 0 (Vi), 1 (Vj) and 2 (Pm)",),
+    "x = Var(0,3,-1)": ("category -1 is none of 0 (Vi), 1 (Vj) and 2 (Pm)",),
 }
 
 
@@ -58,8 +61,8 @@ BAD = {  # alias -> what is wrong, what to do
 def test_a_bad_alias_is_refused_with_its_place(alias):
     with pytest.raises(errors.AliasError) as caught:
         formula("1", [alias])
-    message, hint = BAD[alias]
-    wanted = f"{message}\n    {alias}\n    {'^' * max(1, len(alias))}\n{hint}"
+    message, *hint = BAD[alias]
+    wanted = "\n".join([message, f"    {alias}", f"    {'^' * max(1, len(alias))}", *hint])
     assert str(caught.value) == wanted
     assert str(pickle.loads(pickle.dumps(caught.value))) == wanted
 

@@ -18,7 +18,7 @@ import pytest
 from dred.errors import BackendError, InputError, OptionError
 from dred.formula.language import Variable, formula, read
 from dred.formula.oracle import dense
-from dred.kernel import cpu, llvm, llvm_math
+from dred.kernel import cpu, llvm, llvm_math, llvm_values
 from dred.kernel.lower import lower
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
@@ -489,6 +489,24 @@ def test_code_made_in_haste_gives_the_same_bits(monkeypatch):
         out = empty(spec, 19)
         cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
         results.append(out[0].tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_long_blocks_are_cut_without_a_change(name, monkeypatch):
+    """Straight code is cut into basic blocks; short ones here, so that every loop has several."""
+    spec = make(FORMULAS[name][0], 9 if name not in DIMENSIONS else 3)
+    arrays = data(spec, 19, 70)
+    kernel = lower(spec, cpu.UNROLL)
+    results, cuts = [], []
+    for straight in (llvm_values.STRAIGHT, 10):
+        monkeypatch.setattr(llvm_values, "STRAIGHT", straight)
+        program = llvm.render(kernel, spec.dtype, spec.acc, spec.chain)
+        cuts.append(program.text.count("br label %on"))
+        out = (np.zeros((spec.dim, 19)),)
+        cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
+        results.append(out[0].tobytes())
+    assert cuts[0] < 3 < cuts[1]
     assert results[0] == results[1]
 
 

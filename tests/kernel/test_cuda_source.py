@@ -480,7 +480,7 @@ def test_without_a_driver(monkeypatch):
         cuda.fold(s, (np.zeros((1, 4)),), [np.zeros((4, 3), "f4")] * 4, 4, 4)
     assert str(error.value) == (
         "backend='cuda' cannot run here: no NVIDIA driver was found; use backend='cpu', or install CuPy"
-        " (pip install 'dred[cuda13]' or 'dred[cuda12]') on a machine with a GPU"
+        " (in dred's folder: pip install '.[cuda13]' or '.[cuda12]') on a machine with a GPU"
     )
 
 
@@ -494,7 +494,7 @@ def test_without_cupy(monkeypatch):
 
 MISSING_NVRTC = (
     "CuPy cannot load NVRTC, which compiles the kernels (no libnvrtc.so.13): install it beside CuPy"
-    " (pip install 'dred[cuda13]' or 'dred[cuda12]'), or use backend='cpu'"
+    " (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
 )
 
 
