@@ -36,7 +36,8 @@ def start(workers: int | None) -> Any:
         except ImportError:
             sys.exit(
                 "This machine has GPUs, and a worker for each needs dask-cuda: in dred's folder, "
-                "pip install '.[cuda13,dask-cuda13]' (or the 12s, by your driver). CUDA_VISIBLE_DEVICES= runs on the CPU."
+                "pip install '.[cuda13,dask-cuda13]' (or the 12s, by your driver). "
+                "CUDA_VISIBLE_DEVICES= runs on the CPU."
             )
         return LocalCUDACluster(n_workers=workers)
     from distributed import LocalCluster

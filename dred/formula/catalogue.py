@@ -101,8 +101,20 @@ ROW_NUMBERS = """
 
 `IndexI()` and `IndexJ()` are the numbers of the rows i and j, from 0 on, in the whole arrays, however these are cut
 into blocks. While they are compared, added and subtracted among themselves and with whole constants they are 64-bit
-integers, so exact; elsewhere they are converted to the compute type. Their derivative is 0. A formula without any
-variable of i (or j) has one row of i (or j).
+integers, so exact; elsewhere, in products and in `Mod` for example, they are converted to the compute type, which in
+float32 holds whole numbers up to 2^24. Their derivative is 0. Where no variable of i (or j) is declared, there is one
+row of i (or j).
+
+All pairs but those of a point with itself are `ZeroMult(IndexI() != IndexJ(), F)`: 0 there even where F is infinite,
+which `(IndexI() != IndexJ()) * F` is not. `Abs(IndexI() - IndexJ()) < 5` is 1 on a band.
+
+```python
+>>> potential = Genred("ZeroMult(IndexI() != IndexJ(), Inv(Norm2(x - y)))", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+>>> points = np.array([[0.0], [1.0], [3.0]])
+>>> potential(points, points)[:, 0].round(3).tolist()
+[1.333, 1.5, 0.833]
+
+```
 """
 
 MASKS = """
@@ -121,7 +133,7 @@ is 0, and with `ZeroTensorDot`:
 ```
 
 `ZeroMult` may be used in formulas, too: `ZeroMult(f < 1, g)` is g where f < 1, and 0 elsewhere, even where g is
-infinite or NaN.
+infinite or NaN. `IfElse(c - 1, g, h)` is g where the comparison c holds, else h.
 
 """
 

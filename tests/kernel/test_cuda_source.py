@@ -515,7 +515,7 @@ def test_cupy_without_nvrtc(monkeypatch):
 def test_no_cupy_to_compile_with(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
-    with pytest.raises(BackendError, match=r"CuPy cannot load NVRTC.*halted.*pip install 'dred\[cuda13\]'"):
+    with pytest.raises(BackendError, match=r"CuPy cannot load NVRTC.*halted.*pip install '\.\[cuda13\]'"):
         cuda.compile_cubin("", "sm_90")
 
 
