@@ -147,6 +147,12 @@ again.
 
 """
 
+LONG = """
+Long vectors are loops at every pair, short ones are written out. Where a matrix is multiplied with a vector that is
+itself made of such products, both of more than 32 components, the inner vector is computed again for each component of
+the outer one: leave it to a call of its own where it varies with i or with j alone.
+"""
+
 KEOPS = """
 ## Coming from KeOps
 
@@ -345,7 +351,7 @@ def limits() -> str:
         ("cells of a time warping, the product of the lengths of its series", MAX_CELLS),
     ]
     head = "\n## Limits\n\nBeyond these a formula is refused with a `LimitError`.\n\n"
-    return head + table(["of what", "at most"], [(what, f"{value:,}") for what, value in rows])
+    return head + table(["of what", "at most"], [(what, f"{value:,}") for what, value in rows]) + LONG
 
 
 def markdown() -> str:

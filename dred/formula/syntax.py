@@ -188,7 +188,7 @@ def parse(text: str) -> Program:
 
 
 # for the texts of tables, which are few and read again and again
-parse_once = lru_cache(maxsize=None)(parse)
+parse_once = lru_cache(maxsize=4096)(parse)
 
 
 class _Parser:

@@ -108,9 +108,9 @@ _EXACT: dict[str, Callable[..., Fraction]] = {
 }
 
 
-def _whole(e: Expr) -> bool:
+def _whole(e: Expr, most: int) -> bool:
     """A constant that is an integer, and may meet row numbers."""
-    return e.op == "const" and isinstance(e.attr, Fraction) and e.attr.denominator == 1 and abs(e.attr) < 2**62
+    return e.op == "const" and isinstance(e.attr, Fraction) and e.attr.denominator == 1 and abs(e.attr) < most
 
 
 class Graph:
@@ -125,7 +125,10 @@ class Graph:
         Row numbers stay integers among themselves and whole constants, elsewhere they become values.
         """
         if any(a.result == "number" for a in args) and op != "number":
-            if f"number_{op}" in PRIMITIVES and all(a.result == "number" or _whole(a) for a in args):
+            # a product with another row number, or with a large constant, may have more than 64 bits
+            whole = [_whole(a, 2**20 if op == "mul" else 2**62) for a in args]
+            known = f"number_{op}" in PRIMITIVES and (op != "mul" or any(whole))
+            if known and all(a.result == "number" or w for a, w in zip(args, whole, strict=True)):
                 op = f"number_{op}"
                 args = tuple(self.make("whole", attr=int(a.attr)) if a.op == "const" else a for a in args)
             elif not op.startswith("number_"):

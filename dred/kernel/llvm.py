@@ -218,7 +218,8 @@ class _Fold(Text):
             if loops := sorted(e.free - self.scalars.counters.keys()):
                 for want in self.scalars.invariants(loops[0], [e]):
                     self.scalars.get(*want)
-                return self.scalars.components(loops[0], [], lambda _: slot(e, at), 4)
+                unroll = 1 if loops[1:] or any(b.op in FOLDS and loops[0] in b.free for b in walk([e])) else 4
+                return self.scalars.components(loops[0], [], lambda _: slot(e, at), unroll)
             value = self.scalars.get(e)
             if e.boolean:
                 value = self.put(f"uitofp i1 {value} to {self.one.scalar}")

@@ -264,7 +264,9 @@ class Values:
             return [self._term(f, s, total) for (f, s), total in zip(totals, held, strict=True)]
 
         carry = [(self.lanes.type, self.lanes.literal(FOLDS[f.op][1])) for f, _ in totals]
-        unroll = 1 if len(totals) > 1 else 4  # several sums hide each other's latency, and fill the registers
+        # several sums hide each other's latency, and fill the registers; a loop inside would be written each time
+        inner = any(b.op in FOLDS and loop in b.free for f in group for b in walk(f.args))
+        unroll = 1 if len(totals) > 1 or inner else 4
         for want, total in zip(totals, self.components(loop, carry, step, unroll), strict=True):
             self._scopes[-1][self._key(want)] = total
         return []

@@ -23,6 +23,8 @@ SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minu
            "LessThan": "lt", "LessOrEqual": "le", "Equal": "eq", "NotEqual": "ne"}  # fmt: skip
 
 MAX_PIECES = 2000  # component loops of one vector
+MOST_UNROLLED = 32  # components, to spare a loop in a loop; more take seconds to compile
+MAX_COST = 1e10  # instructions of a pair
 
 
 class _Split(Exception):
@@ -324,8 +326,20 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
     ----------
     spec : KernelSpec
     unroll : int
-        Vectors of at most this many components are unrolled, longer ones become loops.
+        Vectors of at most this many components are unrolled, longer ones become loops. Loops in loops may compute
+        the same again and again, as the inner vector of a matrix times a matrix times a vector: where that is half
+        of the work, more are unrolled.
     """
+    kernel = lowered(spec, unroll)
+    while unroll < MOST_UNROLLED and any(e.free for folds in kernel.folds.values() for e in folds):
+        unroll *= 2
+        longer = lowered(spec, unroll)
+        kernel = longer if 2 * longer.cost < kernel.cost else kernel
+    return kernel
+
+
+def lowered(spec: KernelSpec, unroll: int) -> Kernel:
+    """The kernel with vectors of exactly so many components unrolled."""
     reduction = REDUCTIONS[spec.reduction]
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     g = lowering.graph
@@ -357,7 +371,7 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
         size_j=placed[J][1],
         once=tuple(_once(tops)),
         folds=_folds(pair),
-        cost=_cost(tops, frontier),
+        cost=_cost(roots, steps, frontier),
     )
 
 
@@ -425,18 +439,29 @@ def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:
     return {key: tuple(groups[key]) for key in sorted(groups, key=lambda k: (k[1], k[0]))}
 
 
-def _cost(tops: Sequence[Expr], frontier: Sequence[Expr]) -> float:
-    """Instructions per pair; what is staged or computed once costs nothing here."""
+def _cost(roots: Sequence[Root], steps: Sequence[Sequence[Expr]], frontier: Sequence[Expr]) -> float:
+    """Instructions per pair; what is staged or computed once costs nothing here.
+
+    A value is computed in every turn of the loops around it, but for those inside the loops that it varies with.
+    """
     staged = {e.id for e in frontier}
-    seen: set[int] = set()
-    stack, total = list(tops), 0.0
+    seen: set[tuple[int, tuple[Loop, ...]]] = set()
+    stack = [(e, root.loops) for root, step in zip(roots, steps, strict=True) for e in step]
+    total = 0.0
     while stack:
-        e = stack.pop()
-        if e.id in seen or e.id in staged or e.axes == 0:
+        e, around = stack.pop()
+        deepest = max((loop.depth for loop in e.free), default=-1)
+        loops = tuple(loop for loop in around if loop.depth <= deepest)
+        if (e.id, loops) in seen or e.id in staged or e.axes == 0:
             continue
-        seen.add(e.id)
+        seen.add((e.id, loops))
+        turns = prod(float(loop.length) for loop in (*loops, *([e.attr] if e.op in FOLDS else [])))
         name = FOLDS[e.op][0] if e.op in FOLDS else e.op
-        each = PRIMITIVES[name].cost if name in PRIMITIVES else 0.0
-        total += each * _size(e) * (e.attr.length if e.op in FOLDS else 1)
-        stack.extend(e.args)
+        total += turns * (PRIMITIVES[name].cost if name in PRIMITIVES else 0.0)
+        if total > MAX_COST:
+            raise LimitError(
+                f"the formula takes more than {MAX_COST:.0e} operations at every pair: products of products of long"
+                " vectors are computed again for each component, compute the inner ones in a call of their own"
+            )
+        stack.extend((a, (*loops, e.attr) if e.op in FOLDS else loops) for a in e.args)
     return max(1.0, total)

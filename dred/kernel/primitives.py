@@ -122,6 +122,8 @@ PRIMITIVES: dict[str, Primitive] = {
     "number": Primitive(1, lambda a: a, "sitofp {N} {0} to {T}", "({T}){0}", 2),
     "number_add": Primitive(2, np.add, "add {N} {0}, {1}", "{0} + {1}", 2, "number"),
     "number_sub": Primitive(2, np.subtract, "sub {N} {0}, {1}", "{0} - {1}", 2, "number"),
+    "number_neg": Primitive(1, np.negative, "sub {N} zeroinitializer, {0}", "-{0}", 2, "number"),
+    "number_mul": Primitive(2, np.multiply, "mul {N} {0}, {1}", "{0} * {1}", 4, "number"),  # by a constant
     "number_lt": _compare_numbers("<", "slt", np.less),
     "number_le": _compare_numbers("<=", "sle", np.less_equal),
     "number_eq": _compare_numbers("==", "eq", np.equal),

@@ -83,20 +83,20 @@ def check_value(op, dtype="float64", axis=1, dims=None):
     close(reduced(node, arrays, axis, dtype), wanted.sum(axis), ROUNDING[dtype], np.abs(wanted).sum(axis))
 
 
-def check_special(op, dtype="float64"):
+def check_special(op, dtype="float64", backend="numpy"):
     """The special values that the entry lists, by kernel and by reference."""
     _, attrs = example(op)
     for given, wanted in op.special:
         variables = declared((1,) * len(given), (0,))
         arrays = [np.full((1, 1), g, dtype) for g in given]  # one row, one component
-        got = reduced(expand(op.name, variables, attrs), arrays, dtype=dtype, rows=(1, 1))
+        got = reduced(expand(op.name, variables, attrs), arrays, dtype=dtype, backend=backend, rows=(1, 1))
         wanted = np.array([[wanted]], dtype)
         np.testing.assert_array_equal(got, wanted)
         with np.errstate(all="ignore"):
             np.testing.assert_array_equal(np.asarray(op.numpy(*arrays, *attrs), dtype), wanted)
 
 
-def check_extremes(op, dtype="float64"):
+def check_extremes(op, dtype="float64", backend="numpy"):
     """NaN, infinities and zeros in every combination, by kernel and by reference; tiny and huge values where one
     operation rounds once."""
     dims, attrs = example(op)
@@ -107,7 +107,9 @@ def check_extremes(op, dtype="float64"):
     values = EXACT if op.macro else EXTREMES
     rows = list(itertools.product(values, repeat=sum(dims))) if few else rng.choice(EXACT, (1000, sum(dims)))
     arrays = np.split(np.array(rows, dtype), np.cumsum(dims)[:-1], axis=1)
-    got = reduced(expand(op.name, declared(dims, (0,)), attrs), arrays, dtype=dtype, rows=(len(rows), 1))
+    got = reduced(
+        expand(op.name, declared(dims, (0,)), attrs), arrays, dtype=dtype, backend=backend, rows=(len(rows), 1)
+    )
     with np.errstate(all="ignore"):
         wanted = np.asarray(op.numpy(*arrays, *attrs), dtype)
     np.testing.assert_allclose(got, wanted, rtol=4 * np.finfo(dtype).eps, atol=0)

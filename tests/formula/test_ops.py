@@ -13,7 +13,7 @@ from dred.formula.op import ANY, Op, length
 from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.syntax import parse
-from dred.kernel import interpret
+from dred.kernel import cpu, interpret, llvm_math
 from dred.kernel.primitives import PRIMITIVES
 from tests.formula import checks
 
@@ -81,16 +81,18 @@ def test_value_with_a_scalar(name, k, dtype):
     checks.check_value(OPS[name], dtype, dims=with_scalar(OPS[name], k))
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.special])
-def test_special_values(name, dtype):
-    checks.check_special(OPS[name], dtype)
+def test_special_values(name, dtype, backend):
+    checks.check_special(OPS[name], dtype, backend)
 
 
+@pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", WITH_ARGUMENTS)
-def test_extreme_values(name, dtype):
-    checks.check_extremes(OPS[name], dtype)
+def test_extreme_values(name, dtype, backend):
+    checks.check_extremes(OPS[name], dtype, backend)
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------------
@@ -323,8 +325,34 @@ def test_gradients_of_distances_are_finite_on_the_diagonal(text, axis):
     checks.close(checks.reduced(node, [x, x], axis, rows=(6, 6)), pairs.sum(axis), 1e-13)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["Grad(Grad(Powf(f, g), g, 1), f, 1)", "Grad(Grad(Powf(f, g), f, 1), g, 1)", "Diff(Grad(Powf(f, g), g, 1), f, 1)"],
+)
+def test_mixed_derivatives_of_a_power_of_0(text):
+    node = formula(text, ["f = Pm(1)", "g = Pm(1)"]).node
+    assert dense(node, [[0.0], [2.0]]).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("primitive", "wrong", "name"),
+    [("ne", "one", "NotEqual"), ("eq", "ueq", "Equal"), ("le", "ule", "LessOrEqual"), ("round", "rint", "Round")],
+)
+def test_a_wrong_primitive_of_the_cpu_is_caught(primitive, wrong, name, monkeypatch):
+    """At the special points, which the compiled kernel passes through, too."""
+    row = PRIMITIVES[primitive]
+    right = {"ne": "une", "eq": "oeq", "le": "ole", "round": "round"}[primitive]
+    monkeypatch.setitem(PRIMITIVES, primitive, dataclasses.replace(row, llvm=row.llvm.replace(right, wrong)))
+    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    monkeypatch.setitem(llvm_math._ARITY, "llvm.rint", 1)
+    with pytest.raises(AssertionError):
+        checks.check_special(OPS[name], "float64", "cpu")
+
+
 VALUES_AT = np.array([[-2.5], [-1.0], [0.0], [1.0], [2.5]])
 VALUES = {
+    "Atan2(0 - x, -1)": [1.951302704, 2.356194490, np.pi, -2.356194490, -1.951302704],
+    "ComplexAngle(Conj(ComplexPair(-1, x - x)))": [np.pi] * 5,
     "Rsqrt(x)": [np.nan, np.nan, 0, 1, 0.632455532],
     "Sqrt(x)": [np.nan, np.nan, 0, 1, 1.581138830],
     "Sign(x)": [-1, -1, 0, 1, 1],

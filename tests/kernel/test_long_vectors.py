@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from dred.errors import LimitError
 from dred.formula.language import formula
 from dred.formula.oracle import dense
 from dred.kernel import cpu, engine, llvm
@@ -120,6 +121,46 @@ def test_nvrtc_compiles_without_spills(text):
     _, s = made(text, dtype, 1)
     spills = 100 if text.startswith("TensorDot(x * t") else 0  # of 40 + 40 components at a time, all unrolled
     check_use(render(lower(s, UNROLL[dtype]), dtype, s.acc, s.chain), ARCHITECTURES[place % 3], 255, spills)
+
+
+def nested(depth, n):
+    """Matrices of n x n one after another on x, with Tanh between them."""
+    text = "x"
+    for _ in range(depth):
+        text = f"MatVecMult(A, Tanh({text}) * t)"
+    return formula(text, [f"x = Vi({n})", f"A = Pm({n * n})", "t = Vj(1)"])
+
+
+def test_products_of_products_are_computed_once_where_they_are_short():
+    """Unrolled, each product of a matrix and a vector of 16 is 256 multiply-adds; in loops in loops, 16 times more."""
+    f = nested(3, 16)
+    kernel = lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), cpu.UNROLL)
+    assert not any(e.free for group in kernel.folds.values() for e in group)
+    assert kernel.cost < 3 * 256 * 2 + 3 * 16 * 70
+
+
+def test_the_cost_counts_what_loops_in_loops_repeat():
+    costs = []
+    for depth in (1, 2, 3):
+        f = nested(depth, 40)
+        costs.append(lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8).cost)
+    assert costs[1] > 30 * costs[0]
+    assert costs[2] > 30 * costs[1]
+
+
+def test_what_takes_for_ever_is_refused():
+    f = nested(8, 40)
+    with pytest.raises(LimitError, match=r"the formula takes more than 1e\+10 operations at every pair"):
+        lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
+
+
+def test_loops_in_loops_are_written_once():
+    sizes = []
+    for depth in (1, 2, 3, 4):
+        f = nested(depth, 40)
+        kernel = lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
+        sizes.append(len(llvm.render(kernel, "float64", "float64", 32).text))
+    assert sizes[3] - sizes[2] < 2 * (sizes[2] - sizes[1]) + 10_000
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ FORMULAS = {  # formula -> its value at every pair
     "IfElse(IndexJ() - IndexI() - 2, s, t)": lambda i, j, s, t: np.where(j - i - 2 >= 0, s, t),
     "Abs(IndexI() - IndexJ()) * s": lambda i, j, s, t: abs(i - j) * s,
     "(IndexJ() - IndexI()) * (IndexI() - IndexJ() + 1) * s * t": lambda i, j, s, t: (j - i) * (i - j + 1) * s * t,
+    "(IndexI() + IndexI() == IndexJ() + IndexJ()) * t": lambda i, j, s, t: (i == j) * t,
+    "(-IndexI() == -IndexJ()) * t": lambda i, j, s, t: (i == j) * t,
+    "(3 * IndexI() - 2 < IndexJ() * 3) * s": lambda i, j, s, t: (3 * i - 2 < 3 * j) * s,
+    "(IndexI() --IndexJ() == 2 * IndexJ()) * t": lambda i, j, s, t: (i == j) * t,
     "(IndexJ() == 1099511627800) * t": lambda i, j, s, t: (j == 1099511627800) * t + 0 * s,
 }
 

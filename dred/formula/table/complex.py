@@ -127,7 +127,7 @@ ENTRIES = (
        macro="Square(ComplexReal(f)) + Square(ComplexImag(f))", dim=_half, example=((4,), ()), dims="2 n -> n"),
     Op("ComplexAbs(f)", "absolute value; gradient 0 at 0", lambda f: np.sqrt(f[..., 0::2] ** 2 + f[..., 1::2] ** 2),
        macro="Sqrt(ComplexSquareAbs(f))", dim=_half, example=((4,), ()), dims="2 n -> n"),
-    Op("ComplexAngle(f)", "angle, between -pi and pi", lambda f: np.arctan2(f[..., 1::2], f[..., 0::2]),
+    Op("ComplexAngle(f)", "angle, between -pi and pi", lambda f: np.arctan2(f[..., 1::2] + 0.0, f[..., 0::2]),
        macro="Atan2(ComplexImag(f), ComplexReal(f))", dim=_half, example=((4,), ()), domain=(AWAY,), method="angle",
        dims="2 n -> n"),
     Op("ComplexExp(f)", "exponential", _exponential, dim=_pairs, example=((4,), ()),

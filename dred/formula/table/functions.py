@@ -98,7 +98,8 @@ ENTRIES = (
     Op("Acos(f)", "arc cosine; derivative 0 at -1 and 1", np.arccos, "acos(f)", ("-Rsqrt(1 - Square(f))",), flops=60,
        domain=(SMALL,), special=(((1.0,), 0.0), ((-2.0,), nan))),
     Op("Atan(f)", "arc tangent", np.arctan, "atan(f)", ("1 / (1 + Square(f))",), flops=60, special=(((0.0,), 0.0),)),
-    Op("Atan2(f, g)", "angle of the point with abscissa g and ordinate f", np.arctan2, "atan2(f, g)",
+    Op("Atan2(f, g)", "angle of the point with abscissa g and ordinate f, above -pi",
+       lambda f, g: np.arctan2(f + 0.0, g), "atan2(f + 0, g)",  # the ordinate -0 is 0
        ("g / (Square(f) + Square(g))", "-f / (Square(f) + Square(g))"), flops=80, domain=(AWAY, AWAY),
        special=(((0.0, 1.0), 0.0), ((0.0, 0.0), 0.0), ((nan, 1.0), nan))),
     Op("Sinh(f)", "hyperbolic sine", np.sinh, "sinh(f)", ("Cosh(f)",), flops=60,
