@@ -67,7 +67,7 @@ static inline typename std::common_type<A, B>::type max(A a, B b) { return a > b
 
 namespace dred_shim {
 
-constexpr size_t STACK = 128 * 1024, GUARD = 4096;  // bytes; a guard page ends a fiber that overruns its stack
+constexpr size_t STACK = 1024 * 1024, GUARD = 4096;  // bytes; a guard page ends a fiber that overruns its stack
 enum State { READY, BARRIER, DONE };
 
 struct Fiber {
