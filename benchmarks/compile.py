@@ -73,7 +73,7 @@ def rows():
     yield Row(f"gradient, {n} variables", f"Grad(Exp(-({squares})/1000),v0,1)",
               tuple(f"v{k} = V{'ij'[k % 2]}(3)" for k in range(n)))  # fmt: skip
     yield Row(f"{DEPTH} deep", deep("{}"), ("x = Vi(1)", "y = Vj(1)"))
-    yield Row("its gradient", deep("Grad({},x,1)"), ("x = Vi(1)", "y = Vj(1)"))
+    yield Row("its gradient in y", deep("Grad({},y,1)"), ("x = Vi(1)", "y = Vj(1)"))
 
 
 def best(work):
