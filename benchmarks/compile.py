@@ -88,15 +88,18 @@ def best(work):
 
 def measure(r, dtype):
     reading, f = best(lambda: formula(r.text, r.aliases))
-    spec = KernelSpec(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
     writing, program = best(lambda: llvm.render(lower(spec, cpu.UNROLL), dtype, spec.acc, spec.chain))
     compiling, _ = best(lambda: cpu.build(program))
     rng = np.random.default_rng(0)
     shapes = [((M, v.dim), (N, v.dim), (v.dim,))[v.cat] for v in f.variables]
     arrays = [(rng.uniform(0.1, 0.9, shape) / shape[-1] ** 0.5).astype(dtype) for shape in shapes]
     state = cpu.fold(spec, engine.empty(spec, M), arrays, M, N)
-    terms = np.broadcast_to(dense(f.node, arrays, (M, N)), (M, N, spec.dim))
-    error = np.abs(engine.finalize(spec, state) - terms.sum(1)).max() / np.abs(terms).sum(1).max()
+    terms = np.broadcast_to(dense(f.node, arrays, (M, N)), (M, N, f.node.dim))
+    error = (
+        np.abs(engine.finalize(spec, state, engine.Output.of("Sum"))[0] - terms.sum(1)).max()
+        / np.abs(terms).sum(1).max()
+    )
     times = [reading, writing, compiling, reading + writing + compiling]
     cells = "".join(f"{1e3 * t:9.0f}" for t in times)
     print(f"{r.name:32s} {dtype:8s} {len(toposort([f.node])):6d}{cells} {len(program.text) // 1000:7d} {error:9.1e}",

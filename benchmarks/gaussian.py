@@ -122,7 +122,7 @@ def seconds(work):
 def measure(problem, dtype, budget, ceiling):
     """One row of the table."""
     f = formula(problem.text, [alias.format(D=problem.D) for alias in problem.aliases])
-    spec = KernelSpec(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
     start = time.perf_counter()
     kernel = cpu.compiled(spec)
     compiling = time.perf_counter() - start
@@ -134,7 +134,7 @@ def measure(problem, dtype, budget, ceiling):
     some = max(rows, n // 10)  # NumPy gets a part of the rows: its speed does not depend on their number
     few = [a[:some] if v.cat == 0 else a for v, a in zip(spec.variables, arrays, strict=True)]
     state = engine.empty(spec, n)
-    result = engine.finalize(spec, cpu.fold(spec, state, arrays, n, n, threads=1))
+    result = engine.finalize(spec, cpu.fold(spec, state, arrays, n, n, threads=1), engine.Output.of("Sum"))[0]
     peer = numpy_chunks(problem.peer, few, rows)
     scale = np.abs(peer).max()
     assert np.abs(result[:some] - peer).max() <= (1e-3 if dtype == "float32" else 1e-10) * scale, problem

@@ -22,11 +22,11 @@ from dred.errors import (
     UnknownNameError,
     VariableError,
 )
+from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
 
 if not TYPE_CHECKING:  # to type checkers, these names do not exist
-    _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve", "generic_sum", "generic_logsumexp",
-                "generic_argmin", "generic_argkmin")  # fmt: skip
+    _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve")
 
     def __getattr__(name):
         """Say of names of KeOps what is there instead: an ImportError, since `from dred import` hides others."""
@@ -59,4 +59,8 @@ __all__ = [
     "Reduction",
     "UnknownNameError",
     "VariableError",
+    "generic_argkmin",
+    "generic_argmin",
+    "generic_logsumexp",
+    "generic_sum",
 ]

@@ -1,23 +1,77 @@
-"""Genred and Reduction: a reduction as a callable, by its formula or by one text, as users of KeOps know them."""
+"""Genred and Reduction: reductions as a callable, by formulas or by one text, as users of KeOps know them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dred import options
 from dred.errors import OptionError
-from dred.formula.language import formula as read_formula
-from dred.formula.language import suggestion
-from dred.formula.reduced import Reduced
+from dred.formula.derive import limited
+from dred.formula.language import Reader, suggestion
+from dred.formula.node import Node
+from dred.formula.pullback import Reduced
 from dred.formula.reduced import reduction as read_reduction
 from dred.reductions import REDUCTIONS
 from dred.routine import Routine
 
 
+class _Item(NamedTuple):
+    """One reduction as a user asks for it."""
+
+    formula: Any
+    reduction_op: str
+    opt_arg: Any = None
+    formula2: Any = None
+
+    def checked(self) -> _Item:
+        """The same with the parameter that `opt_arg` means; nothing is read yet."""
+        name = self.reduction_op
+        if not isinstance(name, str) or name not in REDUCTIONS:
+            raise OptionError(f"unknown reduction {name!r}: {suggestion(str(name), [*REDUCTIONS])}")
+        options.second(REDUCTIONS[name], self.formula2)
+        return self._replace(opt_arg=options.parameter(REDUCTIONS[name], self.opt_arg))
+
+    def read(self, reader: Reader, cat: int) -> Reduced:
+        """The reduction of the nodes that the formulas mean."""
+        node = limited(reader.value(self.formula, reader.call))
+        weight = None if self.formula2 is None else limited(reader.value(self.formula2, reader.call))
+        reduced = Reduced(self.reduction_op, node, cat, self.opt_arg, weight)
+        options.dimensions(reduced, self.formula, self.formula2)
+        return reduced
+
+    def texts(self, reduced: Reduced) -> dict[Node, str]:
+        """The text of each node of the reduction that was read from it."""
+        nodes = ((reduced.node, self.formula), (reduced.weight, self.formula2))
+        return {node: text for node, text in nodes if node is not None}
+
+    def __str__(self) -> str:
+        given = {"opt_arg": self.opt_arg, "formula2": self.formula2}
+        return "".join(f", {word}={value!r}" for word, value in given.items() if value is not None)
+
+
+def _listed(items: Sequence[Any]) -> tuple[_Item, ...]:
+    """The entries of a list of reductions."""
+    if not items:
+        raise OptionError("the list of reductions is empty: its items are (formula, reduction_op, opt_arg, formula2)")
+    out = []
+    for n, given in enumerate(items):
+        if not isinstance(given, tuple | list) or not 2 <= len(given) <= 4:
+            raise OptionError(
+                f"item {n} of the list of reductions is {given!r}: it must be (formula, reduction_op), with opt_arg "
+                "and formula2 behind them where the reduction takes them"
+            )
+        try:
+            out.append(_Item(*given).checked())
+        except OptionError as error:
+            raise OptionError(f"item {n} of the list of reductions: {error}") from None
+    return tuple(out)
+
+
 class Genred(Routine):
-    r"""A generic reduction over all pairs (i, j) of points, in linear memory.
+    r"""Generic reductions over all pairs (i, j) of points, in linear memory.
 
     .. math:: \mathrm{out}_i = \mathrm{Reduction}_j \; F(p, x_i, y_j) \quad (\mathrm{axis} = 1)
 
@@ -25,19 +79,23 @@ class Genred(Routine):
 
     Parameters
     ----------
-    formula : str
-        F, for example ``"Square(p-a)*Exp(x+y)"``.
+    formula : str or list of tuple
+        F, for example ``"Square(p-a)*Exp(x+y)"``. Or several reductions in one sweep over the pairs: a list of
+        ``(formula, reduction_op)``, ``(formula, reduction_op, opt_arg)`` or ``(formula, reduction_op, opt_arg,
+        formula2)``. Reductions of the same formula that need the same state, as KMin and ArgKMin do, share it.
     aliases : sequence of str
         One declaration per input: ``"x = Vi(3)"`` (an array (M, 3)), ``"y = Vj(3)"`` (an array (N, 3)),
         ``"p = Pm(1)"`` (an array (1,)). Never modified.
     reduction_op : str
-        "Sum".
+        One of the reductions below. A list of reductions names each of them.
     axis : {0, 1}
         1 reduces over j and keeps one row per i; 0 reduces over i and keeps one row per j.
     dtype : str or dtype, optional
         "float32" or "float64": the type of all arrays of a call. By default that of the arrays.
-    opt_arg, formula2
-        Not taken by the reductions there are: anything but None is refused.
+    opt_arg : int or sequence of float, optional
+        K, ddof or the edges of bins, for the reductions that take them.
+    formula2 : str, optional
+        G, for the reductions that take it. It reads the same variables as F.
     cuda_type
         Without effect (accepted for compatibility).
     dtype_acc : str
@@ -46,11 +104,47 @@ class Genred(Routine):
         True: ``dtype_acc="float64"``.
     sum_scheme : str
         "auto" and "block_sum" add 32 terms at a time in the compute type, then add these sums to the accumulator;
-        "direct_sum" adds every term to the accumulator. "kahan_scheme" is refused.
+        "direct_sum" adds every term to the accumulator; "kahan_scheme" does so with compensated sums. In one sweep, all
+        reductions add term by term as soon as one of them has to (Prod, or compensated sums). These three options are
+        for reductions that have sums: where no reduction has, anything but the default is refused.
     enable_chunks, rec_multVar_highdim
         Without effect (accepted for compatibility).
     use_fast_math : bool
         True is refused: every operation has its full precision.
+
+    Notes
+    -----
+    With D the dimension of F, and one row per i (per j for axis = 0), a row of the result is, of the type of the
+    arrays unless another is given:
+
+    =================================  ==========================================================  ===================
+    reduction                          result                                                      row
+    =================================  ==========================================================  ===================
+    Sum, Mean, Prod                    sum, mean, product                                          (D,)
+    Variance                           mean squared distance from the mean, over n - ddof terms    (D,)
+                                       (``opt_arg=ddof``, 0 by default)
+    Min, Max                           smallest, largest term                                      (D,)
+    ArgMin, ArgMax                     row number of the first smallest, largest term              (D,) int64
+    Min_ArgMin, Max_ArgMax             both, a tuple of two arrays                                 (D,), (D,) int64
+    KMin, KMax                         the K smallest, largest terms in order (``opt_arg=K``)      (K, D); (K,) if D=1
+    ArgKMin, ArgKMax                   their row numbers                                           the same, int64
+    KMin_ArgKMin, KMax_ArgKMax         both, a tuple of two arrays
+    LogSumExp                          log of the sum of exp(F), component by component            (D,)
+    LogSumExp, LogSumExpWeight         log of the sum of exp(F) * G, where there is a G of         (dim G,); (D,) if
+                                       dimension D or 1, or of any if D=1                          dim G is 1
+    SumSoftMaxWeight, SoftMax          mean of G with the weights exp(F), D=1                      (dim G,)
+    Max_SumShiftExp                    m, the largest F, and the sum of exp(F - m), D=1            (2,)
+    Max_SumShiftExpWeight              m, and the sum of exp(F - m) * G, D=1                       (1 + dim G,)
+    Any, All                           whether some, all terms are not 0                           (D,) bool
+    Count                              number of terms that are not 0                              (D,) int64
+    Histogram                          number of terms in each bin, D=1 (``opt_arg=edges``: at     (bins,) int64
+                                       least 2 increasing numbers; the last bin is closed); with
+                                       a G of dimension 1, its sum in each bin                     (bins,)
+    =================================  ==========================================================  ===================
+
+    Row numbers are those of all rows, lower ones first among equal terms, -1 where there is no term. NaN is never an
+    extremum; it is not 0 to Any, All and Count, and in no bin. What a reduction gives where there is no term is in
+    ``dred.reductions.REDUCTIONS``.
 
     Raises
     ------
@@ -58,6 +152,8 @@ class Genred(Routine):
         A formula or alias that means nothing, with a caret at the place.
     OptionError
         Another argument that is not accepted.
+    DimensionError
+        Formulas of dimensions that the reduction does not take.
 
     See Also
     --------
@@ -73,11 +169,30 @@ class Genred(Routine):
     >>> routine(x, y, a, p)
     array([[20., 20., 20.],
            [20., 20., 20.]])
+
+    The three points nearest to each x, and a smooth minimum of the distances to all, in one sweep:
+
+    >>> text, aliases = "SqDist(x, y)", ["x = Vi(1)", "y = Vj(1)"]
+    >>> nearest = Genred([(text, "ArgKMin", 3), (f"-{text}", "LogSumExp")], aliases, axis=1)
+    >>> indices, soft = nearest(np.array([[0.0], [10.0]]), np.arange(8.0)[:, None])
+    >>> indices
+    array([[0, 1, 2],
+           [7, 6, 5]])
+    >>> soft.shape, soft.dtype.name
+    ((2, 1), 'float64')
+
+    The softmax-weighted mean of G, and the histogram of F:
+
+    >>> x, y = np.zeros((1, 1)), np.array([[0.0], [1.0], [1.0], [3.0]])
+    >>> Genred("x * y", aliases, "SumSoftMaxWeight", axis=1, formula2="y")(x, y)
+    array([[1.25]])
+    >>> Genred("x + y", aliases, "Histogram", axis=1, opt_arg=[0, 1, 2, 3])(x, y)
+    array([[1, 2, 1]])
     """
 
     def __init__(
         self,
-        formula: str,
+        formula: str | Sequence[tuple[Any, ...]],
         aliases: Sequence[str],
         reduction_op: str = "Sum",
         axis: int = 0,
@@ -92,27 +207,32 @@ class Genred(Routine):
         rec_multVar_highdim: bool = False,
         use_fast_math: bool = False,
     ) -> None:
-        if not isinstance(reduction_op, str) or reduction_op not in REDUCTIONS:
-            raise OptionError(f"unknown reduction {reduction_op!r}: {suggestion(str(reduction_op), [*REDUCTIONS])}")
+        several = isinstance(formula, list | tuple)
+        if several and (reduction_op != "Sum" or opt_arg is not None or formula2 is not None):
+            raise OptionError("a list of reductions says reduction_op, opt_arg and formula2 of each: leave them out")
+        items = _listed(formula) if several else (_Item(formula, reduction_op, opt_arg, formula2).checked(),)
         if isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in (0, 1):
             raise OptionError(f"axis={axis!r}: it is 0 (reduce over i) or 1 (reduce over j)")
-        for name, value in (("opt_arg", opt_arg), ("formula2", formula2)):
-            if value is not None:
-                raise OptionError(f"{name}={value!r}: the reduction {reduction_op} takes none")
-        read = read_formula(formula, aliases)
+        reader = Reader(aliases)
+        reduced = tuple(item.read(reader, 1 - int(axis)) for item in items)
         super().__init__(
-            read,
+            reader.formula(items[0].formula, reduced[0].node),
             aliases,
-            Reduced(reduction_op, read.node, 1 - int(axis)),
+            reduced,
+            several,
+            {node: text for item, r in zip(items, reduced, strict=True) for node, text in item.texts(r).items()},
             dtype=dtype,
-            dtype_acc=dtype_acc,
-            use_double_acc=use_double_acc,
-            sum_scheme=sum_scheme,
-            use_fast_math=use_fast_math,
+            how=options.accumulation(reduced, dtype_acc, use_double_acc, sum_scheme, use_fast_math),
         )
+        self.formula = tuple(item.formula for item in items) if several else formula
+        self._items = items
 
     def __repr__(self) -> str:
-        return f"Genred({self.formula!r}, {list(self.aliases)!r}, {self.reduction_op!r}, axis={self.axis})"
+        if self._several:
+            return f"Genred({[*map(tuple, self._items)]!r}, {list(self.aliases)!r}, axis={self.axis})"
+        return (
+            f"Genred({self.formula!r}, {list(self.aliases)!r}, {self.reduction_op!r}, axis={self.axis}{self._items[0]})"
+        )
 
 
 class Reduction(Routine):
@@ -185,12 +305,9 @@ class Reduction(Routine):
         super().__init__(
             read,
             aliases,
-            reduced,
+            (reduced,),
             dtype=dtype,
-            dtype_acc=dtype_acc,
-            use_double_acc=use_double_acc,
-            sum_scheme=sum_scheme,
-            use_fast_math=use_fast_math,
+            how=options.accumulation((reduced,), dtype_acc, use_double_acc, sum_scheme, use_fast_math),
         )
 
     def __repr__(self) -> str:

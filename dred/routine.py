@@ -1,76 +1,82 @@
-"""Routine: a reduction of a formula as a callable, whichever way it was written."""
+"""Routine: reductions of formulas as a callable, whichever way they were written."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from dred.errors import InputError, LimitError, OptionError
+from dred.errors import DerivativeError, InputError, LimitError, OptionError
 from dred.formula.construct import nearest
-from dred.formula.language import Formula
-from dred.formula.node import toposort
-from dred.formula.reduced import Reduced
-from dred.inputs import DTYPES, Inputs, check
+from dred.formula.language import Formula, Variable
+from dred.formula.node import Node, toposort, var
+from dred.formula.pullback import Reduced, grad
+from dred.inputs import Inputs, check
 from dred.kernel import engine
-from dred.kernel.spec import CHAIN, KernelSpec
+from dred.kernel.spec import KernelSpec
+from dred.options import Accumulation, accumulator, checked_dtype
+from dred.reductions import REDUCTIONS
+from dred.sweeps import Sweep, sweeps
 
-# scheme of summation -> terms that are added in the compute type before they join the state
-_CHAINS = {"auto": CHAIN, "block_sum": CHAIN, "direct_sum": 1}
+Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
 
 
 class Routine:
-    """What `Genred` and `Reduction` have in common: they only differ in how a reduction is written.
+    """What `Genred` and `Reduction` have in common: they only differ in how reductions are written.
 
     Parameters
     ----------
     formula : Formula
+        One of the reduced formulas, with the variables of all.
     aliases : sequence of str
-    reduced : Reduced
-        Of the formula's node.
-    dtype, dtype_acc, use_double_acc, sum_scheme, use_fast_math
+    reduced : tuple of Reduced
+        All of one output category.
+    several : bool
+        Whether a call gives a tuple with one entry for each reduction.
+    texts : mapping of Node to str
+        The texts of formulas that are not that of `formula`, for errors.
+    dtype
         As in `Genred`.
+    how : Accumulation
     """
+
+    _rows_added = False  # whether what is left for each row is added up: in the gradient by a parameter
 
     def __init__(
         self,
         formula: Formula,
         aliases: Sequence[str],
-        reduced: Reduced,
+        reduced: tuple[Reduced, ...],
+        several: bool = False,
+        texts: Mapping[Node, str] | None = None,
         *,
         dtype: Any,
-        dtype_acc: Any,
-        use_double_acc: bool,
-        sum_scheme: str,
-        use_fast_math: bool,
+        how: Accumulation,
     ) -> None:
-        for name, flag in (("use_double_acc", use_double_acc), ("use_fast_math", use_fast_math)):
-            if not isinstance(flag, bool | np.bool_):
-                raise OptionError(f"{name}={flag!r}: it is True or False")
-        if use_fast_math:
-            raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
-        if not isinstance(sum_scheme, str) or sum_scheme not in _CHAINS:
-            reason = "is not offered yet" if sum_scheme == "kahan_scheme" else "is unknown"
-            raise OptionError(f"sum_scheme={sum_scheme!r} {reason}: it is one of {', '.join(_CHAINS)}")
-        self._formula, self._reduced = formula, reduced
-        self.formula, self.aliases, self.reduction_op = formula.text, tuple(aliases), reduced.name
-        self.axis = reduced.axis
-        self.dtype = None if dtype is None else _dtype("dtype", dtype)
-        self._acc = _accumulator(dtype_acc, use_double_acc)
-        self._chain = _CHAINS[sum_scheme]
+        self._how = how
+        self._formula, self._reduced, self._several, self._texts = formula, reduced, several, dict(texts or {})
+        names = tuple(r.name for r in reduced)
+        self.formula: Any = formula.text
+        self.reduction_op: Any = names if several else names[0]
+        self.aliases, self.axis = tuple(aliases), reduced[0].axis
+        self.dtype = None if dtype is None else checked_dtype("dtype", dtype)
+        self._sweeps: dict[str, tuple[Sweep, ...]] = {}  # by type
         if self.dtype is not None:
-            self.spec(self.dtype)
+            self.sweeps(self.dtype)
 
     @property
-    def dim(self) -> int:
-        """Components of a row of the result."""
-        return self._formula.node.dim
+    def dim(self) -> Any:
+        """Components of a row of the result; where it is several arrays, of each."""
+        last = self._planned("float64")[-1]
+        sizes = tuple(int(np.prod(output.empty(last.spec).shape[1:])) for output in last.outputs)
+        return sizes if sizes[1:] or self._several else sizes[0]
 
-    def spec(self, dtype: Any) -> KernelSpec:
-        """What is computed for arrays of a type, as a value.
+    def sweeps(self, dtype: Any) -> tuple[Sweep, ...]:
+        """The sweeps over the pairs for arrays of a type, in order; the last one has the results.
 
         Parameters
         ----------
@@ -79,28 +85,42 @@ class Routine:
 
         Returns
         -------
-        KernelSpec
+        tuple of Sweep
 
         Raises
         ------
         OptionError
             Another type, or an accumulator that is narrower.
         LimitError
-            A constant of the formula beyond the largest number of the type.
+            A constant of a formula beyond the largest number of the type.
         """
-        dtype = _dtype("dtype", dtype)
-        acc = self._acc or "float64"
-        if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
-            raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
-        f = self._formula
-        if any(np.isinf(nearest(n.attrs[0], dtype)) for n in toposort([f.node]) if n.op == "Const"):
-            largest = np.finfo(dtype).max
-            message = f"a constant of the formula is beyond the largest {dtype}, {largest:.3g}"
-            raise LimitError(message, f.text, (0, len(f.text)))
-        return KernelSpec(f.node, self.reduction_op, self.axis, dtype, acc, self._chain, f.variables)
+        dtype = checked_dtype("dtype", dtype)
+        if dtype not in self._sweeps:
+            accumulator(self._how, dtype)
+            found = self._planned(dtype)
+            for node in dict.fromkeys(f for sweep in found for part in sweep.spec.parts for f in part.formulas):
+                self._check_constants(node, dtype)
+            self._sweeps[dtype] = found
+        return self._sweeps[dtype]
+
+    def spec(self, dtype: Any) -> KernelSpec:
+        """What the last sweep computes for arrays of a type: parameters and errors are those of `sweeps`."""
+        return self.sweeps(dtype)[-1].spec
+
+    def _planned(self, dtype: str) -> tuple[Sweep, ...]:
+        how = self._how
+        return sweeps(self._reduced, self._formula.variables, dtype, how.acc or "float64", how.chain, how.kahan)
+
+    def _check_constants(self, node: Node, dtype: str) -> None:
+        # a float is infinite on purpose: the text of a table says so
+        values = (n.attrs[0] for n in toposort([node]) if n.op == "Const")
+        if any(isinstance(v, Fraction) and np.isinf(nearest(v, dtype)) for v in values):
+            text = self._texts.get(node, self._formula.text)
+            message = f"a constant of the formula is beyond the largest {dtype}, {np.finfo(dtype).max:.3g}"
+            raise LimitError(message, text, (0, len(text)))
 
     def source(self, backend: str, dtype: Any = "float32") -> str:
-        """The text of the generated kernel: LLVM IR for "cpu", CUDA C++ for "cuda".
+        """The text of the generated kernel, of the last sweep: LLVM IR for "cpu", CUDA C++ for "cuda".
 
         Parameters
         ----------
@@ -120,6 +140,44 @@ class Routine:
         text: str = modules[name].source(self.spec(dtype))
         return text
 
+    def grad(self, variable: str | int) -> Gradient:
+        """The gradient of the routine by one of its variables, as a routine.
+
+        Parameters
+        ----------
+        variable : str or int
+            Its alias, or its position.
+
+        Returns
+        -------
+        Gradient
+            Called with the arrays of this routine and, behind them, a cotangent for each reduction that has a
+            derivative: an array like its result (the first one of a pair), with one row of `dim` numbers for each of
+            its rows; for one that is added up over all rows, (dim,). The gradient of the sum of all cotangents times
+            results: like the variable itself, (M, dim), (N, dim) or (dim,).
+
+        Raises
+        ------
+        OptionError
+            No such variable.
+        DerivativeError
+            No reduction has a derivative.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from dred import Genred
+        >>> routine = Genred("p * x * y", ["x = Vi(1)", "y = Vj(1)", "p = Pm(1)"], axis=1)
+        >>> x, y, p, e = np.array([[1.0], [2.0]]), np.array([[3.0], [4.0], [5.0]]), np.array([2.0]), np.ones((2, 1))
+        >>> routine.grad("y")(x, y, p, e)
+        array([[6.],
+               [6.],
+               [6.]])
+        >>> routine.grad("p")(x, y, p, e)
+        array([36.])
+        """
+        return Gradient(self, variable)
+
     def plan(self, *args: Any, backend: str = "auto") -> Any:
         """How a call with these arrays, dask arrays among them, is cut into tasks; nothing is computed.
 
@@ -133,14 +191,22 @@ class Routine:
         Returns
         -------
         dred.cluster.plan.Plan
-            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes.
+            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes. A tuple of them where several
+            sweeps over the pairs are needed, as for gradients through the state of a reduction.
         """
         inputs = check(self._formula, args, self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
 
-        return graph.plan(self.spec(inputs.dtype), inputs.arrays, engine.named(backend))
+        name, plans, lazy = engine.named(backend), [], _lazily(engine.named(backend), -1)
+
+        def planned(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+            plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label))
+            return lazy(sweep, arrays, M, N) if sweep.places else ()
+
+        _run(self.sweeps(inputs.dtype), inputs, planned)
+        return tuple(plans) if plans[1:] else plans[0]
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -159,14 +225,16 @@ class Routine:
             CUDA device; -1: the current one.
         ranges
             None: restricted index sets are refused.
-        out : ndarray, optional
-            Where to put the result: of its shape and type, C-contiguous.
+        out : ndarray or tuple of ndarray, optional
+            Where to put the result: of its shape and type, C-contiguous; where the result is several arrays, a tuple
+            of as many, in their order.
 
         Returns
         -------
         ndarray, dask array or CuPy array
-            (M, D) for axis 1, (N, D) for axis 0. NumPy in, NumPy out, computed in this process; a dask array among the
-            inputs: a lazy dask array, in the chunks of the first variable of the kept index.
+            One row per i, M of them, for axis 1; N, one per j, for axis 0. NumPy in, NumPy out, computed in this
+            process; a dask array among the inputs: a lazy dask array, in the chunks of the first variable of the kept
+            index. A tuple of arrays for pairs, and of all entries where several reductions are computed.
 
         Raises
         ------
@@ -187,23 +255,98 @@ class Routine:
         if name == "auto":
             name = "cuda" if device_id >= 0 else _configured()
         inputs = check(self._formula, args, self.dtype)
-        spec = self.spec(inputs.dtype)
-        if out is not None:
-            self._check_out(out, inputs)
-        result = _RUN[inputs.kind](spec, inputs, name, int(device_id))
+        planned = self.sweeps(inputs.dtype)
+        given = None if out is None else self._checked_out(out, inputs, planned[-1])
+        results = _run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id)))
+        if given is not None:
+            for target, result in zip(given, results, strict=True):
+                target[...] = result
+            results = given
+        return self._entries(results)
+
+    def _entries(self, results: tuple[Any, ...]) -> Any:
+        """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
+        remaining = iter(results)
+        entries = []
+        for r in self._reduced:
+            mine = tuple(next(remaining) for _ in REDUCTIONS[r.name].results)
+            entries.append(mine if mine[1:] else mine[0])
+        return tuple(entries) if self._several else entries[0]
+
+    def _checked_out(self, out: Any, inputs: Inputs, last: Sweep) -> tuple[Any, ...]:
+        """The arrays of `out`, which fit the results."""
+        alone = not last.outputs[1:] and not self._several
+        given = (out,) if alone else tuple(out) if isinstance(out, tuple | list) else ()
+        if len(given) != len(last.outputs):
+            raise InputError(f"out must be a tuple of {len(last.outputs)} arrays, as many as the result has")
+        for n, (array, output) in enumerate(zip(given, last.outputs, strict=True)):
+            label = "out" if alone else f"out[{n}]"
+            if inputs.kind != "numpy" or not isinstance(array, np.ndarray):
+                raise InputError(f"{label} must be a NumPy array, and so must be all inputs")
+            like = output.empty(last.spec)
+            shape = (inputs.rows[1 - self.axis], *like.shape[1:])
+            if array.shape != shape or array.dtype != like.dtype:
+                raise InputError(
+                    f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {like.dtype}"
+                )
+            if not array.flags.c_contiguous or not array.flags.writeable:
+                raise InputError(f"{label} must be C-contiguous and writeable")
+        if any(np.may_share_memory(a, b) for n, a in enumerate(given) for b in given[:n]):
+            raise InputError("the arrays of out share memory: give each one its own")
+        return given
+
+
+class Gradient(Routine):
+    """The gradient of a routine by one of its variables: see `Routine.grad`.
+
+    Attributes
+    ----------
+    variable : str
+        What it is the derivative by.
+    """
+
+    def __init__(self, of: Routine, variable: str | int) -> None:
+        f = of._formula
+        known = {name: k for k, name in enumerate(f.names) if name} | {k: k for k in range(len(f.variables))}
+        if isinstance(variable, bool) or variable not in known:
+            names = ", ".join(map(repr, known))
+            raise OptionError(f"grad({variable!r}): the routine has no such variable, but {names}")
+        v = f.variables[known[variable]]
+        sending = [r for r in of._reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
+        if not sending:
+            names = ", ".join(dict.fromkeys(r.name for r in of._reduced))
+            raise DerivativeError(f"{names} has no derivative", hint="its values only jump")
+        first = len(f.variables)
+        given = [Variable(first + k, r.dim, 2 if of._rows_added else r.cat) for k, r in enumerate(sending)]
+        nodes = [var(w.ind, w.dim, w.cat) for w in given]
+        reduced = grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given), added=of._rows_added)
+        labels = tuple(f"cotangent of {r.name}" for r in sending)
+        self.variable = f.labels[v.ind]
+        text = f"gradient of {f.text} by {self.variable}"
+        formula = Formula(
+            text, reduced.node, (*f.variables, *given), (*f.names, *[""] * len(given)), (*f.labels, *labels)
+        )
+        super().__init__(formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how)
+        self._rows_added = v.cat == 2
+
+    def __call__(
+        self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
+    ) -> Any:
+        """See `Routine.__call__` and `Routine.grad`."""
+        options = {"backend": backend, "device_id": device_id, "ranges": ranges}
+        if not self._rows_added:
+            return super().__call__(*args, out=out, **options)
+        rows = super().__call__(*args, **options)
+        total = rows.sum(axis=0, dtype="float64").astype(rows.dtype)
         if out is None:
-            return result
-        out[...] = result
+            return total
+        if not isinstance(out, np.ndarray) or out.shape != total.shape or out.dtype != total.dtype:
+            raise InputError(f"out must be an array of shape {total.shape} and type {total.dtype}")
+        out[...] = total
         return out
 
-    def _check_out(self, out: Any, inputs: Inputs) -> None:
-        if inputs.kind != "numpy" or not isinstance(out, np.ndarray):
-            raise InputError("out must be a NumPy array, and so must be all inputs")
-        shape = (inputs.rows[1 - self.axis], self.dim)
-        if out.shape != shape or str(out.dtype) != inputs.dtype:
-            raise InputError(f"out has shape {out.shape} and type {out.dtype}: expected {shape} and {inputs.dtype}")
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            raise InputError("out must be C-contiguous and writeable")
+    def __repr__(self) -> str:
+        return f"<{self.formula}>"
 
 
 def _configured() -> str:
@@ -215,50 +358,54 @@ def _configured() -> str:
     return engine.named(config.backend())
 
 
-def _dtype(name: str, value: Any) -> str:
-    try:
-        found = "None" if value is None else str(np.dtype(value))  # to NumPy, None is float64
-    except TypeError:
-        found = str(value)
-    if found not in DTYPES:
-        raise OptionError(f"{name}={value!r}: it is float32 or float64")
+# -- where it runs -----------------------------------------------------------------------------------------------------
+
+
+def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
+    """The results: sweep by sweep, what one leaves is an argument of the next."""
+    arrays = dict(enumerate(inputs.arrays))
+    found: tuple[Any, ...] = ()
+    for sweep in planned:
+        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+        found = reducer(sweep, sweep.arguments(arrays), M, N)
+        arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
     return found
 
 
-def _accumulator(dtype_acc: Any, use_double_acc: bool) -> str | None:
-    acc = None if isinstance(dtype_acc, str) and dtype_acc == "auto" else _dtype("dtype_acc", dtype_acc)
-    if use_double_acc and acc == "float32":
-        raise OptionError("use_double_acc=True contradicts dtype_acc='float32': give one of them")
-    return "float64" if use_double_acc else acc
-
-
-def _sizes(spec: KernelSpec, inputs: Inputs) -> tuple[int, int]:
-    """Rows kept and reduced."""
-    M, N = inputs.rows
-    return (M, N) if spec.axis == 1 else (N, M)
-
-
-def _run_numpy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
-    M, N = _sizes(spec, inputs)
+def _on_host(backend: str, device_id: int) -> Reducer:
     chosen = engine.local(backend)
-    state = engine.empty(spec, M)
-    return engine.finalize(spec, engine.fold(spec, chosen, state, inputs.arrays, M, N, device_id=device_id))
+
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+        spec = sweep.spec
+        state = engine.fold(spec, chosen, engine.empty(spec, M), arrays, M, N, device_id=device_id)
+        return engine.finalize(spec, state, sweep.outputs)
+
+    return reducer
 
 
-def _run_cupy(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
+def _on_device(backend: str, device_id: int) -> Reducer:
     if backend == "cpu":
         raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
     from dred.kernel import cuda
 
-    return cuda.reduce_device(spec, inputs.arrays, *_sizes(spec, inputs), device_id=device_id)
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = cuda.reduce_device(
+            sweep.spec, arrays, M, N, outputs=sweep.outputs, device_id=device_id
+        )
+        return found
+
+    return reducer
 
 
-def _run_dask(spec: KernelSpec, inputs: Inputs, backend: str, device_id: int) -> Any:
+def _lazily(backend: str, device_id: int) -> Reducer:
     if device_id >= 0:
         raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
-    from dred.cluster.graph import reduce
+    from dred.cluster import graph
 
-    return reduce(spec, inputs.arrays, backend)
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+        return graph.reduce(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label)
+
+    return reducer
 
 
-_RUN = {"numpy": _run_numpy, "cupy": _run_cupy, "dask": _run_dask}
+_REDUCERS: Mapping[str, Callable[[str, int], Reducer]] = {"numpy": _on_host, "cupy": _on_device, "dask": _lazily}

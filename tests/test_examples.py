@@ -30,6 +30,14 @@ def test_sum_reduction(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
+def test_neighbours(tmp_path):
+    out = run("neighbours.py", "--points", 3000, "--queries", 500, "--cluster", "--output", tmp_path)
+    assert out.count("byte for byte") == 2
+    with np.load(tmp_path / "neighbours.npz") as found:
+        assert found["neighbours"].shape == (500, 9)
+        assert found["neighbours"].dtype == np.int64
+
+
 def test_million_points_on_a_local_cluster(tmp_path):
     sizes = ("--M", 3000, "--N", 2000, "--check", 20)
     out = run("million_points.py", "--cluster", "local", "--workers", 2, *sizes, "--output", tmp_path)

@@ -1,5 +1,6 @@
 """Genred on NumPy arrays: KeOps' signature, every option, every kind of array, every refusal before anything runs."""
 
+import dataclasses
 import inspect
 import pickle
 import subprocess
@@ -11,9 +12,12 @@ import pytest
 
 import dred
 from dred import BackendError, DredError, DtypeError, Genred, InputError, OptionError
-from dred.formula.language import formula
+from dred.formula.language import formula, suggestion
 from dred.formula.oracle import dense
 from dred.kernel import cpu, cuda, engine
+from dred.kernel.spec import CHAIN
+from dred.reductions import MONOIDS, REDUCTIONS, Result
+from tests.reduction_cases import CASES, arrays_of, check, listed, reference, routine_of, same
 
 TEXT = "Square(p - a) * Exp(x + y)"
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"]
@@ -58,7 +62,7 @@ def test_public_names():
     assert all(issubclass(e, DredError) for name, e in vars(dred).items() if name.endswith("Error"))
 
 
-@pytest.mark.parametrize("name", ["LazyTensor", "Vi", "Pm", "generic_sum", "generic_argkmin"])
+@pytest.mark.parametrize("name", ["LazyTensor", "ComplexLazyTensor", "Vi", "Pm", "KernelSolve"])
 def test_names_of_keops_that_are_not_offered(name):
     message = (
         f"dred does not offer {name} yet. Formulas are texts: "
@@ -170,6 +174,90 @@ def test_nan_and_infinities_propagate(value, axis, dtype):
     with np.errstate(all="ignore"):
         wanted = by_hand(x, y, a, p, axis)
     np.testing.assert_allclose(Genred(TEXT, ALIASES, axis=axis)(x, y, a, p, backend="cpu"), wanted, rtol=RTOL[dtype])
+
+
+# -- every reduction ---------------------------------------------------------------------------------------------------
+
+
+def test_every_reduction_has_cases():
+    assert {case.reduction_op for case in CASES} == {*REDUCTIONS}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_reduction_agrees_with_its_reference(case, dtype, axis):
+    routine = routine_of(case, axis)
+    for M, N in ((11, 13), (1, 1), (0, 5), (5, 0), (70, 300)):
+        given = arrays_of(M, N, dtype)
+        got = routine(*given, backend="cpu")
+        check(got, case, axis, given)
+        assert all(type(a) is np.ndarray and a.flags.c_contiguous and a.flags.writeable for a in listed(got))
+    assert isinstance(got, tuple) == ("_Arg" in case.reduction_op)
+
+
+@pytest.mark.parametrize("result", ["-m", "m + 1", "m * 2"])
+def test_a_wrong_entry_is_found(result, monkeypatch):
+    monkeypatch.setitem(REDUCTIONS, "Max", dataclasses.replace(REDUCTIONS["Max"], results=(Result((result,)),)))
+    (case,) = (case for case in CASES if case.reduction_op == "Max")
+    given = arrays_of(11, 13)
+    with pytest.raises(AssertionError):
+        check(routine_of(case, 1)(*given, backend="cpu"), case, 1, given)
+
+
+SPECIAL = [case for case in CASES if MONOIDS[REDUCTIONS[case.reduction_op].monoid].fields[0].kind == "value"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("case", [c for c in SPECIAL if "Exp" not in c.reduction_op and "Soft" not in c.reduction_op],
+                         ids=str)  # fmt: skip
+def test_nan_is_passed_over_and_infinities_are_terms(case, axis):
+    x, y, b = arrays_of(12, 14, seed=1)
+    x[2], y[3] = np.nan, np.nan
+    x[5, 0], y[6, 1], y[7] = np.inf, -np.inf, -np.inf
+    wanted = reference(case, axis, (x, y, b))
+    for got, want in zip(listed(routine_of(case, axis)(x, y, b, backend="cpu")), wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_minus_infinity_are_no_terms_of_a_soft_maximum(dtype):
+    x, y, b = arrays_of(6, 9, dtype)
+    y[2:5] = -np.inf
+    x = np.abs(x) + 1
+    for name, g in (
+        ("LogSumExp", None),
+        ("LogSumExpWeight", "b"),
+        ("SumSoftMaxWeight", "b"),
+        ("Max_SumShiftExp", None),
+    ):
+        routine = Genred("Sum(x) + Sum(y)", ["x = Vi(2)", "y = Vj(2)", "b = Vj(3)"], name, 1, formula2=g)
+        keep = np.r_[0:2, 5:9]
+        got, want = routine(x, y, b, backend="cpu"), routine(x, y[keep], b[keep], backend="cpu")
+        np.testing.assert_allclose(got, want, rtol=1e-5 if dtype == "float32" else 1e-12, equal_nan=True)
+    none = Genred("Sum(x) + Sum(y)", ["x = Vi(2)", "y = Vj(2)"], "LogSumExp", 1)
+    assert (none(x, np.full_like(y, -np.inf), backend="cpu") == -np.inf).all()
+
+
+def test_check_values():
+    """Those of the reductions over (3, 1, 1, 2, 3) and over (NaN, 5, NaN, 2)."""
+
+    def over(values, name, *more):
+        return Genred("y", ["y = Vj(1)"], name, 1, None, *more)(np.array(values)[:, None], backend="cpu")
+
+    values = [3.0, 1.0, 1.0, 2.0, 3.0]
+    assert [a.item() for a in over(values, "Min_ArgMin")] == [1, 1]
+    assert [a.item() for a in over(values, "Max_ArgMax")] == [3, 0]
+    assert [a.tolist() for a in over(values, "KMin_ArgKMin", 3)] == [[[1, 1, 2]], [[1, 2, 3]]]
+    assert over(values, "ArgKMin", 7).tolist() == [[1, 2, 3, 0, 4, -1, -1]]
+    np.testing.assert_allclose(over(values, "Max_SumShiftExp"), [[3, 2.638550]], rtol=1e-6)
+    np.testing.assert_allclose(over(values, "Max_SumShiftExpWeight", None, "y"), [[3, 7.006429]], rtol=1e-6)
+    holes = [np.nan, 5.0, np.nan, 2.0]
+    assert [a.tolist() for a in over(holes, "KMin_ArgKMin", 3)] == [[[2, 5, np.inf]], [[3, 1, -1]]]
+    assert [a.item() for a in over(holes[::2], "Min_ArgMin")] == [np.inf, -1]
+    assert over([0.0, np.nan], "Any").tolist() == [[True]]
+    assert over([1.0, np.nan], "All").tolist() == [[True]]
+    assert over([0.0, 1.0, np.nan], "Count").tolist() == [[2]]
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
@@ -337,12 +425,17 @@ def test_options_without_effect(options):
     np.testing.assert_array_equal(Genred(TEXT, ALIASES, **options)(*given), Genred(TEXT, ALIASES)(*given))
 
 
+KNOWN = suggestion("zzz", [*REDUCTIONS])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reduction_op": "Summ"}, "unknown reduction 'Summ': did you mean 'Sum'?"),
-        ({"reduction_op": "zzz"}, "unknown reduction 'zzz': known are: Sum"),
-        ({"reduction_op": None}, "unknown reduction None: known are: Sum"),
+        ({"reduction_op": "LogSumExpWeigth"}, "unknown reduction 'LogSumExpWeigth': did you mean 'LogSumExpWeight'?"),
+        ({"reduction_op": "argkmin"}, "unknown reduction 'argkmin': did you mean 'ArgKMin'?"),
+        ({"reduction_op": "zzz"}, f"unknown reduction 'zzz': {KNOWN}"),
+        ({"reduction_op": None}, f"unknown reduction None: {KNOWN}"),
         ({"axis": 2}, "axis=2: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": -1}, "axis=-1: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": True}, "axis=True: it is 0 (reduce over i) or 1 (reduce over j)"),
@@ -351,22 +444,20 @@ def test_options_without_effect(options):
         ({"dtype": "int64"}, "dtype='int64': it is float32 or float64"),
         ({"dtype": "single precision"}, "dtype='single precision': it is float32 or float64"),
         ({"dtype": ">f4"}, "dtype='>f4': it is float32 or float64"),
-        ({"opt_arg": 3}, "opt_arg=3: the reduction Sum takes none"),
-        ({"formula2": "x"}, "formula2='x': the reduction Sum takes none"),
         ({"dtype_acc": "float16"}, "dtype_acc='float16': it is float32 or float64"),
         ({"dtype": "float64", "dtype_acc": "float32"},
          "dtype_acc='float32' is narrower than the arrays' type float64: use 'auto' or 'float64'"),
         ({"dtype_acc": "float32", "use_double_acc": True},
          "use_double_acc=True contradicts dtype_acc='float32': give one of them"),
-        ({"sum_scheme": "kahan_scheme"},
-         "sum_scheme='kahan_scheme' is not offered yet: it is one of auto, block_sum, direct_sum"),
-        ({"sum_scheme": "fast"}, "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum"),
+        ({"sum_scheme": "fast"},
+         "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum, kahan_scheme"),
         ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
         ({"use_fast_math": "no"}, "use_fast_math='no': it is True or False"),
         ({"use_double_acc": 1}, "use_double_acc=1: it is True or False"),
         ({"axis": 1.0}, "axis=1.0: it is 0 (reduce over i) or 1 (reduce over j)"),
-        ({"reduction_op": ["Sum"]}, "unknown reduction ['Sum']: known are: Sum"),
-        ({"sum_scheme": ["auto"]}, "sum_scheme=['auto'] is unknown: it is one of auto, block_sum, direct_sum"),
+        ({"reduction_op": ["Sum"]}, f"unknown reduction ['Sum']: {KNOWN}"),
+        ({"sum_scheme": ["auto"]},
+         "sum_scheme=['auto'] is unknown: it is one of auto, block_sum, direct_sum, kahan_scheme"),
         ({"dtype_acc": None}, "dtype_acc=None: it is float32 or float64"),
     ],
     ids=str,
@@ -376,6 +467,149 @@ def test_options_that_are_refused(options, message):
         Genred(TEXT, ALIASES, **options)
     assert str(caught.value) == message
     assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+EDGES = "at least 2 increasing numbers such as [0, 0.5, 1]"
+BAD_PARAMETERS = [  # reduction, options, message
+    ("Sum", {"opt_arg": 3}, "opt_arg=3: the reduction Sum takes none, leave it out"),
+    ("Min", {"opt_arg": 0}, "opt_arg=0: the reduction Min takes none, leave it out"),
+    ("Sum", {"formula2": "x"}, "formula2='x': the reduction Sum takes none, leave it out"),
+    ("Max_SumShiftExp", {"formula2": "x"}, "formula2='x': the reduction Max_SumShiftExp takes none, leave it out"),
+    *(("ArgKMin", {"opt_arg": K},
+       f"opt_arg={K!r}: ArgKMin keeps K terms, and K must be given as an integer of 1 or more")
+      for K in (None, 0, -1, 2.0, True, "3", [1])),
+    ("KMax", {"opt_arg": 10**6},
+     "opt_arg=1000000: so many terms of dimension 3 are a row of 3000000 numbers, the limit is 1000000"),
+    *(("Variance", {"opt_arg": ddof},
+       f"opt_arg={ddof!r}: of n terms, Variance divides by n - opt_arg, an integer of 0 (the default) or more")
+      for ddof in (-1, 1.0, False, "1")),
+    *(("Histogram", {"opt_arg": edges}, f"opt_arg={edges!r}: Histogram needs the edges of its bins, {EDGES}")
+      for edges in (None, 10, [1.0], [], "01", [[0, 1], [1, 2]], [0, None], [[0], [1, 2]], [True, False], [0, 1j])),
+    ("Histogram", {"opt_arg": [0, 1, np.inf]},
+     "opt_arg: edge 2 of Histogram is inf: edges of bins are finite numbers"),
+    ("Histogram", {"opt_arg": [0, np.nan]}, "opt_arg: edge 1 of Histogram is nan: edges of bins are finite numbers"),
+    ("Histogram", {"opt_arg": [0, 1, 1]},
+     "opt_arg: edge 2 of Histogram is 1, not above edge 1, 1: edges increase"),
+    ("Histogram", {"opt_arg": [0, 2, 1.5]},
+     "opt_arg: edge 2 of Histogram is 1.5, not above edge 1, 2: edges increase"),
+    ("SumSoftMaxWeight", {}, "formula2=None: the reduction SumSoftMaxWeight needs a second formula G: "
+     "mean of G with the weights exp(F); none: NaN"),
+    ("Min", {"sum_scheme": "kahan_scheme"},
+     "sum_scheme='kahan_scheme': Min has no compensated sum, leave it at 'auto'"),
+    ("Min", {"sum_scheme": "direct_sum"}, "sum_scheme='direct_sum': Min has no sum, leave it at 'auto'"),
+    ("Count", {"sum_scheme": "block_sum"}, "sum_scheme='block_sum': Count has no sum of blocks, leave it at 'auto'"),
+    ("Prod", {"sum_scheme": "block_sum"}, "sum_scheme='block_sum': Prod has no sum of blocks, leave it at 'auto'"),
+    ("Variance", {"sum_scheme": "kahan_scheme"},
+     "sum_scheme='kahan_scheme': Variance has no compensated sum, leave it at 'auto'"),
+    ("ArgMax", {"dtype_acc": "float64"}, "dtype_acc='float64': ArgMax has no sum, leave it at 'auto'"),
+    ("Any", {"use_double_acc": True}, "use_double_acc=True: Any has no sum, leave it at False"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("reduction", "options", "message"), BAD_PARAMETERS, ids=str)
+def test_parameters_that_are_refused(reduction, options, message):
+    with pytest.raises(OptionError) as caught:
+        Genred(TEXT, ALIASES, reduction, **options)
+    assert str(caught.value) == message
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("x", "SumSoftMaxWeight", None, "y"), "SumSoftMaxWeight takes a formula of dimension 1, got 3\n    x\n    ^\n"
+         "Elem(F, m) takes a component, Sum(F) adds them up"),
+        (("x + y", "Histogram", [0, 1]), "Histogram takes a formula of dimension 1, got 3\n    x + y\n    ^^^^^\n"
+         "Elem(F, m) takes a component, Sum(F) adds them up"),
+        (("a", "Histogram", [0, 1], "x"),
+         "the formula of Histogram has dimension 1, G 3: it must be 1\n    x\n    ^"),
+        (("x", "LogSumExp", None, "Concat(y, a)"),
+         "the formula of LogSumExp has dimension 3, G 4: it must be 1 or 3\n    Concat(y, a)\n    ^^^^^^^^^^^^"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_dimensions_that_do_not_fit(given, message):
+    formula, reduction, *more = given
+    options = dict(zip(("opt_arg", "formula2"), more, strict=False))
+    with pytest.raises(dred.DimensionError) as caught:
+        Genred(formula, ALIASES, reduction, **options)
+    assert str(caught.value) == message
+    with pytest.raises(dred.DimensionError) as caught:
+        Genred([given], ALIASES)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "edges", [[0, 1, 2], (0.0, 1.0, 2.0), np.array([0, 1, 2]), np.array([0, 1, 2], "float32"), range(3)], ids=repr
+)
+def test_ways_to_write_edges(edges):
+    x = np.array([[0.0], [1.0], [1.5], [2.0], [2.5], [-1.0], [np.nan]])
+    assert Genred("x", ["x = Vi(1)"], "Histogram", opt_arg=edges)(x, backend="cpu").tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("K", [2, np.int64(2)])
+def test_ways_to_write_a_number(K):
+    x = np.arange(5.0)[:, None]
+    assert Genred("x", ["x = Vi(1)"], "KMin", opt_arg=K)(x, backend="cpu").tolist() == [[0, 1]]
+    assert Genred("x", ["x = Vi(1)"], "Variance", opt_arg=K)(x, backend="cpu").item() == 10 / 3
+
+
+@pytest.mark.parametrize("scheme", ["auto", "block_sum", "direct_sum", "kahan_scheme"])
+def test_schemes_choose_chains_and_monoids(scheme):
+    wanted = {"direct_sum": (1, ""), "kahan_scheme": (1, "_kahan")}.get(scheme, (CHAIN, ""))
+    for name, options in {"Sum": {}, "Mean": {}, "LogSumExp": {}, "SoftMax": {"formula2": "x"}}.items():
+        spec = Genred("Sum(x)", ALIASES, name, sum_scheme=scheme, **options).spec("float32")
+        assert (spec.chain, spec.parts[0].monoid) == (wanted[0], REDUCTIONS[name].monoid + wanted[1])
+
+
+def test_compensated_sums_are_better():
+    terms = np.full((100_000, 1), 0.1, np.float32)
+
+    def error(scheme):
+        routine = Genred("x", ["x = Vj(1)"], axis=1, sum_scheme=scheme, dtype_acc="float32")
+        return abs(routine(terms, backend="cpu").item() / (100_000 * float(np.float32(0.1))) - 1)
+
+    assert error("direct_sum") > 1e-5
+    assert error("kahan_scheme") < 1e-7
+
+
+def test_the_second_formula_reads_the_same_variables():
+    x, y = np.random.default_rng(0).normal(size=(2, 20, 1))
+    named = Genred("x * y", ["x = Vi(1)", "y = Vj(1)"], "SumSoftMaxWeight", 1, formula2="y")
+    written = Genred("Vi(0, 1) * Vj(1, 1)", [], "SumSoftMaxWeight", 1, formula2="Vj(1, 1)")
+    more = Genred("x * Vj(1, 1)", ["x = Vi(1)"], "SumSoftMaxWeight", 1, formula2="Vj(2, 1)")
+    same(written(x, y, backend="cpu"), named(x, y, backend="cpu"))
+    same(more(x, y, y, backend="cpu"), named(x, y, backend="cpu"))
+    with pytest.raises(dred.VariableError) as caught:
+        Genred("Vi(0, 1)", [], "LogSumExp", 1, formula2="Vj(0, 1) + 2")
+    assert str(caught.value) == (
+        "position 0 is declared as i-variable of dimension 1 and as j-variable of dimension 1\n"
+        "    Vj(0, 1) + 2\n    ^^^^^^^^^^^^"
+    )
+
+
+def test_errors_of_the_second_formula_show_it():
+    with pytest.raises(dred.UnknownNameError) as caught:
+        Genred("Sum(x)", ALIASES, "SoftMax", formula2="Expp(y)")
+    assert str(caught.value) == "unknown operation 'Expp'\n    Expp(y)\n    ^^^^\ndid you mean 'Exp'?"
+    with pytest.raises(dred.LimitError) as caught:
+        Genred("Sum(x)", ALIASES, "SoftMax", formula2="1e39*y", dtype="float32")
+    assert str(caught.value) == (
+        "a constant of the formula is beyond the largest float32, 3.4e+38\n    1e39*y\n    ^^^^^^"
+    )
+    with pytest.raises(dred.ArgumentError) as caught:
+        Genred("Sum(x)", ALIASES, "SoftMax", formula2=3)
+    assert str(caught.value) == "a formula must be a text, got int"
+
+
+def test_infinite_constants_of_tables_are_no_constants_of_users():
+    """`low` and the like: only numbers that a user wrote are too large for a type."""
+    e = np.ones((2, 1), np.float32)
+    x, y = np.zeros((2, 1), np.float32), np.array([[0], [-np.inf]], np.float32)
+    got = dred.Reduction("Grad(LogSumExp_Reduction(x + y, 0), x, e)", ["x=Vi(1)", "y=Vj(1)", "e=Vi(1)"])(
+        x, y, e, backend="cpu"
+    )
+    assert got.tolist() == [[1], [1]]
 
 
 def test_a_bad_formula_is_refused_when_the_routine_is_made():
@@ -395,6 +629,9 @@ def test_a_routine_says_what_it_is_and_travels():
     assert repr(routine) == f"Genred({TEXT!r}, {ALIASES!r}, 'Sum', axis=1)"
     assert (routine.formula, routine.aliases, routine.axis, routine.dtype, routine.dim) == (
         TEXT, tuple(ALIASES), 1, "float32", 3)  # fmt: skip
+    keeps = Genred("Sum(x)", ALIASES, "LogSumExp", 1, formula2="y")
+    assert repr(keeps) == f"Genred('Sum(x)', {ALIASES!r}, 'LogSumExp', axis=1, formula2='y')"
+    assert repr(Genred("x", ALIASES, "KMin", opt_arg=3)) == f"Genred('x', {ALIASES!r}, 'KMin', axis=0, opt_arg=3)"
     again = pickle.loads(pickle.dumps(routine))
     assert again.spec("float32") == routine.spec("float32")
     given = arrays(dtype="float32")
@@ -599,6 +836,37 @@ def test_a_bad_out_is_refused_before_anything_runs(case, nothing_runs):
     out, message = BAD_OUT[case]
     with pytest.raises(InputError) as caught:
         Genred(TEXT, ALIASES, axis=1)(*arrays(), out=out)
+    assert str(caught.value) == message
+
+
+def test_out_of_every_reduction():
+    given = arrays_of(11, 13)
+    for case in CASES:
+        routine = routine_of(case, 1)
+        want = routine(*given, backend="cpu")
+        out = tuple(np.full_like(a, 7) for a in listed(want))
+        got = routine(*given, backend="cpu", out=out if isinstance(want, tuple) else out[0])
+        assert all(a is b for a, b in zip(listed(got), out, strict=True))
+        same(got, want)
+
+
+PAIR = (np.zeros((M, 3)), np.zeros((M, 3), int))
+BAD_PAIRS = {
+    "array": (PAIR[0], "out must be a tuple of 2 arrays, as many as the result has"),
+    "one": (PAIR[:1], "out must be a tuple of 2 arrays, as many as the result has"),
+    "type": ((PAIR[0], PAIR[0].copy()),
+             "out[1] has shape (30, 3) and type float64: expected (30, 3) and int64"),
+    "shape": ((PAIR[0][:7], PAIR[1]), "out[0] has shape (7, 3) and type float64: expected (30, 3) and float64"),
+    "memory": ((PAIR[0], PAIR[0].view(np.int64)), "the arrays of out share memory: give each one its own"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_PAIRS)
+def test_a_bad_out_of_a_pair_is_refused_before_anything_runs(case, monkeypatch):
+    out, message = BAD_PAIRS[case]
+    monkeypatch.setattr(engine, "fold", None)
+    with pytest.raises(InputError) as caught:
+        Genred(TEXT, ALIASES, "Min_ArgMin", 1)(*arrays(), out=out)
     assert str(caught.value) == message
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pickle
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import dred
 from dred import Genred, Reduction, VariableError
 from dred.formula.language import Variable, formula
 from dred.formula.reduced import reduction
-from dred.reductions import REDUCTIONS
+from dred.reductions import MONOIDS, REDUCTIONS
 
 F = "Exp(-p*SqDist(x,y))*b"
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "p = Pm(1)"]
@@ -86,7 +87,8 @@ def test_a_gradient(v, cat):
 @pytest.mark.parametrize("v", CATEGORY)
 def test_a_wrong_gradient_is_found(v, cotangent, monkeypatch):
     """What the table says is what is computed, and the check above sees it."""
-    monkeypatch.setitem(REDUCTIONS, "Sum", dataclasses.replace(REDUCTIONS["Sum"], cotangent=cotangent))
+    changed = dataclasses.replace(REDUCTIONS["Sum"], pullbacks={"": (cotangent, None)})
+    monkeypatch.setitem(REDUCTIONS, "Sum", changed)
     with pytest.raises(AssertionError):
         check_gradient(v, 0)
 
@@ -212,7 +214,10 @@ def test_options_are_those_of_genred(options):
     [
         ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
         ({"dtype": "float16"}, "dtype='float16': it is float32 or float64"),
-        ({"sum_scheme": "fast"}, "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum"),
+        (
+            {"sum_scheme": "fast"},
+            "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum, kahan_scheme",
+        ),
     ],
     ids=str,
 )
@@ -365,7 +370,7 @@ BAD = [
      "Sum_Reduction", ""),
     ("Summ_Reduction(x, 0)", "UnknownNameError", "unknown reduction 'Summ'", "Summ_Reduction", "did you mean 'Sum'?"),
     ("Oops_Reduction(x, 0)", "UnknownNameError", "unknown reduction 'Oops'", "Oops_Reduction",
-     f"known are: {', '.join(sorted(REDUCTIONS))}"),
+     textwrap.fill(f"known are: {', '.join(sorted(REDUCTIONS))}", 100)),
     ("Sum_Reduction(q, 0)", "UnknownNameError", "unknown name 'q'", "q", "the aliases are: x, y, p, e"),
     ("Sum_Reduction(x, 0", "FormulaSyntaxError", "this parenthesis is never closed", "(", ""),
     ("Sum_Reduction", "UnknownNameError", "unknown name 'Sum_Reduction'", "Sum_Reduction",
@@ -398,6 +403,32 @@ BAD = [
      f"it is {FORWARD}(R, v, e, saved)"),
     (f"{FORWARD}(Sum_Reduction(x, 0), x, e, 1)", "ArgumentError", f"argument 'saved' of {FORWARD} must be a variable",
      FORWARD, f"it is {FORWARD}(R, v, e, saved)"),
+    (f"{FORWARD}(Sum_Reduction(Sum(x), 0), x, Vi(4,1), e)", "DimensionError",
+     "the saved result must be Vi(1), as the result of the reduction, got Vi(3)", FORWARD, ""),
+    (f"{FORWARD}(Sum_Reduction(x, 0), x, e, y)", "ArgumentError",
+     "the saved result must be Vi(3), as the result of the reduction, got Vj(3)", FORWARD, ""),
+    ("Diff_WithSavedForward(Sum_Reduction(x, 0), y, y, p)", "ArgumentError",
+     "the saved result must be Vi(3), as the result of the reduction, got Pm(1)", "Diff_WithSavedForward", ""),
+    ("KMin_Reduction(x, 0)", "ArgumentError", "KMin_Reduction takes 3 arguments, got 2", "KMin_Reduction",
+     "it is KMin_Reduction(F, K, cat): KMin has no second formula G"),
+    ("KMin_Reduction(x, 0, 1)", "ArgumentError",
+     "argument 'K' of KMin_Reduction is 0: so many terms are kept, at least 1", "KMin_Reduction", ""),
+    ("KMin_Reduction(x, 500000, 1)", "LimitError", "dimension 1500000 is outside 1 ... 1000000", "KMin_Reduction", ""),
+    ("Variance_Reduction(x, -1, 1)", "ArgumentError",
+     "argument 'K' of Variance_Reduction is -1: it is taken off the number of terms, at least 0", "Variance_Reduction",
+     ""),
+    ("SoftMax_Reduction(p, 0)", "ArgumentError", "SoftMax_Reduction takes 3 arguments, got 2", "SoftMax_Reduction",
+     "it is SoftMax_Reduction(F, cat, G): SoftMax has no integer parameter K"),
+    ("SoftMax_Reduction(x, 0, y)", "DimensionError", "SoftMax takes a formula of dimension 1, got 3",
+     "SoftMax_Reduction", "Elem(F, m) takes a component, Sum(F) adds them up"),
+    ("LogSumExp_Reduction(x, 0, Concat(x, y))", "DimensionError",
+     "the formula of LogSumExp has dimension 3, G 6: it must be 1 or 3", "LogSumExp_Reduction", ""),
+    ("Grad(KMin_Reduction(x, 2, 1), x, e)", "ArgumentError",
+     "the cotangent must be Vj(6), as the result of the reduction, got Vi(3)", "Grad", ""),
+    ("Grad(Count_Reduction(x, 0), x, e)", "DerivativeError", "Count_Reduction has no derivative", "Grad",
+     "its values only jump: they do not change where its terms change a little"),
+    ("Histogram_Reduction(p, 0)", "ArgumentError", "the reduction Histogram cannot be written as a text",
+     "Histogram_Reduction", "write dred.Genred(F, aliases, 'Histogram', axis, opt_arg=...)"),
     (f"{FORWARD}(Exp(x), x, e, e)", "ArgumentError", f"{FORWARD} takes a reduction, got a formula", FORWARD,
      "of a formula it is Grad(F, v, ...)"),
 ]  # fmt: skip
@@ -445,6 +476,79 @@ def test_genred_takes_formulas_only(text, name):
     )
 
 
+# -- every reduction ---------------------------------------------------------------------------------------------------
+
+TEXTS = {"F": "x * y", "K": "2", "G?": "b", "G": "b"}
+
+
+def text_of(name, cat, leave_out=False):
+    """A reduction, over F of dimension 3 where it may have so many components."""
+    takes = REDUCTIONS[name]
+    words = [w for w in takes.signature.split(", ") if not (leave_out and w.endswith("?"))]
+    formula_of = TEXTS | {"F": "(x | y)" if takes.scalar else "x * y", "cat": str(cat)}
+    return f"{name}_Reduction({', '.join(formula_of[w] for w in words)})"
+
+
+def dense_results(name, x, y, b, cat, weighted):
+    takes = REDUCTIONS[name]
+    f = x[:, None] * y
+    f = f.sum(-1, keepdims=True) if takes.scalar else f
+    g = np.broadcast_to(b, (M, N, 1)) if weighted else None
+    result = takes.numpy(f, g, 1 - cat, 2 if takes.parameter else None)
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("cat", [0, 1])
+@pytest.mark.parametrize("name", [name for name, r in REDUCTIONS.items() if r.signature])
+def test_every_reduction_as_a_text(name, cat):
+    given = arrays()
+    for leave_out in {False, "?" in REDUCTIONS[name].signature}:
+        text = text_of(name, cat, leave_out)
+        f, r = reduction(text, ALIASES)
+        assert (r.name, r.cat, r.axis, r.saved) == (name, cat, 1 - cat, ())
+        assert len(f.variables) == len(ALIASES)
+        got = Reduction(text, ALIASES)(*given, backend="cpu")
+        got = got if isinstance(got, tuple) else (got,)
+        wanted = dense_results(name, *given[:3], cat, "G" in REDUCTIONS[name].signature and not leave_out)
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-11)
+        assert r.dim == wanted[0][0].size
+
+
+@pytest.mark.parametrize("cat", [0, 1])
+@pytest.mark.parametrize("name", [name for name, r in REDUCTIONS.items() if "" in r.pullbacks])
+def test_derivatives_of_every_reduction_as_texts(name, cat):
+    """<gradient, u> is <e, derivative in the direction u>, whether the result is passed or not."""
+    given, text = arrays(), text_of(name, cat)
+    _, r = reduction(text, ALIASES)
+    e, u = cotangent(cat, r.dim), np.random.default_rng(7).normal(size=(N, 3))
+    like = f"{('Vi', 'Vj')[cat]}({r.dim})"
+    aliases = [*ALIASES, f"e = {like}", "u = Vj(3)", f"saved = {like}"]
+    everything = [*given, e, u, np.full(e.shape, np.nan)]
+    gradient = Reduction(f"Grad({text}, y, e)", aliases)(*everything, backend="cpu")
+    tangent = Reduction(f"Diff({text}, y, u)", aliases)(*everything, backend="cpu")
+    assert (gradient.shape, tangent.shape) == ((N, 3), e.shape)
+    np.testing.assert_allclose((gradient * u).sum(), (tangent * e).sum(), rtol=1e-11, atol=1e-13)
+    made, written = reduction(f"Grad({text}, y)", ALIASES), reduction(f"Grad({text}, y, e)", aliases[:-2])
+    assert (made[0].variables, made[1]) == (written[0].variables, written[1])
+    for kind, more in (("Grad", "e"), ("Diff", "u")):
+        forward = reduction(f"{kind}_WithSavedForward({text}, y, {more}, saved)", aliases)[1]
+        assert forward == reduction(f"{kind}({text}, y, {more})", aliases)[1]
+
+
+def test_a_soft_gradient_by_hand():
+    x, y, b, _ = given = arrays()
+    e = cotangent(0)
+    shares = np.exp(x @ y.T)
+    shares /= shares.sum(1, keepdims=True)
+    wanted = (e * shares)[..., None] * y
+    text = "Grad(LogSumExp_Reduction((x | y), 0), x, e)"
+    close(Reduction(text, [*ALIASES, "e = Vi(1)"])(*given, e), wanted.sum(1))
+    wanted = (e * shares * (b.T - shares @ b))[..., None] * x[:, None]
+    text = "Grad(SumSoftMaxWeight_Reduction((x | y), 0, b), y, e)"
+    close(Reduction(text, [*ALIASES, "e = Vi(1)"])(*given, e), wanted.sum(0))
+
+
 # -- the table decides -------------------------------------------------------------------------------------------------
 
 
@@ -459,7 +563,7 @@ def table(monkeypatch):
 
 
 def test_a_reduction_with_an_integer_parameter(table):
-    table("Least", signature="F, K, cat", cotangent=None)
+    table("Least", signature="F, K, cat", parameter="K")
     _, r = reduction("Least_Reduction(x, 4, 1)", GIVEN)
     assert (r.name, r.cat, r.axis, r.parameter, r.weight) == ("Least", 1, 0, 4, None)
     for text, message, hint in [
@@ -468,6 +572,7 @@ def test_a_reduction_with_an_integer_parameter(table):
         ("Least_Reduction(x, p, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, [3], 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, 3/2, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
+        ("Least_Reduction(x, 0, 0)", "argument 'K' of Least_Reduction is 0: so many terms are kept, at least 1", ""),
     ]:  # fmt: skip
         with pytest.raises(dred.ArgumentError) as caught:
             reduction(text, GIVEN)
@@ -475,7 +580,7 @@ def test_a_reduction_with_an_integer_parameter(table):
 
 
 def test_a_reduction_with_a_second_formula(table):
-    table("Weighted", signature="F, cat, G?")
+    table("Weighted", signature="F, cat, G?", monoid="exponentials")
     f, r = reduction("Weighted_Reduction(Sum(x), 0, y)", GIVEN)
     assert (r.cat, r.parameter, r.weight) == (0, None, formula("y", GIVEN).node)
     assert [str(v) for v in f.variables] == ["Vi(0,3)", "Vj(1,3)", "Pm(2,1)", "Vi(3,3)"]
@@ -490,17 +595,20 @@ def test_a_reduction_with_a_second_formula(table):
 
 @pytest.mark.parametrize("text", ["Grad({}, x, e)", "Grad({}, x)", "Diff({}, x, e)"])
 def test_a_reduction_without_a_derivative(text, table):
-    table("Least", cotangent=None)
+    table("Least", pullbacks={})
     text = text.format("Least_Reduction(x, 0)")
     with pytest.raises(dred.DerivativeError) as caught:
         Reduction(text, GIVEN)
-    assert str(caught.value) == message_of(text, "Least_Reduction has no derivative", text[:4], "")
+    hint = "its values only jump: they do not change where its terms change a little"
+    assert str(caught.value) == message_of(text, "Least_Reduction has no derivative", text[:4], hint)
 
 
 @pytest.mark.parametrize("cat", [0, 1])
-def test_a_reduction_with_another_cotangent(cat, table):
+def test_a_reduction_with_another_cotangent(cat, table, monkeypatch):
     """Its derivatives are those of the same reduction written as a sum."""
-    table("SumOfSquares", lift=("f * f",), cotangent="2 * e * f", numpy=lambda v, axis: (v * v).sum(axis))
+    square = dataclasses.replace(MONOIDS["sum"].fields[0], lift="F * F")
+    monkeypatch.setitem(MONOIDS, "squares", dataclasses.replace(MONOIDS["sum"], fields=(square,), kahan=""))
+    table("SumOfSquares", monoid="squares", pullbacks={"": ("2 * e * f", None)})
     given, e = arrays(), cotangent(cat)
     aliases = [*ALIASES, f"e = {COTANGENT[cat]}", "u = Pm(3)"]
     texts = ["Grad({}, x, e)", "Grad({}, p, e)", "Diff({}, y, u)", "Grad(Diff({}, y, u), b, e)"]

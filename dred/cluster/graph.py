@@ -1,10 +1,11 @@
-"""A reduction over blocks as a lazy dask array: fold tasks, merge tasks and result tasks, one layer each."""
+"""Reductions over blocks as lazy dask arrays: fold tasks, merge tasks and result tasks, one layer each."""
 
 # mypy: allow-untyped-calls
 # (dask is typed in part)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -19,24 +20,33 @@ from dask.task_spec import List, Task, TaskRef
 from dred.cluster import config, inputs, tasks
 from dred.cluster.backend import resolve
 from dred.cluster.plan import Plan
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
+
+LONGEST_PREFIX = 32
 
 Key = tuple[Any, ...]
 Layer = dict[Key, Task]
 
 
-def plan(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> Plan:
+def plan(
+    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], backend: str = "auto", *, label: str
+) -> Plan:
     """How `reduce` would cut this problem into tasks.
 
     Parameters
     ----------
     spec : KernelSpec
-        Formula, reduction, axis and types.
+        Formulas, states, axis and types.
     arrays : sequence of dask.array.Array or numpy.ndarray
         By position, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,) for
         parameters. `dred.inputs.check` has seen them.
+    outputs : sequence of Output
+        The arrays that are read off the states.
     backend : str
         "auto", "cpu", "cuda" or "numpy".
+    label : str
+        Names of the reductions, separated by ", ", one for each part of `spec`: for people and in names of layers.
 
     Raises
     ------
@@ -47,39 +57,68 @@ def plan(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> Plan
     BackendError
         The backend is not there, see `backend.resolve`.
     """
-    sizes = inputs.measure(spec, arrays)
-    return Plan.choose(spec.reduction, resolve(backend, arrays), sizes, config.settings())
+    sizes = inputs.measure(spec, arrays, outputs)
+    return Plan.choose(label, resolve(backend, arrays), sizes, config.settings())
 
 
-def reduce(spec: KernelSpec, arrays: Sequence[Any], backend: str = "auto") -> da.Array:
-    """The reduction as a lazy array of shape (M, D) in the caller's chunks of the first kept variable.
+def reduce(
+    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], backend: str = "auto", *, label: str
+) -> tuple[da.Array, ...]:
+    """The outputs as lazy arrays of M rows in the caller's chunks of the first kept variable.
 
     Nothing is computed. Parameters and errors are those of `plan`.
 
     Returns
     -------
-    dask.array.Array
-        Shape (M, spec.dim), dtype `spec.dtype`. M (N) is 1 where there is no kept (reduced) variable.
+    tuple of dask.array.Array
+        One for each output, of its dtype and shape (M, ...), all over the same fold tasks. M (N) is 1 where there is no
+        kept (reduced) variable.
     """
-    chosen = plan(spec, arrays, backend)
-    return build(spec, inputs.prepare(spec, arrays, chosen), chosen)
+    chosen = plan(spec, arrays, outputs, backend, label=label)
+    return build(spec, inputs.prepare(spec, arrays, chosen), outputs, chosen)
 
 
-def build(spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> da.Array:
+def build(spec: KernelSpec, arrays: Sequence[da.Array], outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:
     """The graph of `plan` over the arrays of `spec.read`, which are in its blocks already."""
-    prefix = f"dred-{spec.reduction.lower()}"
-    token = tokenize(spec.digest, plan.token(), list(map(source, arrays)))
-    fold_name, merge_name, out_name = (f"{prefix}{kind}-{token}" for kind in ("-fold", "-merge", ""))
+    prefix = layer_prefix(plan.reduction)
+    token = tokenize(spec.digest, plan.token(), repr(outputs), list(map(source, arrays)))
+    fold_name, merge_name, done_name = (f"{prefix}{kind}-{token}" for kind in ("-fold", "-merge", ""))
     folds, lanes = fold_layer(fold_name, spec, arrays, plan)
     merges, tops = merge_layer(merge_name, spec, plan, lanes)
-    outs = {
-        (out_name, i, 0): Task((out_name, i, 0), tasks.finish, spec, _refs(states)) for i, states in enumerate(tops)
-    }
     layers: dict[str, tuple[Layer, set[str]]] = {fold_name: (folds, set(map(source, arrays)))}
     if merges:
         layers[merge_name] = (merges, {fold_name})
-    layers[out_name] = (outs, {key[0] for states in tops for key in states})
-    return as_dask_array(out_name, layers, arrays, (plan.x_blocks, (spec.dim,)), np.empty((0, 0), dtype=spec.dtype))
+    results = [output.empty(spec) for output in outputs]
+    tails = [(0,) * (result.ndim - 1) for result in results]  # of the keys of blocks: rows are never cut
+    single = len(outputs) == 1
+    done: list[Key] = [(done_name, i, *(tails[0] if single else ())) for i in range(len(tops))]
+    finish = [
+        Task(key, tasks.finish, spec, tuple(outputs), _refs(states)) for key, states in zip(done, tops, strict=True)
+    ]
+    layers[done_name] = (dict(zip(done, finish, strict=True)), {key[0] for states in tops for key in states})
+    names = [done_name] if single else [f"{prefix}-{n}-{token}" for n in range(len(outputs))]
+    found = []
+    for n, (name, result, tail) in enumerate(zip(names, results, tails, strict=True)):
+        own = {} if single else {name: (pick_layer(name, n, done, tail), {done_name})}
+        chunks = (plan.x_blocks, *((size,) for size in result.shape[1:]))
+        meta = np.empty((0,) * result.ndim, dtype=result.dtype)
+        found.append(as_dask_array(name, {**layers, **own}, arrays, chunks, meta))
+    return tuple(found)
+
+
+def layer_prefix(label: str) -> str:
+    """What the names of layers begin with: "dred-kmin-argkmin" for "KMin_ArgKMin".
+
+    Words of letters only, since dask shows keys up to the first word that has others. And no more than `LONGEST_PREFIX`
+    characters: dask joins the names of tasks that it fuses, and tells those of more than 120 characters apart by 4
+    digits of a hash, so that two tasks among many may get one name.
+    """
+    prefix = "dred"
+    for word in re.findall("[a-z]+", label.lower()):
+        if len(prefix) + 1 + len(word) > LONGEST_PREFIX:
+            break
+        prefix += f"-{word}"
+    return prefix
 
 
 def fold_layer(name: str, spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> tuple[Layer, list[list[Key]]]:
@@ -104,7 +143,9 @@ def fold_layer(name: str, spec: KernelSpec, arrays: Sequence[da.Array], plan: Pl
             for step, js in enumerate(steps):
                 key = (name, i, lane, step)
                 place = tasks.Place(i, lane, step, i0[i], rows, j0[js.start], plan.y_blocks[js.start : js.stop])
-                layer[key] = Task(key, tasks.fold_blocks, spec, plan.backend, place, state, x, panels[js], fixed)
+                layer[key] = Task(
+                    key, tasks.fold_blocks, spec, plan.reduction, plan.backend, place, state, x, panels[js], fixed
+                )
                 state = TaskRef(key)
             ends[i].append(key)
     return layer, ends
@@ -127,6 +168,12 @@ def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]])
             states = merged
         tops.append(states)
     return layer, tops
+
+
+def pick_layer(name: str, n: int, done: Sequence[Key], tail: tuple[int, ...]) -> Layer:
+    """Tasks (name, i, 0, ...) that take the array of one output out of those of an x block."""
+    keys = [(name, i, *tail) for i in range(len(done))]
+    return {key: Task(key, tasks.pick, TaskRef(arrays), n) for key, arrays in zip(keys, done, strict=True)}
 
 
 def as_dask_array(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,12 +18,13 @@ from dred.errors import InputError
 from dred.formula.language import Variable
 from dred.kernel import engine
 from dred.kernel.lower import lower
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
 UNROLL = 32  # of the kernel whose instructions are counted; their number does not depend on it
 
 
-def measure(spec: KernelSpec, arrays: Sequence[Any]) -> Sizes:
+def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) -> Sizes:
     """Sizes of the problem, read off shapes, dtypes and chunks: nothing is computed.
 
     Variables that the formula does not read count for rows and chunks; they travel nowhere.
@@ -42,9 +44,15 @@ def measure(spec: KernelSpec, arrays: Sequence[Any]) -> Sizes:
         parameters=len(parameters),
         parameter_bytes=itemsize * sum(parameters),
         state_row_bytes=sum(field.nbytes for field in engine.empty(spec, 1)),
-        out_row_bytes=itemsize * spec.dim,
+        out_row_bytes=sum(_row_bytes(output.empty(spec)) for output in outputs),
         operations=operations(spec),
+        outputs=len(outputs),
     )
+
+
+def _row_bytes(array: Any) -> int:
+    """Bytes of a row of an array (0, ...)."""
+    return int(array.itemsize * math.prod(array.shape[1:]))
 
 
 def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[da.Array]:

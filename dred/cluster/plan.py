@@ -80,9 +80,11 @@ class Sizes:
     parameters, parameter_bytes : int
         Number of parameters and their bytes together.
     state_row_bytes, out_row_bytes : int
-        Bytes of the state of one kept row, and of its result.
+        Bytes of the state of one kept row, and of its results.
     operations : int
         Instructions per pair (i, j).
+    outputs : int
+        Arrays of results.
     """
 
     x: Axis
@@ -92,6 +94,7 @@ class Sizes:
     state_row_bytes: int
     out_row_bytes: int
     operations: int
+    outputs: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class Plan:
     Attributes
     ----------
     reduction, backend : str
-        What is computed and by which kernels.
+        What is computed (names of reductions) and by which kernels.
     x_blocks, y_blocks : tuple of int
         Rows of each block of kept and of reduced rows.
     schedule : tuple of tuple of range
@@ -186,7 +189,13 @@ class Plan:
 
     @property
     def out_tasks(self) -> int:
-        return len(self.x_blocks)
+        """One for each x block, and where there are several arrays one more for each block of each."""
+        return len(self.x_blocks) * (1 + self._picked)
+
+    @property
+    def _picked(self) -> int:
+        """Arrays that are taken out of a tuple of several."""
+        return self.sizes.outputs if self.sizes.outputs > 1 else 0
 
     @property
     def tasks(self) -> int:
@@ -198,7 +207,7 @@ class Plan:
         """Results that these tasks read: blocks, previous states, states to merge."""
         folds = sum(map(len, self.schedule))
         read = folds * (self.sizes.x.arrays + self.sizes.parameters) + len(self.y_blocks) * self.sizes.y.arrays
-        return len(self.x_blocks) * (read + self.states_read)
+        return len(self.x_blocks) * (read + self.states_read + self._picked)
 
     @property
     def states_read(self) -> int:
@@ -241,14 +250,16 @@ class Plan:
     def bytes_moved(self, workers: int) -> int:
         """Most bytes that cross between `workers` processes once the blocks are cut as planned.
 
-        Every worker may fetch every block that another holds, and every state the task that reads it. No worker is
-        lost.
+        Every worker may fetch every block that another holds, and every state, or several results together, the task
+        that reads it. No worker is lost.
         """
         if workers < 2:
             return 0
         s = self.sizes
         inputs = s.x.rows * s.x.row_bytes + s.y.rows * s.y.row_bytes + s.parameter_bytes
-        return (workers - 1) * inputs + s.x.rows * s.state_row_bytes * self.states_read
+        return (workers - 1) * inputs + s.x.rows * (
+            s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked
+        )
 
     def token(self) -> str:
         """32 hexadecimal digits that differ where plans differ."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dred.errors import BackendError, FoldError, InputError
 from dred.formula.node import canonical
 from dred.kernel import engine
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
 Array = NDArray[Any]
@@ -51,6 +52,7 @@ class Place:
 
 def fold_blocks(
     spec: KernelSpec,
+    label: str,
     backend: str,
     place: Place,
     state: State | None,
@@ -62,6 +64,8 @@ def fold_blocks(
 
     Parameters
     ----------
+    label : str
+        Names of the reductions, for errors.
     kept, parameters : sequence of array
         The x block of each kept variable, and each parameter, in the order of `spec.read`.
     reduced : sequence of sequence of array
@@ -80,10 +84,10 @@ def fold_blocks(
         arrays = _arrange(spec, place, kept, reduced, parameters)
         return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0)
     except BackendError as error:
-        raise BackendError(f"{error}\n    while folding {place}\n    of {describe(spec)}") from error
+        raise BackendError(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise FoldError(cause, str(place), describe(spec), backend, place.i, place.lane, place.step) from error
+        raise FoldError(cause, str(place), describe(spec, label), backend, place.i, place.lane, place.step) from error
 
 
 def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
@@ -94,9 +98,15 @@ def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
     return merged
 
 
-def finish(spec: KernelSpec, states: Sequence[State]) -> Array:
-    """Rows of the result, from the last states of the tree."""
-    return engine.finalize(spec, merge_states(spec, states))
+def finish(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State]) -> Array | tuple[Array, ...]:
+    """Rows of the results, from the last states of the tree; of a single output without a tuple around it."""
+    results = engine.finalize(spec, merge_states(spec, states), outputs)
+    return results if results[1:] else results[0]
+
+
+def pick(results: Sequence[Array], n: int) -> Array:
+    """One of several results. (dask would join `operator.getitem` with a slice that follows.)"""
+    return results[n]
 
 
 def devices() -> int:
@@ -106,10 +116,12 @@ def devices() -> int:
     return cuda.device_count()
 
 
-def describe(spec: KernelSpec, most: int = 300) -> str:
-    """Reduction and formula as text of at most about `most` characters."""
-    text = canonical(spec.formula)
-    return f"{spec.reduction}({text if len(text) <= most else text[:most] + '...'}), axis={spec.axis}"
+def describe(spec: KernelSpec, label: str, most: int = 300) -> str:
+    """Reductions and formulas as text, of at most about `most` characters each: "Sum(F), LogSumExp(F, G), axis=1"."""
+    texts = [", ".join(map(canonical, part.formulas)) for part in spec.parts]
+    texts = [text if len(text) <= most else text[:most] + "..." for text in texts]
+    parts = (f"{name}({text})" for name, text in zip(label.split(", "), texts, strict=True))
+    return f"{', '.join(parts)}, axis={spec.axis}"
 
 
 def _arrange(

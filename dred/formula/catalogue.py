@@ -19,7 +19,7 @@ from dred.formula.table.arithmetic import MAX_EXPONENT
 from dred.formula.table.curves import MAX_CELLS, MAX_DEGREE
 from dred.formula.table.functions import MAX_DECIMALS
 from dred.formula.table.tensors import MAX_AXES
-from dred.reductions import REDUCTIONS
+from dred.reductions import REDUCTIONS, Reduction
 
 LONGEST = 120  # characters of a formula in a cell; longer ones stand below the table
 BAR = r"\|"
@@ -102,8 +102,8 @@ ROW_NUMBERS = """
 `IndexI()` and `IndexJ()` are the numbers of the rows i and j, from 0 on, in the whole arrays, however these are cut
 into blocks. While they are compared, added and subtracted among themselves and with whole constants they are 64-bit
 integers, so exact; elsewhere, in products and in `Mod` for example, they are converted to the compute type, which in
-float32 holds whole numbers up to 2^24. Their derivative is 0. Where no variable of i (or j) is declared, there is one
-row of i (or j).
+float32 holds whole numbers up to 2^24; `IndexIParts()` and `IndexJParts()` are exact there, too. Their derivative is 0.
+Where no variable of i (or j) is declared, there is one row of i (or j).
 
 All pairs but those of a point with itself are `ZeroMult(IndexI() != IndexJ(), F)`: 0 there even where F is infinite,
 which `(IndexI() != IndexJ()) * F` is not. `Abs(IndexI() - IndexJ()) < 5` is 1 on a band.
@@ -143,8 +143,34 @@ REDUCED = """
 `Genred(formula, aliases, name, axis)` with axis 1 reduces over j and keeps one row for each i; with axis 0 it reduces
 over i and keeps one row for each j. `Reduction(text, aliases)` takes the reduction as text, where `cat` says which rows
 are left: 0 for those of i, 1 for those of j. There, `Grad(R, v, e)` and `Diff(R, v, u)` of a reduction R are reductions
-again.
+again. F is the formula, G a second one, K an integer; what is followed by a question mark may be left out. Each
+component of F is reduced by itself.
 
+"""
+
+DERIVATIVES_OF_REDUCTIONS = """
+Extrema and row numbers pass over NaN, and of equal terms the first one counts. A term of -inf counts for nothing in a
+maximum and in a sum of exponentials, one of inf in a minimum.
+
+`Grad(R, v, e)` is the gradient of the sum of `e * R` with respect to the variable v, `Diff(R, v, u)` the derivative of
+R in the direction u of v: sums, of any order. The cotangent e is like the result, its components one after another: K D
+for K terms of dimension D, m and then the sums for `Max_SumShiftExp`; for a pair it belongs to the first array.
+`Grad(R, v)` takes e as a new variable, after all others. With respect to a parameter there is one row per i, to be
+added up. `Grad_WithSavedForward(R, v, e, saved)` and `Diff_WithSavedForward(R, v, u, saved)` also take the variable
+that holds the result of R; it is not read, since derivatives are computed from the state of R, which is more exact.
+
+```python
+>>> from dred import Reduction
+>>> points, grid, e = np.array([[0.0], [1.0]]), np.array([[0.0], [2.0], [3.0]]), np.array([[1.0], [1.0]])
+>>> nearest = Reduction("Grad(Min_Reduction(SqDist(x, y), 0), y, e)", ["x = Vi(1)", "y = Vj(1)", "e = Vi(1)"])
+>>> nearest(points, grid, e)[:, 0].tolist()                    # the second point is as near to 2
+[-2.0, 0.0, 0.0]
+
+```
+
+What a term receives is masked: nothing, if it was not chosen, is NaN or counts for nothing, so that rows without a term
+have the gradient 0. Derivatives of `Prod` are right up to the second order with any number of zeros, and of any order
+with at most two; beyond, three zeros or more in a row are taken to give 0. Row numbers have the derivative 0.
 """
 
 LONG = """
@@ -332,8 +358,23 @@ def masks() -> str:
 
 def reductions() -> str:
     """The reductions."""
-    rows = [(code(r.name), code(f"{r.name}{REDUCTION}({r.signature})"), r.doc) for r in REDUCTIONS.values()]
-    return REDUCED + table(["name", "as text", "result"], rows)
+    rows = [(code(r.name), _as_text(r), r.doc, _opt_arg(r), _derived(r)) for r in REDUCTIONS.values()]
+    columns = ["name", "as text", "result", "`opt_arg`", "derivative"]
+    return REDUCED + table(columns, rows) + DERIVATIVES_OF_REDUCTIONS
+
+
+def _as_text(r: Reduction) -> str:
+    return code(f"{r.name}{REDUCTION}({r.signature})") if r.signature else ""
+
+
+def _opt_arg(r: Reduction) -> str:
+    return {"": "", "ddof": "K, called ddof"}.get(r.parameter, r.parameter)
+
+
+def _derived(r: Reduction) -> str:
+    """Whether a reduction has derivatives."""
+    texts = r.pullbacks.get("")
+    return "none" if texts is None else "yes" if any(texts) else "0"
 
 
 def limits() -> str:

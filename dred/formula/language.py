@@ -155,7 +155,7 @@ def declare(aliases: Sequence[str]) -> list[tuple[str, Node]]:
 
 
 class Reader:
-    """One text of a user: the names and calls that stand in it, and the variables that it thereby has.
+    """The texts of a user for one routine: the names and calls in them, and the variables that they thereby have.
 
     Parameters
     ----------
@@ -166,19 +166,21 @@ class Reader:
         self.declared = declare(aliases)
         self.aliases = tuple(aliases)
         self.names = {name: v for name, v in self.declared if name}
-        self.written: dict[Node, None] = {}  # variables of the text that are no names, in its order
+        self.text = ""  # the one that is being read
+        self.written: dict[Node, str] = {}  # variables that are no names, in order, and the text in which they stand
         self.made: list[Node] = []  # of these, the ones that Grad has made
 
     def value(self, text: str, call: Callable[[str, Sequence[Any], dict[str, Any]], Any]) -> Any:
         """What the text stands for."""
         if not isinstance(text, str):
             raise ArgumentError(f"a formula must be a text, got {type(text).__name__}")
+        self.text = text
         return evaluate(parse(text), number, self.name, call, locate=True)
 
     def formula(self, text: str, node: Node) -> Formula:
-        """A formula of the text with all variables of the text: rewriting may have removed some from it."""
+        """A formula of a text with all variables of all texts: rewriting may have removed some from it."""
         written = [(name, v, alias) for (name, v), alias in zip(self.declared, self.aliases, strict=True)]
-        variables, names = _signature([*written, *(("", v, text) for v in self.written)])
+        variables, names = _signature([*written, *(("", v, where) for v, where in self.written.items())])
         made = {v.attrs[0] for v in self.made}
         plain = (f"the cotangent {v} of Grad" if v.ind in made else str(v) for v in variables)
         labels = tuple(name or label for name, label in zip(names, plain, strict=True))
@@ -214,13 +216,13 @@ class Reader:
     def meet(self, v: Node) -> Node:
         """A variable that is written out in the text."""
         self._agree(v, self.made)
-        self.written[v] = None
+        self.written.setdefault(v, self.text)
         return v
 
     def make(self, v: Node) -> Node:
         """A variable that a derivative makes."""
         self._agree(v, [*(w for _, w in self.declared), *self.written])
-        self.written[v] = None
+        self.written.setdefault(v, self.text)
         self.made.append(v)
         return v
 

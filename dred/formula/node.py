@@ -13,7 +13,8 @@ from typing import Any
 
 I, J = 1, 2  # bits of `Node.axes`: the indices that a value varies with
 AXES_OF_CATEGORY = (I, J, 0)
-ROW_NUMBERS = {"IndexI": I, "IndexJ": J}  # operations without arguments that vary all the same
+# operations without arguments that vary all the same
+ROW_NUMBERS = {"IndexI": I, "IndexJ": J, "IndexIParts": I, "IndexJParts": J}
 FlatNode = tuple[str, tuple[int, ...], tuple[Any, ...], int]
 
 

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from dred.errors import ArgumentError, DerivativeError, DimensionError, UnknownNameError
 from dred.formula import derive
-from dred.formula.construct import exact, number
-from dred.formula.language import CATEGORIES, REDUCTION, SAVED, Formula, Reader, suggestion
+from dred.formula.construct import exact
+from dred.formula.language import REDUCTION, SAVED, Formula, Reader, suggestion
 from dred.formula.node import Node, var
-from dred.formula.rewrite import construct
-from dred.formula.syntax import evaluate, parse_once
+from dred.formula.op import length
+from dred.formula.pullback import Reduced, Saved, diff, grad, like, misfit, numbered
 from dred.reductions import REDUCTIONS
+
+__all__ = ["Reduced", "Saved", "diff", "grad", "numbered", "reduced", "reduction"]
 
 ROWS = ("one row per i", "one row per j")
 _MORE = {"K": "integer parameter", "G": "second formula"}  # arguments that only some reductions take
-
-
-@dataclass(frozen=True)
-class Reduced:
-    """A reduction of a formula.
-
-    Attributes
-    ----------
-    name : str
-        In the table of reductions.
-    node : Node
-        The formula F.
-    cat : int
-        Output category: 0 for one row per i, 1 for one row per j.
-    parameter : int or None
-        The integer parameter K, where the reduction has one.
-    weight : Node or None
-        The second formula G, where there is one.
-    """
-
-    name: str
-    node: Node
-    cat: int
-    parameter: int | None = None
-    weight: Node | None = None
-
-    @property
-    def axis(self) -> int:
-        """1: over j, 0: over i."""
-        return 1 - self.cat
+_LEAST = {"K": ("so many terms are kept", 1), "ddof": ("it is taken off the number of terms", 0)}  # of the parameter
 
 
 def reduction(text: str, aliases: Sequence[str]) -> tuple[Formula, Reduced]:
@@ -64,6 +37,7 @@ def reduction(text: str, aliases: Sequence[str]) -> tuple[Formula, Reduced]:
     Formula
         The reduced formula, with all variables of the text: variables that derivatives make come last.
     Reduced
+        The reduction; variables that it has saved come behind these.
 
     Raises
     ------
@@ -81,7 +55,9 @@ def reduction(text: str, aliases: Sequence[str]) -> tuple[Formula, Reduced]:
     if not isinstance(value, Reduced):
         hint = f"write Sum{REDUCTION}(F, 0) for {ROWS[0]} or Sum{REDUCTION}(F, 1) for {ROWS[1]}, or use dred.Genred"
         raise ArgumentError("this is a formula without a reduction", text, (0, len(text)), hint)
-    return reader.formula(text, value.node), value
+    read = reader.formula(text, value.node)
+    value = numbered(value, len(read.variables))
+    return replace(read, node=value.node), value
 
 
 def _call(reader: Reader, name: str, args: Sequence[Any], named: dict[str, Any]) -> Node | Reduced:
@@ -103,6 +79,9 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
     if stem not in REDUCTIONS:
         raise UnknownNameError(f"unknown reduction {stem!r}", hint=suggestion(stem, [*REDUCTIONS]))
     takes = REDUCTIONS[stem].signature
+    if not takes:
+        hint = f"write dred.Genred(F, aliases, {stem!r}, axis, opt_arg=...)"
+        raise ArgumentError(f"the reduction {stem} cannot be written as a text", hint=hint)
     lacks = " and ".join(f"no {what} {word}" for word, what in _MORE.items() if word not in takes)
     words = derive.counted(f"{name}({takes})", args, f": {stem} has {lacks}" if lacks else "")
     values = dict(zip(words, args, strict=True))
@@ -115,49 +94,42 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
         raise ArgumentError(f"argument 'cat' of {name} must be 0 or 1", hint=f"0 leaves {ROWS[0]}, 1 {ROWS[1]}")
     if "K" in values and (parameter is None or parameter.denominator != 1):
         raise ArgumentError(f"argument 'K' of {name} must be an integer constant")
-    k = None if parameter is None else int(parameter)
-    return Reduced(stem, derive.limited(values["F"]), int(cat), k, values.get("G"))
+    what, least = _LEAST.get(REDUCTIONS[stem].parameter, ("", 0))
+    if parameter is not None and parameter < least:
+        raise ArgumentError(f"argument 'K' of {name} is {parameter}: {what}, at least {least}")
+    return reduced(stem, values["F"], int(cat), None if parameter is None else int(parameter), values.get("G"))
+
+
+def reduced(name: str, node: Node, cat: int, parameter: Any = None, weight: Node | None = None) -> Reduced:
+    """A reduction of formulas that fit it.
+
+    Raises
+    ------
+    DimensionError
+        A formula of more than one component where there can be but one, or two that do not go together.
+    LimitError
+        More operations than a formula may have, or more components than a vector.
+    """
+    result = Reduced(name, derive.limited(node), cat, parameter, weight and derive.limited(weight))
+    if wrong := misfit(result):
+        raise DimensionError(wrong.message, hint=wrong.hint)
+    length(result.dim)
+    return result
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------------
 
-
-def _sent(r: Reduced, e: Node) -> Node:
-    """What the cotangent `e` of the result sends to every term, as the table says."""
-    source = REDUCTIONS[r.name].cotangent
-    if source is None:
-        raise DerivativeError(f"{r.name}{REDUCTION} has no derivative")
-    return evaluate(parse_once(source), number, {"e": e, "f": r.node}.__getitem__, construct)
-
-
-def _grad(r: Reduced, v: Node, e: Node) -> Reduced:
-    """The gradient by v of the sum of e * r: a sum that leaves the rows of v; for a parameter its part of each i."""
-    if (e.dim, e.attrs[1]) != (r.node.dim, r.cat):
-        wanted, got = (f"{tuple(CATEGORIES)[cat]}({dim})" for dim, cat in ((r.node.dim, r.cat), (e.dim, e.attrs[1])))
-        kind = ArgumentError if e.attrs[1] != r.cat else DimensionError
-        raise kind(f"the cotangent must be {wanted}, as the result of the reduction, got {got}")
-    (node,) = derive.vjp(r.node, (v,), _sent(r, e))
-    return Reduced("Sum", node, v.attrs[1] % 2)
-
-
-def _diff(r: Reduced, v: Node, u: Node) -> Reduced:
-    """The tangent of r for the tangent u of v."""
-    # a component of the result depends on that component of each term: the map of tangents is its own transpose
-    node = derive.limited(_sent(r, derive.diff(r.node, v, u)))
-    return Reduced("Sum", node, r.cat)
-
-
 # name -> arguments, and the function of reduction, variable and cotangent or direction
 _DERIVATIVES: dict[str, tuple[str, Callable[[Reduced, Node, Node], Reduced]]] = {
-    "Grad": ("R, v, e?", _grad),
-    "Diff": ("R, v, u", _diff),
-    f"Grad{SAVED}": ("R, v, e, saved", _grad),
-    f"Diff{SAVED}": ("R, v, u, saved", _diff),
+    "Grad": ("R, v, e?", lambda r, v, e: grad([r], v, [e])),
+    "Diff": ("R, v, u", diff),
+    f"Grad{SAVED}": ("R, v, e, saved", lambda r, v, e: grad([r], v, [e])),
+    f"Diff{SAVED}": ("R, v, u, saved", diff),
 }
 
 
 def _derived(reader: Reader, name: str, args: Sequence[Any]) -> Reduced:
-    """A derivative of a reduction; a saved result is not needed by the reductions that have derivatives."""
+    """A derivative of a reduction. A saved result is checked only: it is computed with the state, more exactly."""
     words, make = _DERIVATIVES[name]
     signature = f"{name}({words})"
     for word, a in zip(derive.counted(signature, args), args, strict=True):
@@ -165,4 +137,6 @@ def _derived(reader: Reader, name: str, args: Sequence[Any]) -> Reduced:
             kind = DerivativeError if word == "v" else ArgumentError
             raise kind(f"argument {word!r} of {name} must be a variable", hint=f"it is {signature}")
     r, v, *given = args
-    return make(r, v, given[0] if given else reader.make(var(reader.after(), r.node.dim, r.cat)))
+    if name.endswith(SAVED):
+        like("saved result", r, given[-1])
+    return make(r, v, given[0] if given else reader.make(var(reader.after(), r.dim, r.cat)))

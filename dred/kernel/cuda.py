@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from dred.errors import BackendError
 from dred.kernel.cuda_schedule import THREADS, UNROLL
 from dred.kernel.cuda_source import ITEM, Entry, Source, render
-from dred.kernel.interpret import array_text
 from dred.kernel.lower import lower
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
-from dred.reductions import REDUCTIONS
 
 State = tuple[NDArray[Any], ...]
 Program = dict[str, Any]  # kind of entry -> function of the device
@@ -71,7 +70,8 @@ def row_tiles(items: NDArray[np.int64], tile_rows: int) -> NDArray[np.int64]:
 
 def splits_of(source: Source, row_tiles: int, column_tiles: int) -> int:
     """Splits of the columns: enough to fill a device and to keep blocks short; of sizes alone."""
-    fill = min(-(-BLOCKS // max(1, row_tiles)), -(-column_tiles // 4))
+    fewest = max(4, -(-8 * source.places // source.tile_columns))  # tiles: to merge a ranking takes time
+    fill = min(-(-BLOCKS // max(1, row_tiles)), -(-column_tiles // fewest))
     cost = float(column_tiles) * source.tile_columns * source.tile_rows * source.cost
     return max(1, min(max(fill, int(-(-cost // BLOCK_COST))), column_tiles, 65535))
 
@@ -99,7 +99,7 @@ def launch(
     source : Source
     device : Device
     state : sequence of arrays
-        Per field (D, batches * M), in the device's memory.
+        Per field (size, batches * M), in the device's memory.
     arrays : sequence of arrays
         By position of the variable, in the device's memory.
     M, N : int
@@ -126,9 +126,8 @@ def launch(
         return
     splits = splits or splits_of(source, len(tiles), column_tiles)
 
-    width = source.dim * len(source.identity)
     per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
-    bytes_split = width * source.tile_rows * np.dtype(source.acc).itemsize
+    bytes_split = source.tile_rows * sum(field.size * np.dtype(field.dtype).itemsize for field in source.fields)
     together = max(1, int(min(LAUNCH_COST / per_split, SCRATCH / bytes_split)))  # blocks of one launch
     group = min(splits, together)
     step = max(1, min(together // group, len(tiles)))
@@ -150,7 +149,9 @@ def launch(
         given["N"] = np.int64(N)
         run("columns", (-(-N // THREADS) * batches, 1))
     pitch = step * source.tile_rows
-    given |= {"pitch": np.int64(pitch), "partial": device.empty(group * width * pitch, source.acc)}
+    given["pitch"] = np.int64(pitch)
+    for f, field in enumerate(source.fields):
+        given[f"partial{f}"] = device.empty(group * field.size * pitch, field.dtype)
     if source.size_i:
         given["xs"] = device.empty(source.size_i * pitch, source.dtype)
     for low in range(0, len(tiles), step):
@@ -163,7 +164,9 @@ def launch(
             given |= {"first": np.int32(first), "splits": np.int32(splits)}
             run("fold", (len(part), here))
             given["splits"] = np.int32(here)
-            run("merge", (len(part), min(source.dim, 64)))
+            run("merge", (len(part), min(source.components, 64)))
+            if "heads" in source.entries:
+                run("heads", (len(part), 1))
             device.pace()
 
 
@@ -326,11 +329,11 @@ def fold_device(
     Parameters
     ----------
     spec : KernelSpec
-    state : sequence of cupy.ndarray (D, M) or None
+    state : sequence of cupy.ndarray (size, M) or None
         Never written to; None is the state that has met no term.
     arrays : sequence of cupy.ndarray
         By position, of type `spec.dtype`, on the current device; what is not C-contiguous is copied. Those that the
-        kernel does not read may be anything.
+        kernel does not read may be anything. Those of `spec.constants` need not be there.
     M, N : int
         Rows kept and reduced.
     i0, j0 : int
@@ -344,9 +347,9 @@ def fold_device(
 
     current = int(cupy.cuda.runtime.getDevice())
     found = _source(spec.digest, spec)
-    inputs: list[Any] = [None] * len(arrays)
+    inputs: list[Any] = [None] * (1 + max(found.read, default=-1))
     for place in found.read:
-        a = arrays[place]
+        a = cupy.asarray(spec.constants[place]) if place in spec.constants else arrays[place]
         if a.device.id != current:
             raise BackendError(
                 f"array {place} is on device {a.device.id}, the current device is {current}: move it there, or enter"
@@ -354,7 +357,7 @@ def fold_device(
             )
         inputs[place] = cupy.ascontiguousarray(a)  # kernels see a pointer and no strides
     if state is None:
-        new = tuple(cupy.full((spec.dim, M), v, spec.acc) for v in found.identity)
+        new = tuple(cupy.full((field.size, M), field.identity, field.dtype) for field in found.fields)
     else:
         new = tuple(field.copy() for field in state)
     device = _CuPy(found, _program(spec, found, current))
@@ -362,8 +365,10 @@ def fold_device(
     return new
 
 
-def reduce_device(spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, *, device_id: int = -1) -> Any:
-    """The result (M, D) over all N columns as a cupy.ndarray of type `spec.dtype`: arrays and device as `fold_device`.
+def reduce_device(
+    spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, outputs: Sequence[Output], *, device_id: int = -1
+) -> tuple[Any, ...]:
+    """What `outputs` read off the state of all N columns, as cupy.ndarray: arrays and device as `fold_device`.
 
     Raises
     ------
@@ -375,9 +380,7 @@ def reduce_device(spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, *, de
 
     with cupy.cuda.Device(device_id):
         state = fold_device(spec, None, arrays, M, N)
-        names = {field.name: a for field, a in zip(REDUCTIONS[spec.reduction].fields, state, strict=True)}
-        result = array_text(REDUCTIONS[spec.reduction].finalize, names)  # NumPy hands on to CuPy
-        return cupy.ascontiguousarray(result.T.astype(spec.dtype))
+        return tuple(output.read(spec, state) for output in outputs)  # NumPy hands on to CuPy
 
 
 _threads = threading.local()
@@ -415,7 +418,7 @@ def fold(
     import cupy
 
     with cupy.cuda.Device(device_id), _stream(device_id) as stream:
-        read = _source(spec.digest, spec).read
+        read = set(_source(spec.digest, spec).read) - set(spec.constants)
         inputs = [cupy.asarray(a) if n in read else None for n, a in enumerate(arrays)]
         new = fold_device(spec, [cupy.asarray(field) for field in state], inputs, M, N, i0=i0, j0=j0)
         result = tuple(cupy.asnumpy(field) for field in new)

@@ -12,6 +12,8 @@ COLUMNS = 1024  # bytes of one value of every column of a tile, at most
 SHARED = 32768  # bytes of a tile, at most
 BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills, and takes long, beyond
 HELD = 640  # bytes of records that a thread holds, beside its running values
+BESIDE = 320  # bytes of column records that are held beside states other than sums
+RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 
 
@@ -49,15 +51,18 @@ class Schedule(NamedTuple):
 
 def weight(k: Kernel) -> float:
     """Instructions of one pair as text: those inside component loops count once."""
-    pair = walk([e for step in k.steps for e in step])
-    return max(1.0, sum(PRIMITIVES[e.op].cost for e in pair if e.axes == IJ and e.op in PRIMITIVES))
+    pair = walk(k.steps)
+    ranked = RANKED * sum(root.places > 1 for root in k.roots)
+    return max(1.0, ranked + sum(PRIMITIVES[e.op].cost for e in pair if e.axes == IJ and e.op in PRIMITIVES))
 
 
 def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     """Blocking of a kernel whose values take `size` bytes, with chains of `chain` columns at most."""
     few = 128 // size  # values of which a thread can hold a few times as many
     load = weight(k) * size / 4  # float64 takes two registers
-    fields = len(k.identity)
+    values = [k.fields[f] for root in k.roots for f in root.fields]  # of the running state
+    components = sum(field.size > 1 for field in values)
+    plain = all(field.kind == "sum" for field in k.fields)  # an instruction or two for each of them
     # running values of component loops: those of one loop, and of the loops around it
     nested: dict[int, int] = {}
     for group in k.folds.values():
@@ -69,7 +74,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     flat_i, flat_j = (sum(not e.free for e, _ in slots) for slots in (k.slots_i, k.slots_j))
     long_j = any(e.free for e, _ in k.slots_j)
     rows_in_memory = any(e.free for e, _ in k.slots_i) or k.size_i > 2 * few
-    wide = any(root.loops for root in k.roots) or len(k.roots) * fields > few
+    wide = any(root.loops for root in k.roots) or components > few
 
     per = 16 // size
     packed = not long_j and k.size_j <= 8 * per
@@ -77,7 +82,10 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
 
     C = 1
     if wide:
-        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= min(few, chain) and (c == 1 or c * load <= BODY))
+        # components that are written out read a record again and again, and the compiler holds it
+        most = few if plain or long_j or not k.size_j else BESIDE // (size * k.size_j)
+        most = max(1, min(few, chain, most))
+        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= most and (c == 1 or c * load <= BODY))
     else:
         short = chain
         while short > 8 and short % 2 == 0 and short * record > SHARED:
@@ -85,7 +93,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         chain = short if short * record <= SHARED else chain
         if fused or long_j or rows_in_memory:
             C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
-    registers = (0 if rows_in_memory else k.size_i) + 3 * len(k.roots) * fields
+    registers = (0 if rows_in_memory else k.size_i) + sum(4 if field.number else 3 for field in values)
     R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
@@ -93,6 +101,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     while R > 1 and (
         wide
         or R * C * size * max(1, fused, kept * size / 10) > 256
+        or (rows_in_memory and R * len(values) * size * (1 if plain else C) > (128 if plain else 256))
         or R * C * load > BODY
         or (rows_in_memory and (R * flat_i + C * flat_j) * size > HELD)
     ):

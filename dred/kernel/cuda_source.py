@@ -1,6 +1,7 @@
 """Kernel -> readable, header-free CUDA C++: the entry points around the expressions, and what a launcher must know.
 
-Four entry points, of which the first two exist only where records are too long for registers or shared memory:
+Up to five entry points: the first two exist only where records are too long for registers or shared memory, the last
+only where fields of the state read others:
 
 rows, columns
     write the record of every row (of every column) to memory, one component after another.
@@ -8,8 +9,8 @@ fold
     a block of threads takes a tile of rows (R per thread) and one split of their columns, tile by tile. The record of
     a column is computed once per tile, by the thread that stages it. Chains of a few columns run in the compute type
     and are joined, in order, to a state in the accumulator type; the state of the split is written to `partial`.
-merge
-    joins the splits to the state, in order.
+merge, heads
+    join the splits to the state, in order; heads, what others have to read as it was, in a launch that follows.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from dred.kernel.cuda_schedule import THREADS, schedule
-from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, Writer, indented, literal, loop, over
+from dred.kernel.cuda_state import State
+from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, indented, literal, loop, over
 from dred.kernel.ir import Expr, Kernel, Loop, Root, walk
 
 Params = Sequence[tuple[str, str]]
@@ -36,6 +39,14 @@ class Entry:
     params: tuple[tuple[str, str], ...]
 
 
+class Rows(NamedTuple):
+    """The array of a field of the state: `size` rows of type `dtype`, at first all `identity`."""
+
+    dtype: str
+    size: int
+    identity: float
+
+
 @dataclass(frozen=True)
 class Source:
     """CUDA text and what a launcher must know of it.
@@ -44,17 +55,18 @@ class Source:
     ----------
     text : str
     entries : dict of str to Entry
-        "fold" (blocks: x row tiles, y splits) and "merge" (x row tiles, y: any number, they share the components);
+        "fold" (blocks: x row tiles, y splits), "merge" and where there is one "heads", to be run in this order (x row
+        tiles, y: any number, they share the components);
         where records go through memory "rows" (x row tiles) and "columns" (x: columns of all batches, one per thread).
         A row tile is described by one item of at most `tile_rows` rows; intervals are pairs of int64 (begin, end).
-    dtype, acc : str
-        Types of the variables, and of the state.
+    dtype : str
+        Type of the variables.
     loads : tuple of (ind, dim, axes)
         The variables that are read: parameters `v{ind}`, and `s{ind}`, the distance from batch to batch.
-    dim : int
-        Components of the formula.
-    identity : tuple of float
-        Of each state field.
+    fields : tuple of Rows
+        The state: parameters `state{f}`, and `partial{f}` of the splits.
+    components, places : int
+        Most components of a field, and most places of a ranking.
     tile_rows, tile_columns : int
         Rows of a block; columns at which splits may begin, counted from the beginning of an interval.
     size_i, size_j : int
@@ -66,10 +78,10 @@ class Source:
     text: str
     entries: dict[str, Entry]
     dtype: str
-    acc: str
     loads: tuple[tuple[int, int, int], ...]
-    dim: int
-    identity: tuple[float, ...]
+    fields: tuple[Rows, ...]
+    components: int
+    places: int
     tile_rows: int
     tile_columns: int
     size_i: int
@@ -82,14 +94,11 @@ class Source:
         return tuple(ind for ind, _, _ in self.loads)
 
 
-class _Kernel(Writer):
+class _Kernel(State):
     """The entry points of one kernel."""
 
     def __init__(self, kernel: Kernel, dtype: str, acc: str, chain: int, name: str) -> None:
-        super().__init__(kernel, schedule(kernel, np.dtype(dtype).itemsize, chain), dtype)
-        self.acc, self.A, self.name = acc, C_NAME[acc], name
-        self.fields = range(len(kernel.identity))
-        self.width = kernel.dim * len(kernel.identity)  # values of a state
+        super().__init__(kernel, schedule(kernel, np.dtype(dtype).itemsize, chain), dtype, acc, name)
         self.tile = THREADS * self.s.R
         self.row = f"const i64 i = min(item[1] + threadIdx.x + {THREADS} * r, item[2] - 1);"
         self.place_of_thread = f"(i64)blockIdx.x * {self.tile} + threadIdx.x"
@@ -97,76 +106,38 @@ class _Kernel(Writer):
             "rows": self.s.rows_in_memory and kernel.size_i > 0,
             "columns": self.s.columns == "memory",
         }
-        self.numbered = any(e.op == "row" for e in walk([e for step in kernel.steps for e in step]))
+        self.numbered = any(e.op == "row" for e in walk(kernel.steps))
         self.entries: dict[str, Entry] = {}
 
     def source(self) -> Source:
         s, k = self.s, self.k
+        components = max(map(self.components, k.roots))
         lines = [
-            f"// {k.dim} components in {self.T}, state in {self.A}: {THREADS} threads x {s.R} rows; "
+            f"// {components} components in {self.T}, sums in {self.A}: {THREADS} threads x {s.R} rows; "
             f"{s.columns} records, tiles of {s.TJ} columns, {s.C} at a time; chains of {s.chain}",
             "typedef long long i64;", "",
-            *self.joining(), "",
+            *(line for root in self.alike([*self.rest, *self.heads]) for line in self.joining(root)),
+            *(line for root in self.alike(self.rankings) for line in self.ranking(root)),
             *(self.rows() if self.through_memory["rows"] else []),
             *(self.columns() if self.through_memory["columns"] else []),
-            *self.fold(), *self.merge(),
+            *self.fold(),
+            *self.merge("merge", [*self.rest, *self.rankings]),
+            *(self.merge("heads", self.heads) if self.heads else []),
         ]  # fmt: skip
         size_i = k.size_i if self.through_memory["rows"] else 0
         size_j = k.size_j if self.through_memory["columns"] else 0
-        return Source(indented(lines), self.entries, self.dtype, self.acc, k.loads, k.dim, k.identity,
-                      self.tile, s.TJ, size_i, size_j, k.cost)  # fmt: skip
-
-    # -- the state ---------------------------------------------------------------------------------------------------
-
-    def joining(self) -> Lines:
-        """The function that joins one component of a state to another's."""
-        params = [f"{self.A}& a{f}" for f in self.fields] + [f"const {self.A} b{f}" for f in self.fields]
-        out = [f"__device__ __forceinline__ void {self.name}_join({', '.join(params)}) {{"]
-        self.scopes.append({})
-        for e in walk(self.k.merge):
-            if e.op in ("state", "other"):
-                self.scopes[-1][e.id] = f"{'a' if e.op == 'state' else 'b'}{e.attr}"
-            elif e.op not in ("const", "whole"):
-                value, name = self.operation(e, self.acc), self.fresh("t")
-                out.append(f"const {'bool' if e.boolean else self.A} {name} = {value};")
-                self.scopes[-1][e.id] = name
-        out += [f"a{f} = {self.text(e, self.acc)};" for f, e in enumerate(self.k.merge)]
-        self.scopes.pop()
-        return [*out, "}"]
-
-    def joined(self, state: Sequence[str]) -> str:
-        """Join the running values of the current root to a state."""
-        return f"{self.name}_join({', '.join([*state, *(f'{self.run(f)}[r]' for f in self.fields)])});"
-
-    def started(self, prefix: str, dtype: str) -> tuple[Lines, Lines]:
-        """Declarations of the current root's values, and statements that make them those of the empty state."""
-        names = [self.run(f, prefix) for f in self.fields]
-        declared = [f"{C_NAME[dtype]} {name}[{self.s.R}];" for name in names]
-        return declared, [f"{name}[r] = {literal(v, dtype)};" for name, v in zip(names, self.k.identity, strict=True)]
-
-    def step(self, n: int) -> Put:
-        """One more pair for root `n`."""
-        return Put(self.k.steps[n], lambda values: [f"{self.run(f)}[r] = {v};" for f, v in enumerate(values)], n)
-
-    def partial(self, field: int, component: str) -> str:
-        at = f"{field * self.k.dim} + {component}" if field else component
-        return f"partial[(i64)({at}) * pitch + {THREADS} * r]"
+        fields = tuple(Rows(t, f.size, f.identity) for t, f in zip(self.types, k.fields, strict=True))
+        return Source(indented(lines), self.entries, self.dtype, k.loads, fields, components,
+                      max(root.places for root in k.roots), self.tile, s.TJ, size_i, size_j, k.cost)  # fmt: skip
 
     # -- the pairs of a tile -----------------------------------------------------------------------------------------
 
     def chains(self) -> Lines:
         """Chains of columns in registers, each joined to the state; the last, shorter one by a loop with a bound."""
-        s = self.s
-        runs, starts, joins = Lines(), Lines(), Lines()
-        for n in range(len(self.k.roots)):
-            self.root = n
-            declared, started = self.started("run", self.dtype)
-            runs += declared
-            starts += started
-            joins.append(self.joined([f"{self.run(f, 'acc')}[r]" for f in self.fields]))
-        every = [e for step in self.k.steps for e in step]
-        body = self.folds(every, CLOSED)
-        body += self.phase([self.step(n) for n in range(len(self.k.roots))], CLOSED, bounded=True)
+        s, k = self.s, self.k
+        runs, starts = self.started([*self.rest, *self.heads], "run", self.running)
+        body = self.folds(k.steps, CLOSED)
+        body += self.phase([self.step(root) for root in k.roots], CLOSED, bounded=True)
         left, full, rest = (", const int left", f", {s.C}", f", min({s.C}, count - t)") if s.C > 1 else ("", "", "")
         chain = [
             *runs, *loop(self.every_row, starts, "all"),
@@ -176,7 +147,7 @@ class _Kernel(Writer):
             "} else {",
             *loop(f"int t = c0; t < count; t += {s.C}", [f"columns(t{rest});"], 1),
             "}",
-            *loop(self.every_row, joins, "all"),
+            *loop(self.every_row, self.joins(), "all"),
         ]  # fmt: skip
         return loop(f"int c0 = 0; c0 < count; c0 += {s.chain}", chain, 1)
 
@@ -184,13 +155,15 @@ class _Kernel(Writer):
         """Many components: what they share for C columns first, then one after another, each joined to its state."""
         s, k = self.s, self.k
         uses: dict[int, int] = {}
-        for step in k.steps:
-            for e in walk(step):
+        for root in k.roots:
+            for e in walk(root.steps):
                 uses[e.id] = uses.get(e.id, 0) + 1
-        body = self.folds([e for step in k.steps for e in step], CLOSED)
-        for n, root in enumerate(k.roots):
-            body += self.kept(self.shared(n, uses), CLOSED)
-            body += self.slice(n, root)
+        body = self.folds(k.steps, CLOSED) + self.slices_of_heads(uses)
+        for root in (*self.rest, *self.rankings):
+            body += self.kept(self.common(root, uses), CLOSED)
+            body += self.slice(root)
+        joins = [self.join(root, self.names(root, "acc"), self.names(root)) for root in self.heads]
+        body += loop(self.every_row, joins, "all") if joins else []
         call = ["columns(c0);"]
         if s.C > 1:
             call = [f"if (count - c0 >= {s.C}) {{", f"columns(c0, {s.C});", "} else {", "columns(c0, count - c0);", "}"]
@@ -198,29 +171,61 @@ class _Kernel(Writer):
         return [f"const auto columns = [&](const int t{left}) {{", *body, "};",
                 *loop(f"int c0 = 0; c0 < count; c0 += {s.C}", call, 1)]  # fmt: skip
 
-    def shared(self, n: int, uses: dict[int, int]) -> list[Expr]:
-        """Values that every component of root `n`, or another root, reads."""
-        several = bool(self.k.roots[n].loops)
-        return self.outermost(self.k.steps[n], lambda e: not e.free and (several or uses[e.id] > 1))
+    def common(self, root: Root, uses: dict[int, int]) -> list[Expr]:
+        """Values that every component of a root, or another root, reads."""
+        several = bool(root.loops)
+        return self.outermost(root.steps, lambda e: self.paired(e) and not e.free and (several or uses[e.id] > 1))
 
-    def slice(self, n: int, root: Root) -> Lines:
+    def slices_of_heads(self, uses: dict[int, int]) -> Lines:
+        """The running values of heads over C columns, what others read of them at each, and what joining reads."""
+        if not self.heads:
+            return []
+        looped = {e.id for root in self.rest if root.loops for e in walk(root.steps)}
+        wanted = self.outermost(
+            [e for root in self.rest for e in root.steps],
+            lambda e: self.of_heads(e) and not e.free and (e.op == "state" or e.id in looped or uses[e.id] > 1),
+        )
+        declared, started = self.started(self.heads, "run", self.running)
+        out = [*declared, *loop(self.every_row, started, "all")]
+        names = {e: self.fresh("q") for e in wanted}
+        out += [f"{self.type(e)} {name}{self.block};" for e, name in names.items()]
+        puts = [Put([e], self.assigning(name + self.at)) for e, name in names.items()]
+        out += self.phase([*puts, *map(self.step, self.heads)], CLOSED, bounded=True)
+        self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
+
+        factors = {e.id: e for root in self.rest for e in self.factors[root.fields]}
+        targets = {id: self.fresh("h") for id in factors}
+        self.scopes.append({})
+        body = self.merging(list(factors.values()), self.running_leaf, self.acc)
+        body += [f"{targets[id]}[r] = {self.text(e, self.acc)};" for id, e in factors.items()]
+        self.scopes.pop()
+        out += [f"{self.type(e, self.acc)} {targets[id]}[{self.s.R}];" for id, e in factors.items()]
+        out += loop(self.every_row, body, "all")
+        self.scopes[-1].update({id: f"{name}[r]" for id, name in targets.items()})
+        return out
+
+    def slice(self, root: Root) -> Lines:
         """One component, or each of its loops, over C columns."""
-        self.root = n
-        declared, started = self.started("run", self.dtype)
         component = self.component(root.index)
+        state = [self.partial(f, component) for f in root.fields]
+        if root.places > 1:
+            declared, _ = self.started([root], "acc", self.types)
+            before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
+            after = Lines()
+        else:
+            declared, before = self.started([root], "run", self.running)
+            after = loop(self.every_row, [self.join(root, state, self.names(root))], "all")
 
         def nest(open: Open, loops: Sequence[Loop]) -> Lines:
             self.scopes.append({})
             if loops:
                 inner = open | {loops[0]}
-                shared = self.outermost(self.k.steps[n], lambda e: e.free <= open) if open else []
+                shared = self.outermost(root.steps, lambda e: self.paired(e) and e.free <= open) if open else []
                 body = self.folds(shared, open) + self.kept(shared, open) if shared else []
                 body += over(loops[0], nest(inner, loops[1:]), 1)
             else:
-                body = [*declared, *loop(self.every_row, started, "all"), *self.folds(self.k.steps[n], open)]
-                body += self.phase([self.step(n)], open, bounded=True)
-                state = [self.partial(f, component) for f in self.fields]
-                body += loop(self.every_row, [self.joined(state)], "all")
+                body = [*declared, *loop(self.every_row, before, "all"), *self.folds(root.steps, open)]
+                body += self.phase([self.step(root)], open, bounded=True) + after
             self.scopes.pop()
             return body
 
@@ -231,8 +236,9 @@ class _Kernel(Writer):
 
     def begin(self, kind: str, params: Params, bounds: str = "") -> Lines:
         """Head of an entry point, its batch, and what varies with nothing."""
-        variables = [] if kind == "merge" else self.k.loads
-        if kind != "merge" and self.numbered:
+        merging = kind in ("merge", "heads")
+        variables = [] if merging else self.k.loads
+        if self.numbered and not merging:
             params = [*params, ("i64", "row0"), ("i64", "column0")]
         given = [p for v, _, _ in variables for p in ((f"const {self.T}* __restrict__", f"v{v}"), ("i64", f"s{v}"))]
         self.entries[kind] = Entry(f"{self.name}_{kind}", (*given, *params))
@@ -245,7 +251,7 @@ class _Kernel(Writer):
                     f"const i64* const item = items + {ITEM} * blockIdx.x;", "const i64 batch = item[0];"]  # fmt: skip
         out += [f"v{v} += batch * s{v};" for v, _, _ in variables]
         self.scopes = [{}]
-        return out if kind == "merge" else out + self.direct(self.k.once)
+        return out if merging else out + self.direct(self.k.once)
 
     def rows(self) -> Lines:
         params = [("const i64* __restrict__", "items"), (f"{self.T}* __restrict__", "xs"), ("i64", "pitch")]
@@ -322,31 +328,29 @@ class _Kernel(Writer):
         params = [("const i64* __restrict__", "items"), ("const i64* __restrict__", "intervals"),
                   *([(f"const {T}* __restrict__", "xs")] if memory["rows"] else []),
                   *([(f"const {T}* __restrict__", "ys"), ("i64", "ypitch")] if memory["columns"] else []),
-                  (f"{self.A}* __restrict__", "partial"), ("i64", "pitch"),
-                  ("int", "first"), ("int", "splits")]  # fmt: skip
+                  *self.pointers("partial"), ("i64", "pitch"), ("int", "first"), ("int", "splits")]  # fmt: skip
         out = self.begin("fold", params, f"__launch_bounds__({THREADS}, 2) ")
         if s.columns == "packed":
             out.append(f"__align__(16) __shared__ {T}{self.per} tile[{s.TJ * self.words}];")
         elif s.columns == "block":
             out.append(f"__align__(16) __shared__ {T} tile[{s.TJ * k.size_j}];")
-        out.append(f"partial += (i64)blockIdx.y * {self.width} * pitch + {self.place_of_thread};")
+        for f, field in enumerate(k.fields):
+            out.append(f"partial{f} += (i64)blockIdx.y * {field.size} * pitch + {self.place_of_thread};")
         if memory["columns"]:
             out.append(f"ys += batch * {k.size_j} * ypitch;")
         if memory["rows"]:
             out.append(f"xs += {self.place_of_thread};")
         elif k.slots_i:
             out += self.row_registers()
-        states, starts = Lines(), Lines()
-        for n in range(len(k.roots)):
-            self.root = n
-            declared, started = self.started("acc", self.acc)
-            states += declared
-            starts += started
-        if s.wide:
-            empty = [f"{self.partial(f, 'k')} = {literal(k.identity[f], self.acc)};" for f in self.fields]
-            out += loop(f"int k = 0; k < {k.dim}; k++", loop(self.every_row, empty, "all"))
-        else:
+        held = self.heads if s.wide else [*self.rest, *self.heads]  # in registers
+        states, starts = self.started(held if s.wide else k.roots, "acc", self.types)
+        if states:
             out += ["// the state of this thread's rows", *states, *loop(self.every_row, starts, "all")]
+        here = {f for root in held for f in root.fields}
+        for f, field in enumerate(k.fields):
+            if f not in here:
+                empty = [f"{self.partial(f, 'k')} = {literal(field.identity, self.types[f])};"]
+                out += loop(f"int k = 0; k < {field.size}; k++", loop(self.every_row, empty, "all"))
 
         tiles = f"(intervals[2 * q + 1] - intervals[2 * q] + {s.TJ - 1}) / {s.TJ}"
         every_interval = "i64 q = item[3]; q < item[4]; q++"
@@ -367,13 +371,14 @@ class _Kernel(Writer):
                 f"seen += {tiles};",
             ], 1),
         ]  # fmt: skip
-        if not s.wide:
-            puts: Lines = []
-            for n, root in enumerate(k.roots):
-                self.root = n
-                puts += [f"{self.partial(f, str(root.index.offset))} = {self.run(f, 'acc')}[r];" for f in self.fields]
-            out += loop(self.every_row, puts, "all")
+        puts = [f"{self.partial(f, str(root.index.offset))} = {name};"
+                for root in held for f, name in zip(root.fields, self.names(root, "acc"), strict=True)]  # fmt: skip
+        out += [*(loop(self.every_row, puts, "all") if puts else []), *self.sort_rankings()]
         return [*out, "}", ""]
+
+    def pointers(self, what: str, const: str = "") -> Params:
+        """Parameters, one for each field of the state."""
+        return [(f"{const}{C_NAME[t]}* __restrict__", f"{what}{f}") for f, t in enumerate(self.types)]
 
     def row_registers(self) -> Lines:
         """The records of a thread's rows, in registers."""
@@ -387,22 +392,15 @@ class _Kernel(Writer):
         self.scopes[0].update({id: f"{name}[r]" for id, name in names.items()})
         return out + loop(self.every_row, body, "all")
 
-    def merge(self) -> Lines:
-        params = [("const i64* __restrict__", "items"), (f"const {self.A}* __restrict__", "partial"), ("i64", "pitch"),
-                  ("int", "splits"), ("i64", "M"), ("i64", "state_pitch"),
-                  *((f"{self.A}* __restrict__", f"state{f}") for f in self.fields)]  # fmt: skip
-        at = "k * state_pitch + batch * M + item[1] + n"
-        parts = [f"partial[((i64)s * {self.width} + {f * self.k.dim} + k) * pitch + n]" for f in self.fields]
-        row = [f"{self.A} a{f} = state{f}[{at}];" for f in self.fields]
-        call = f"{self.name}_join({', '.join([*(f'a{f}' for f in self.fields), *parts])});"
-        row += [*loop("int s = 0; s < splits; s++", [call]), *(f"state{f}[{at}] = a{f};" for f in self.fields)]
-        rows = loop(f"int n = threadIdx.x; n < {self.tile} && item[1] + n < item[2]; n += {THREADS}", row)
+    def merge(self, kind: str, roots: Sequence[Root]) -> Lines:
+        params = [("const i64* __restrict__", "items"), *self.pointers("partial", "const "), ("i64", "pitch"),
+                  ("int", "splits"), ("i64", "M"), ("i64", "state_pitch"), *self.pointers("state")]  # fmt: skip
         return [
-            *self.begin("merge", params),
-            f"partial += (i64)blockIdx.x * {self.tile};",
-            *loop(f"i64 k = blockIdx.y; k < {self.k.dim}; k += gridDim.y", rows),
+            *self.begin(kind, params),
+            *(f"partial{f} += (i64)blockIdx.x * {self.tile};" for f in range(len(self.k.fields))),
+            *self.merge_splits(roots, self.tile),
             "}",
-        ]  # fmt: skip
+        ]
 
 
 def render(kernel: Kernel, dtype: str, acc: str = "float64", chain: int = 32, name: str = "dred") -> Source:
@@ -413,7 +411,7 @@ def render(kernel: Kernel, dtype: str, acc: str = "float64", chain: int = 32, na
     kernel : Kernel
         Lowered with vectors unrolled up to `UNROLL[dtype]` components.
     dtype, acc : {"float32", "float64"}
-        Type of the variables and of the arithmetic per pair; type of the state.
+        Type of the variables and of the arithmetic per pair; type of sums in the state.
     chain : int
         Columns that are accumulated in `dtype`, at most, before they are joined to the state.
     name : str

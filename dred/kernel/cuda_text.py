@@ -11,13 +11,13 @@ import numpy as np
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.kernel.cuda_schedule import THREADS, Schedule
-from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Slot, walk
 from dred.kernel.primitives import PRIMITIVES
 
 Lines = list[str]
 Open = frozenset[Loop]
 CLOSED: Open = frozenset()
-C_NAME = {"float32": "float", "float64": "double"}
+C_NAME = {"float32": "float", "float64": "double", "int64": "i64"}
 _BITS = {
     "float32": ("__int_as_float(0x7f800000)", "__int_as_float(0x7fffffff)"),
     "float64": ("__longlong_as_double(0x7ff0000000000000ll)", "__longlong_as_double(0x7ff8000000000000ll)"),
@@ -26,6 +26,8 @@ _BITS = {
 
 def literal(value: Fraction | float, dtype: str) -> str:
     """A constant, rounded once to the type and printed so that it is read back exactly."""
+    if dtype == "int64":
+        return f"{int(value)}ll"
     x = np.dtype(dtype).type(nearest(value, dtype))
     infinite, nan = _BITS[dtype]
     if np.isnan(x):
@@ -59,11 +61,10 @@ def indented(lines: Iterable[str]) -> str:
 
 
 class Put(NamedTuple):
-    """Values of one root (`state` leaves are its running values), and the statements to make of their names."""
+    """Values, and the statements to make of their names."""
 
     exprs: Sequence[Expr]
     then: Callable[[list[str]], Lines]
-    root: int = 0
 
 
 class Writer:
@@ -84,10 +85,9 @@ class Writer:
         self.every_row = f"int r = 0; r < {s.R}; r++"
         self.scopes: list[dict[int, str]] = [{}]
         self.count = 0
-        self.root = 0
         self.level: dict[int, int] = {}
         self.stateful: set[int] = set()
-        for e in walk([x for step in kernel.steps for x in step]):
+        for e in walk(kernel.steps):
             self.level[e.id] = max((self.level[a.id] for a in e.args), default=0) + (e.op in FOLDS)
             if e.op == "state" or any(a.id in self.stateful for a in e.args):
                 self.stateful.add(e.id)
@@ -114,17 +114,18 @@ class Writer:
             raise AssertionError(f"{e.op} is read before it is written")
         return name
 
-    def type(self, e: Expr) -> str:
-        return {"value": self.T, "truth": "bool", "number": "i64"}[e.result]
+    def type(self, e: Expr, dtype: str = "") -> str:
+        return {"value": C_NAME[dtype or self.dtype], "truth": "bool", "number": "i64"}[e.result]
 
     def operation(self, e: Expr, dtype: str = "") -> str:
         dtype = dtype or self.dtype
         f, T = ("f" if dtype == "float32" else ""), C_NAME[dtype]
         return PRIMITIVES[e.op].cuda.format(*(self.text(a, dtype) for a in e.args), f=f, T=T)
 
-    def run(self, field: int, prefix: str = "run") -> str:
-        """Name of a field of the running state of the current root."""
-        return f"{prefix}{self.root}" + (f"_{field}" if len(self.k.identity) > 1 else "")
+    def held(self, slot: Slot, prefix: str = "run") -> str:
+        """Name of a component of a field, of the running state or of another one."""
+        several = self.k.fields[slot.field].size > 1
+        return f"{prefix}{slot.field}" + (f"_{slot.index.offset}" if several else "")
 
     @staticmethod
     def terms(fold: Expr) -> tuple[Expr, ...]:
@@ -221,20 +222,16 @@ class Writer:
     # -- pair level ------------------------------------------------------------------------------------------------
 
     def phase(self, puts: Sequence[Put], open: Open, bounded: bool = False) -> Lines:
-        """Loops over columns and rows around the values of `puts` and what is made of each; bounded: by `left`."""
+        """Loops over columns and rows around the values of `puts` and what is made of them, when all are there;
+        bounded: by `left`."""
         once: Lines = []
         column: Lines = ["if (c >= left) break;"] if bounded and self.s.C > 1 else []
         pair: Lines = []
         self.scopes.append({})
         for put in puts:
-            self.root = put.root
-            pending = self.pending(put.exprs, open, slots=True)
-            for e in pending:
+            for e in self.pending(put.exprs, open, slots=True):
                 self.scopes[-1][e.id] = self.read(e, once, column, pair)
-            pair += put.then([self.text(e) for e in put.exprs])
-            for e in pending:  # equal roots have equal steps, each over its own running values
-                if e.id in self.stateful:
-                    del self.scopes[-1][e.id]
+        pair += [line for put in puts for line in put.then([self.text(e) for e in put.exprs])]
         self.scopes.pop()
         body = [*column, *loop(self.every_row, pair, "all")]
         return once + (body if self.s.C == 1 else loop(f"int c = 0; c < {self.s.C}; c++", body, "all"))
@@ -242,7 +239,7 @@ class Writer:
     def read(self, e: Expr, once: Lines, column: Lines, pair: Lines) -> str:
         """Write `e` at the level that it belongs to; returns its name."""
         if e.op == "state":
-            return f"{self.run(e.attr)}[r]"
+            return f"{self.held(e.attr)}[r]"
         if e.id in self.slot_i or e.id in self.slot_j:
             name = self.read_row(e, once) if e.id in self.slot_i else self.read_column(e, column)
             return f"({name} != 0)" if e.boolean else name
@@ -299,8 +296,12 @@ class Writer:
         self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
         return out
 
+    def paired(self, e: Expr) -> bool:
+        """Whether a value has to be computed at every pair, and is none of the state's."""
+        return e.axes == IJ and e.id not in self.stateful
+
     def outermost(self, roots: Iterable[Expr], want: Callable[[Expr], bool]) -> list[Expr]:
-        """The maximal pair-level values below `roots` that have no name and that `want` accepts."""
+        """The maximal values below `roots` that have no name and that `want` accepts."""
         found: dict[int, Expr] = {}
         seen: set[int] = set()
         stack = list(roots)
@@ -309,7 +310,7 @@ class Writer:
             if e.id in seen or e.id in self.slot_i or e.id in self.slot_j or self.known(e) is not None:
                 continue
             seen.add(e.id)
-            if e.axes == IJ and e.id not in self.stateful and want(e):
+            if want(e):
                 found[e.id] = e
             else:
                 stack.extend(e.args)
@@ -332,7 +333,7 @@ class Writer:
         out: Lines = []
         for (_, counter), group in sorted(groups.items()):
             terms = [x for e in group for x in self.terms(e)]
-            out += self.kept(self.outermost(terms, lambda e: e.free <= open), open)
+            out += self.kept(self.outermost(terms, lambda e: self.paired(e) and e.free <= open), open)
             names = {e: self.fresh("f") for e in group}
             inner = open | {counter}
             self.scopes.append({})

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import BackendError
-from dred.kernel.interpret import array_text, merge_states
+from dred.kernel.interpret import merge_states
+from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
-from dred.reductions import REDUCTIONS, identities
+
+__all__ = ["NAMES", "Output", "State", "empty", "finalize", "fold", "local", "merge", "named"]
 
 State = tuple[NDArray[Any], ...]
 
@@ -74,13 +75,6 @@ def _llvm() -> bool:
     return False
 
 
-def empty(spec: KernelSpec, M: int) -> State:
-    """The state of M rows that have met no term: per field an array (D, M)."""
-    reduction = REDUCTIONS[spec.reduction]
-    types = [spec.acc if field.kind == "value" else "int64" for field in reduction.fields]
-    return tuple(np.full((spec.dim, M), v, t) for v, t in zip(identities(reduction), types, strict=True))
-
-
 def fold(
     spec: KernelSpec,
     backend: str,
@@ -104,12 +98,11 @@ def fold(
         Of the M rows; never written to.
     arrays : sequence of ndarray
         By position, C-contiguous, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
-        for parameters.
+        for parameters. Without those of `spec.constants`.
     M, N : int
         Rows kept and reduced.
     i0, j0 : int
-        Global row numbers of the first kept and the first reduced row: for reductions that return row numbers; a sum
-        does not read them.
+        Global row numbers of the first kept and the first reduced row.
     device_id : int
         CUDA device; -1: the current one.
 
@@ -121,7 +114,7 @@ def fold(
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
     more = {"device_id": device_id} if backend == "cuda" else {}
     module = importlib.import_module(_MODULES[backend])
-    result: State = module.fold(spec, state, arrays, M, N, i0=i0, j0=j0, **more)
+    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **more)
     return result
 
 
@@ -130,10 +123,6 @@ def merge(spec: KernelSpec, left: State, right: State) -> State:
     return merge_states(spec, left, right)
 
 
-def finalize(spec: KernelSpec, state: State) -> NDArray[Any]:
-    """The result (M, D) of a state, in the compute type."""
-    reduction = REDUCTIONS[spec.reduction]
-    names = {field.name: a for field, a in zip(reduction.fields, state, strict=True)}
-    with np.errstate(all="ignore"):
-        result = array_text(reduction.finalize, names)
-        return np.ascontiguousarray(np.asarray(result).T.astype(spec.dtype))
+def finalize(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[NDArray[Any], ...]:
+    """The arrays (M, ...) that are read off a state."""
+    return tuple(output.read(spec, state) for output in outputs)

@@ -16,7 +16,7 @@ from dred.kernel.ir import FOLDS, Expr, Index, Kernel, Loop, Root, walk
 from dred.kernel.lower import SYNTAX, lower
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
-from dred.reductions import REDUCTIONS
+from dred.reductions import MONOIDS, NONE
 
 UNROLL = 16
 ROWS, COLUMNS = 256, 256  # of a block; COLUMNS fixes the order of summation and never changes
@@ -31,18 +31,56 @@ def array_text(text: str, names: Mapping[str, Any]) -> Any:
     def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Any:
         return PRIMITIVES[SYNTAX.get(name, name)].numpy(*args)
 
-    return evaluate(parse_once(text), float, names.__getitem__, call)
+    known = {"inf": np.inf, "nan": np.nan, **names}
+    return evaluate(parse_once(text), float, known.__getitem__, call)
 
 
 def merge_states(spec: KernelSpec, left: State, right: State) -> State:
     """The union of two states of the same rows."""
-    reduction = REDUCTIONS[spec.reduction]
-    names: dict[str, Any] = {}
-    for field, a, b in zip(reduction.fields, left, right, strict=True):
-        names[f"{field.name}0"], names[f"{field.name}1"] = a, b
+    out: list[NDArray[Any]] = []
     with np.errstate(all="ignore"):
-        merged = tuple(array_text(text, names) for text in reduction.merge)
-    return tuple(np.asarray(m, a.dtype) for m, a in zip(merged, left, strict=True))
+        for n, part in enumerate(spec.parts):
+            mine = spec.states(n)
+            join = merge_ranking if part.places > 1 else merge_part
+            out += join(spec, n, left[mine], right[mine])
+    return tuple(out)
+
+
+def merge_part(spec: KernelSpec, part: int, left: State, right: State) -> State:
+    """The union of two states of one part, of any shapes that broadcast where the components do."""
+    monoid = MONOIDS[spec.parts[part].monoid]
+    names: dict[str, Any] = {}
+    for field, a, b in zip(spec.layout[part], left, right, strict=True):
+        kind = np.int64 if field.kind in ("count", "index") else spec.acc
+        names[f"{field.name}0"], names[f"{field.name}1"] = a.astype(kind, copy=False), b.astype(kind, copy=False)
+    for name, text in monoid.let:
+        names[name] = array_text(text, names)
+    return tuple(
+        np.broadcast_to(np.asarray(array_text(text, names)), np.broadcast_shapes(a.shape, b.shape)).astype(a.dtype)
+        for text, a, b in zip(monoid.merge, left, right, strict=True)
+    )
+
+
+def merge_ranking(spec: KernelSpec, part: int, left: State, right: State) -> State:
+    """The first places of the union of two rankings (size, rows)."""
+    field = spec.layout[part][0]
+    shape = (field.places, field.dim, left[0].shape[1])
+    values, numbers = (np.concatenate([a.reshape(shape), b.reshape(shape)]) for a, b in zip(left, right, strict=True))
+    best = ranked(MONOIDS[spec.parts[part].monoid].rank, values, numbers, field.places)
+    return tuple(a.reshape(field.size, left[0].shape[1]) for a in best)
+
+
+def ranked(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) -> State:
+    """The first places along axis 0: least (greatest) values, lower numbers first among equals; NaN comes nowhere."""
+    nan = np.isnan(values)
+    values, numbers = np.where(nan, rank * np.inf, values).astype(values.dtype), np.where(nan, NONE, numbers)
+    order = np.lexsort((numbers, values if rank > 0 else -values), axis=0)[:places]
+    values, numbers = (np.take_along_axis(a, order, 0) for a in (values, numbers))
+    missing = [(0, places - len(values)), *[(0, 0)] * (values.ndim - 1)]
+    return (
+        np.pad(values, missing, constant_values=rank * np.inf),
+        np.pad(numbers, missing, constant_values=NONE),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -52,7 +90,7 @@ def _kernel(spec_digest: str, spec: KernelSpec) -> Kernel:
 
 def _rows(kernel: Kernel) -> int:
     """Rows of a block; all values of a block are kept in memory, so that long formulas get small blocks."""
-    return max(1, ROWS * VALUES // max(VALUES, len(walk([root.value for root in kernel.roots]))))
+    return max(1, ROWS * VALUES // max(VALUES, len(walk([e for root in kernel.roots for e in root.terms]))))
 
 
 def fold(
@@ -101,24 +139,49 @@ class _Block:
 
     def state(self, like: State) -> State:
         """The merged state of the block's columns, of the shape and types of `like`."""
+        spec = self.spec
         out = tuple(np.empty(field.shape, field.dtype) for field in like)
-        reduction = REDUCTIONS[self.spec.reduction]
         cache: dict[int, Any] = {}
+        shared: dict[int, NDArray[Any]] = {}  # terms of fields of one component
         for root in self.kernel.roots:
+            part = next(n for n in range(len(spec.parts)) if root.fields[0] < spec.states(n).stop)
+            mine = spec.states(part)
             for k, counters in _counters(root):
-                value = np.broadcast_to(self.value(root.value, counters, cache), self.shape)
-                lifted = [array_text(text, {"f": value}) for text in reduction.lift]
-                term = tuple(np.asarray(f, o.dtype) for f, o in zip(lifted, out, strict=True))
-                for field, total in zip(out, self.merged(term), strict=True):
-                    field[k] = total[:, 0]
+                terms = [self.term(e, f, counters, cache) for e, f in zip(root.terms, root.fields, strict=True)]
+                if root.places > 1:
+                    self.rank(root, k, terms, out)
+                    continue
+                known = shared | dict(zip(root.fields, terms, strict=True))
+                if any(f not in known for f in range(mine.start, mine.stop)):
+                    shared |= known  # the others of the part come later, and all are merged together
+                    continue
+                total = self.merged(part, tuple(known[f] for f in range(mine.start, mine.stop)))
+                for f, a in zip(range(mine.start, mine.stop), total, strict=True):
+                    out[f][k if f in root.fields else 0] = a[:, 0]
         return out
 
-    def merged(self, term: State) -> State:
+    def term(self, e: Expr, field: int, counters: Mapping[Loop, int], cache: dict[int, Any]) -> NDArray[Any]:
+        """A field of the state of every pair."""
+        kind = self.kernel.fields[field].stored(self.spec.dtype, self.spec.acc)
+        return np.asarray(np.broadcast_to(self.value(e, counters, cache), self.shape), kind)
+
+    def rank(self, root: Root, k: int, terms: Sequence[NDArray[Any]], out: State) -> None:
+        """The places of component k of a ranking."""
+        values, numbers = (np.ascontiguousarray(term.T) for term in terms)
+        part = next(n for n in range(len(self.spec.parts)) if root.fields[0] < self.spec.states(n).stop)
+        found = ranked(MONOIDS[self.spec.parts[part].monoid].rank, values, numbers, root.places)
+        for f, a in zip(root.fields, found, strict=True):
+            out[f][k :: self.kernel.fields[f].size // root.places] = a
+
+    def merged(self, part: int, term: State) -> State:
         """Columns merged in halves: the left half with the right one, until one is left."""
+        fields = self.spec.layout[part]
+        empty = tuple(np.full((1, 1), f.identity, a.dtype) for f, a in zip(fields, term, strict=True))
+        term = merge_part(self.spec, part, empty, term)  # a NaN that is passed over becomes the identity
         while (n := term[0].shape[1]) > 1:
             half = n // 2
             left, right = (tuple(f[:, s] for f in term) for s in (slice(0, half), slice(half, 2 * half)))
-            joined = merge_states(self.spec, left, right)
+            joined = merge_part(self.spec, part, left, right)
             term = tuple(np.concatenate([j, f[:, 2 * half :]], axis=1) for j, f in zip(joined, term, strict=True))
         return term
 

@@ -57,6 +57,14 @@ class Load(NamedTuple):
     index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
+class Slot(NamedTuple):
+    """A component of a field of the state; `number`: int64, else a value."""
+
+    field: int
+    index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
+    number: bool
+
+
 # combining a value into the running one of a component loop, and where that starts
 FOLDS: dict[str, tuple[str, float]] = {"fold": ("add", 0.0), "fold_max": ("max", -inf), "fold_min": ("min", inf)}
 
@@ -71,8 +79,7 @@ class Expr:
         component first; sums by `fma` where the body is a product and by `add` elsewhere), or a leaf:
         "const" (attr: Fraction or float), "load" (attr: `Load`), "counter" (attr: `Index`; a component number as a
         value), "row" (attr: I or J; the global number of a row), "whole" (attr: an integer that row numbers meet),
-        "state" (attr: number of the state field; the running value of a reduction), "other" (the same field of the
-        state merged into it).
+        "state" (attr: `Slot`; the running value of a reduction), "other" (the same of the state merged into it).
     args : tuple of Expr
     axes : int
         The indices that the value varies with: it belongs into the loops over these and no deeper.
@@ -88,7 +95,8 @@ class Expr:
 
     def __init__(self, op: str, args: tuple[Expr, ...], attr: Any, axes: int, free: frozenset[Loop], id: int) -> None:
         self.op, self.args, self.attr, self.axes, self.free, self.id = op, args, attr, axes, free, id
-        self.result = PRIMITIVES[op].result if op in PRIMITIVES else "number" if op in ("row", "whole") else "value"
+        number = op in ("row", "whole") or (op in ("state", "other") and attr.number)
+        self.result = PRIMITIVES[op].result if op in PRIMITIVES else "number" if number else "value"
 
     def __repr__(self) -> str:
         inner = [*map(repr, self.args), *([] if self.attr is None else [str(self.attr)])]
@@ -127,11 +135,13 @@ class Graph:
         if any(a.result == "number" for a in args) and op != "number":
             # a product with another row number, or with a large constant, may have more than 64 bits
             whole = [_whole(a, 2**20 if op == "mul" else 2**62) for a in args]
-            known = f"number_{op}" in PRIMITIVES and (op != "mul" or any(whole))
-            if known and all(a.result == "number" or w for a, w in zip(args, whole, strict=True)):
+            fits = [a.result == "number" or w for a, w in zip(args, whole, strict=True)]
+            fits = fits[1:] if op == "select" else fits
+            if f"number_{op}" in PRIMITIVES and (op != "mul" or any(whole)) and all(fits):
                 op = f"number_{op}"
+            if op.startswith("number_"):
                 args = tuple(self.make("whole", attr=int(a.attr)) if a.op == "const" else a for a in args)
-            elif not op.startswith("number_"):
+            elif op not in ("both", "either"):
                 args = tuple(self.make("number", a) if a.result == "number" else a for a in args)
         if (short := self._short(op, args)) is not None:
             return short
@@ -148,7 +158,7 @@ class Graph:
         elif op == "row":
             axes = attr
         elif op in ("state", "other"):
-            axes = I
+            axes, free = I, frozenset(attr.index.loops)
         elif op in FOLDS:
             free -= {attr}
         new = self._table[key] = Expr(op, args, attr, axes, free, len(self._table))
@@ -176,8 +186,12 @@ class Graph:
             return args[1 - values.index(Fraction(1))]
         if op == "div" and values[1] == 1:
             return args[0]
+        if op == "sub" and values[1] == 0:
+            return args[0]
         if op == "neg" and args[0].op == "neg":
             return args[0].args[0]
+        if op == "neg" and args[0].op == "const":
+            return self.const(-float(args[0].attr))
         return None
 
 
@@ -193,11 +207,69 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
     return [seen[k] for k in sorted(seen)]
 
 
+class StateField(NamedTuple):
+    """A field of the state: an array (size, rows).
+
+    Attributes
+    ----------
+    kind : str
+        As in `dred.reductions.Field`. Stored: a "value" in the compute type, a "sum" in the accumulator's, "count" and
+        "index" as int64. The running value of a count is a value of the compute type, that of an index int64.
+    size : int
+        Components, times the places of a ranking: component c in place t is row t * components + c.
+    identity : float or int
+        Of the empty state.
+    """
+
+    kind: str
+    size: int
+    identity: float
+
+    def stored(self, dtype: str, acc: str) -> str:
+        """Type of the array."""
+        return {"value": dtype, "sum": acc}.get(self.kind, "int64")
+
+    @property
+    def number(self) -> bool:
+        """Whether the running value is int64."""
+        return self.kind == "index"
+
+
 class Root(NamedTuple):
-    """A piece of the formula's value: component `index`, for every turn of its loops."""
+    """Fields of the state that advance together: their component `index`, for every turn of its loops.
+
+    Attributes
+    ----------
+    index : Index
+    fields : tuple of int
+        Numbers of fields of the state.
+    terms : tuple of Expr
+        For each of them, its value for the pair at hand alone.
+    steps : tuple of Expr
+        For each of them, the new running value after one more pair, over `state` leaves of itself at `index`, and of
+        fields of one component that belong to the same reduction. All roots step at once: a step reads what was there
+        before. For a sum: `fma(a, b, state)` where the term is a product, else `add(state, term)`.
+    merge : tuple of Expr
+        For each of them, the merged value of two states, over such leaves, and the same `other` leaves; it joins a
+        chain's running values (as `other`) to the state, and splits of j to each other. Values are computed in the
+        accumulator's type, counts and indices as numbers.
+    places : int
+        1, or how many states a ranking keeps, in order. Then there is no running value and no `merge`: `terms` (which
+        `steps` repeats) are inserted into the state, right where they belong, if `before` puts them before the last.
+    before : Expr or None
+        Whether the state `other` comes before the state `state`: over leaves in the compute type and numbers.
+    near : Expr or None
+        What `before` implies, and takes less: it compares values alone.
+    """
 
     index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
-    value: Expr
+    fields: tuple[int, ...]
+    terms: tuple[Expr, ...]
+    steps: tuple[Expr, ...]
+    merge: tuple[Expr, ...]
+    places: int = 1
+    before: Expr | None = None
+    near: Expr | None = None
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -210,19 +282,11 @@ class Kernel(NamedTuple):
 
     Attributes
     ----------
-    dim : int
-        Components of the formula, D.
+    fields : tuple of StateField
+        The state.
     roots : tuple of Root
-        The formula's components at pair level, in order of offset; together they cover 0 ... D - 1 once. Renderers emit
-        `steps`; the value of a root is in them, or its factors are.
-    steps : tuple of tuples of Expr
-        For each root, for each state field: the new running value as an expression of `state` leaves (same compute
-        type) and the root's value. For Sum: `fma(a, b, state)` where the value is a product, else `add(state, value)`.
-    merge : tuple of Expr
-        For each state field: the merged value of two states, over `state` and `other` leaves; used to join a chain's
-        running value (as `other`, converted to the state's type) to the state, and splits of j to each other.
-    identity : tuple of float
-        For each field: the value of the empty state.
+        What happens at a pair. Together they cover every component of every field once; fields of one component come
+        before those that read them.
     loads : tuple of Load-like (ind, dim, axes)
         Variables that are read, by position; axes is I, J or 0.
     slots_i, slots_j : tuple of (Expr, offset)
@@ -233,18 +297,15 @@ class Kernel(NamedTuple):
         Length of a record.
     once : tuple of Expr
         The maximal expressions (other than plain constants) that vary with nothing and are inside no loop, read by
-        roots, slots or steps: computed before all loops.
+        slots or steps: computed before all loops.
     folds : dict of (Loop, level) to tuple of Expr
         The pair-level folds by loop and by dependence (a fold of level n + 1 reads one of level n): what to fuse.
     cost : float
         Estimated instructions per pair.
     """
 
-    dim: int
+    fields: tuple[StateField, ...]
     roots: tuple[Root, ...]
-    steps: tuple[tuple[Expr, ...], ...]
-    merge: tuple[Expr, ...]
-    identity: tuple[float, ...]
     loads: tuple[tuple[int, int, int], ...]
     slots_i: tuple[tuple[Expr, int], ...]
     slots_j: tuple[tuple[Expr, int], ...]
@@ -253,3 +314,8 @@ class Kernel(NamedTuple):
     once: tuple[Expr, ...]
     folds: dict[tuple[Loop, int], tuple[Expr, ...]]
     cost: float
+
+    @property
+    def steps(self) -> list[Expr]:
+        """All that is computed at a pair."""
+        return [e for root in self.roots for e in root.steps]

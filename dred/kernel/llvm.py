@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dred.formula.node import I
-from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Root, walk
-from dred.kernel.llvm_math import Lanes, declared
-from dred.kernel.llvm_values import Operand, Text, Values, below
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, walk
+from dred.kernel.llvm_math import declared
+from dred.kernel.llvm_state import Cells, StateText
+from dred.kernel.llvm_values import Operand, Values, below
 
-LANES = {"float32": 16, "float64": 8}  # rows of a tile: 64 bytes, whatever the registers of the machine
 SIGNATURE = "pppllpplpll"  # of `fold`: p a pointer, l a 64-bit integer
 _ARGUMENTS = (
     "ptr %vars, ptr %batch_strides, ptr %items, i64 %first, i64 %last, "
@@ -33,7 +33,7 @@ class Program(NamedTuple):
     batch_strides   elements from one batch to the next (0: all batches share it): state, then variables
     items           rows of (batch, first row, one past the last row, first interval, one past the last)
     intervals       rows of (first column, one past the last)
-    states          base pointer of each state field, an array (dim, rows) whose rows are contiguous
+    states          base pointer of each state field, an array (size, rows) whose rows are contiguous
     pitch           elements from one component of a state field to the next
     scratch         `scratch` bytes, aligned to 64, for this call alone
     row0, column0   global numbers of the first row and of the first column of the arrays
@@ -72,25 +72,26 @@ class _PairValues(Values):
         return e.id in self.records
 
 
-class _Fold(Text):
+class _Fold(StateText):
     """Writes `fold`. One level of nesting is one method: items, blocks of rows, panels of columns, tiles, chains."""
 
     def __init__(self, kernel: Kernel, dtype: str, acc: str, chain: int) -> None:
-        super().__init__()
-        self.kernel, self.chain = kernel, chain
-        self.one, self.lanes = Lanes(dtype), Lanes(dtype, LANES[dtype])
-        self.wide = Lanes(acc, self.lanes.width)
+        super().__init__(kernel, dtype, acc)
+        self.chain = chain
         self.slot_i = {e.id: at for e, at in kernel.slots_i}
         self.slot_j = {e.id: at for e, at in kernel.slots_j}
         self.scalars = Values(self, self.one, self._scalar_leaf)
         groups = {f.id: group for group in kernel.folds.values() for f in group}
         self.pairs = _PairValues(self, self.lanes, self._pair_leaf, groups)
         self.pairs.records = frozenset(self.slot_i) | frozenset(self.slot_j)
-        self.merged = Values(self, self.wide, self._merge_leaf)
-        self.reads = [self._stateless(step) for step in kernel.steps]
-        self.flat = [n for n, root in enumerate(kernel.roots) if not root.loops]
-        self.looped = [n for n, root in enumerate(kernel.roots) if root.loops]
-        self.fields = range(len(kernel.identity))
+        self.counters = self.pairs.counters
+        self.steps = Values(self, self.near_rows, self._step_leaf)
+        self.stateful = below(kernel.steps, "state")
+        self.reads = [self._stateless(root.steps) for root in kernel.roots]
+        chained = [n for n, root in enumerate(kernel.roots) if root.places == 1]
+        self.flat = [n for n in chained if not kernel.roots[n].loops]
+        self.looped = [n for n in chained if kernel.roots[n].loops]
+        self.heads = [self._heads(root.steps) if root.loops else [] for root in kernel.roots]
         self.columns = self._columns()
         self._layout()
         # where the text stands: operands of the loops that are open
@@ -98,14 +99,13 @@ class _Fold(Text):
         self.state_base: list[str] = []
         self.row = self.tile = self.column = ""
         self.tile_row = self.panel_column = self.column_number = ""  # numbers within the arrays
-        self.running: Sequence[str] = ()
-        self.state: Sequence[str] = ()
-        self.other: Sequence[str] = ()
+        self.chain_column = ""  # number within the chain
+        self.running: Cells = {}
 
     def program(self) -> Program:
-        self.rows_at, self.columns_at, self.states_at, self.terms_at = (
-            self.at("%scratch", offset, element="i8") for offset in self.offsets
-        )
+        self.rows_at, self.columns_at = (self.at("%scratch", offset, element="i8") for offset in self.offsets[:2])
+        self.place_states(self.offsets[2 : 2 + len(self.numbers)])
+        self.terms_at = [self.at("%scratch", offset, element="i8") for offset in self.offsets[2 + len(self.numbers) :]]
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
@@ -114,14 +114,14 @@ class _Fold(Text):
             for n, words in enumerate(("", "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
-        return Program(text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
+        return Program(self.declarations() + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
 
     # sizes ------------------------------------------------------------------------------------------------------------
 
     def _columns(self) -> int:
         """Columns whose pairs are written next to each other: they share loads of rows and hide latencies."""
-        pair = [e for e in walk([e for step in self.kernel.steps for e in step]) if e.axes == IJ]
-        if any(e.op in FOLDS for e in pair) or self.looped:
+        pair = [e for e in walk(self.kernel.steps) if e.axes == IJ]
+        if any(e.op in FOLDS for e in pair) or self.looped or self.ranking:
             return 4 if self.chain % 4 == 0 else 1
         return next((n for n, most in ((4, 64), (2, 128)) if len(pair) <= most and self.chain % n == 0), 1)
 
@@ -131,12 +131,12 @@ class _Fold(Text):
         rows = min(_ROWS_MOST, max(1, _ROWS_BYTES // row))
         self.rows = -(-rows // lanes.width) * lanes.width
         self.panel = min(_PANEL_MOST, max(1, _PANEL_BYTES // (column * self.chain)) * self.chain)
-        long = max((root.index.last + 1 for root in k.roots if root.loops), default=0)
+        looped = {f for n in self.looped for f in k.roots[n].fields}
         sizes = (
             self.rows * k.size_i * lanes.itemsize,
             self.panel * k.size_j * lanes.itemsize,
-            len(self.fields) * k.dim * self.wide.nbytes,
-            len(self.fields) * long * lanes.nbytes,
+            *map(self.state_bytes, self.numbers),
+            *(lanes.width * 8 * self.dims[f] if f in looped else 0 for f in self.numbers),
         )
         self.offsets, self.nbytes = [], 0
         for size in sizes:
@@ -148,7 +148,7 @@ class _Fold(Text):
     def _item(self, item: str, _: list[str]) -> list[str]:
         entry = self.at("%items", self.integer("mul", item, 5), element="i64")
         batch, first, last, interval, intervals = (self._table(entry, k) for k in range(5))
-        self.state_base = [self._batch("%states", f, batch, 0, self.wide.scalar) for f in self.fields]
+        self.state_base = [self._batch("%states", f, batch, 0, self.element(f)) for f in self.numbers]
         for ind in sorted({ind for ind, _, _ in self.kernel.loads}):
             self.base[ind] = self._batch("%vars", ind, batch, 1 + ind, self.one.scalar)
         with self.scalars.scope(), self.pairs.scope():
@@ -239,121 +239,142 @@ class _Fold(Text):
         left = self.smaller(self.integer("sub", count, at), self.lanes.width)
         tile = self.integer("mul", at, self.kernel.size_i)
         self.tile = self.at(self.rows_at, tile, element=self.one.scalar)
-        self._copy_states(first, left, load=True)
+        self.copy_states(self.state_base, first, left, load=True)
         full = self.integer("mul", self.integer("sdiv", size, self.chain), self.chain)
         if self.columns > 1:
             self.loop(0, full, self.chain, [], lambda column, _: self._chain(column, self.chain, self.columns))
             self.loop(full, size, self.chain, [], lambda column, _: self._chain(column, self._rest(column, size), 1))
         else:
             self.loop(0, size, self.chain, [], lambda column, _: self._chain(column, self._rest(column, size), 1))
-        self._copy_states(first, left, load=False)
+        self.copy_states(self.state_base, first, left, load=False)
         return []
 
     def _rest(self, column: str, size: str) -> str:
         return self.smaller(self.integer("sub", size, column), self.chain)
 
-    def _copy_states(self, row: str, count: str, load: bool) -> None:
-        """The states of a tile into scratch memory, or back: whole tiles as vectors, others lane by lane."""
-        wide, one, dim = self.wide, self.wide.scalar, self.kernel.dim
-        whole = self.put(f"icmp eq i64 {count}, {wide.width}")
-        vectors = self.put(f"select i1 {whole}, i64 {dim}, i64 0")
-        lanes = self.put(f"select i1 {whole}, i64 0, i64 {dim}")
-
-        def move(field: int, component: str, lane: Operand, kind: str) -> list[str]:
-            theirs = self.at(self.state_base[field], self.integer("mul", component, "%pitch"), row, lane, element=one)
-            place = self.integer("mul", component, wide.width)
-            mine = self.at(self.states_at, place, lane, field * dim * wide.width, element=one)
-            source, target = (theirs, mine) if load else (mine, theirs)
-            self.store(kind, self.load(kind, source, wide.itemsize), target, wide.itemsize)
-            return []
-
-        for f in self.fields:
-            self.loop(0, vectors, 1, [], lambda c, _, f=f: move(f, c, 0, wide.type))  # type: ignore[misc]
-            self.loop(
-                0,
-                lanes,
-                1,
-                [],
-                lambda c, _, f=f: self.loop(0, count, 1, [], lambda lane, _: move(f, c, lane, one)),  # type: ignore[misc]
-            )
-
     def _chain(self, start: str, count: Operand, columns: int) -> list[str]:
         """Terms of at most `chain` columns in the compute type, then into the states."""
-        lanes, k = self.lanes, self.kernel
-        identity = [lanes.literal(value) for value in k.identity]
+        k = self.kernel
         for n in self.looped:
-            self._over(n, lambda n=n: self._put_terms(n, identity))  # type: ignore[misc]
+            self._over(n, lambda n=n: self._put_terms(n, [self.identity(f) for f in k.roots[n].fields]))  # type: ignore[misc]
+        cells = [(f, k.roots[n].index) for n in self.flat for f in k.roots[n].fields]
 
         def block(column: str, held: list[str]) -> list[str]:
             place = self.integer("add", start, column)
-            self.column_number = self.integer("add", self.panel_column, place)
+            self.column_number, self.chain_column = self.integer("add", self.panel_column, place), column
             record = self.integer("mul", place, k.size_j)
             self.column = self.at(self.columns_at, record, element=self.one.scalar)
-            return self._columns_block(columns, held)
+            running = self._columns_block(columns, dict(zip(cells, held, strict=True)))
+            return [running[cell] for cell in cells]
 
-        carry = [(lanes.type, value) for _ in self.flat for value in identity]
+        self.chain_row = self.integer("add", self.integer("add", self.panel_column, start), "%column0")
+        carry = [(self.running_type(f), self.identity(f)) for f, _ in cells]
         held = self.loop(0, count, columns, carry, block)
-        width = len(self.fields)
-        for place, n in enumerate(self.flat):
-            self._merge(k.roots[n], held[place * width : (place + 1) * width])
-        for n in self.looped:
-            self._over(n, lambda n=n: self._merge(k.roots[n], self._get_terms(n)))  # type: ignore[misc]
+        self._join(dict(zip(cells, held, strict=True)))
         return []
 
-    def _columns_block(self, columns: int, held: list[str]) -> list[str]:
+    def _columns_block(self, columns: int, running: Cells) -> Cells:
+        """The running values of the flat roots after some more columns; all roots step at once."""
         self.pairs.columns = columns
-        width = len(self.fields)
+        roots = self.kernel.roots
+        before: list[dict[int, str]] = []  # for each column: what looped roots read of the values that it finds
         with self.pairs.scope():
             for s in range(columns):
-                for place, n in enumerate(self.flat):
-                    part = slice(place * width, (place + 1) * width)
-                    held[part] = self._advance(n, held[part], s)
+                for n in self.flat:
+                    for e in self.reads[n]:
+                        self.pairs.get(e, s)
+                self.running = running
+                with self.steps.scope():  # what reads the running values holds for this column alone
+                    before.append({e.id: self.steps.get(e, s) for n in self.looped for e in self.heads[n]})
+                    running = running | {
+                        (f, roots[n].index): self.steps.get(step, s)
+                        for n in self.flat
+                        for f, step in zip(roots[n].fields, roots[n].steps, strict=True)
+                    }
             for n in self.looped:
+                self._over(n, lambda n=n: self._components(n, before), self.reads[n])  # type: ignore[misc]
+            for n in self.ranking:
+                terms = roots[n].terms
 
-                def component(n: int = n) -> None:
-                    terms: Sequence[str] = self._get_terms(n)
-                    for s in range(columns):
-                        terms = self._advance(n, terms, s)
-                    self._put_terms(n, terms)
+                def candidates(n: int = n, terms: Sequence[Expr] = terms) -> None:
+                    self.rank(n, [[self.pairs.get(e, s) for e in terms] for s in range(columns)])
 
-                self._over(n, component, self.reads[n])
-        return held
+                self._over(n, candidates, terms)
+        return running
 
-    def _advance(self, n: int, running: Sequence[str], column: int) -> list[str]:
-        """The running values of a root after one more column."""
-        for e in self.reads[n]:
-            self.pairs.get(e, column)
-        self.running = running
-        with self.pairs.scope():  # what reads the running values holds for this column alone
-            return [self.pairs.get(step, column) for step in self.kernel.steps[n]]
+    def _components(self, n: int, before: Sequence[dict[int, str]]) -> None:
+        """One component of a large root, column after column."""
+        root = self.kernel.roots[n]
+        values: Sequence[str] = self._get_terms(n)
+        for s, known in enumerate(before):
+            for e in self.reads[n]:
+                self.pairs.get(e, s)
+            self.running = {(f, root.index): value for f, value in zip(root.fields, values, strict=True)}
+            with self.steps.scope():
+                for e in self.heads[n]:
+                    self.steps.bind(e, known[e.id], s)
+                values = [self.steps.get(step, s) for step in root.steps]
+        self._put_terms(n, values)
 
-    def _stateless(self, step: Sequence[Expr]) -> list[Expr]:
-        """The maximal expressions of a step that read no running value."""
-        tainted = below(step, "state")
-        found = {a.id: a for e in walk(list(step)) if e.id in tainted for a in e.args if a.id not in tainted}
-        found |= {e.id: e for e in step if e.id not in tainted}
+    def _stateless(self, steps: Sequence[Expr]) -> list[Expr]:
+        """The maximal expressions of steps that read no running value."""
+        tainted = below(steps, "state")
+        found = {a.id: a for e in walk(steps) if e.id in tainted for a in e.args if a.id not in tainted}
+        found |= {e.id: e for e in steps if e.id not in tainted}
         return [found[key] for key in sorted(found)]
 
-    def _merge(self, root: Root, running: Sequence[str]) -> None:
-        """Joins the running values of one component to its state."""
-        wide = self.wide
-        self.other = [self._widened(value) for value in running]
-        where = [self._cell(self.states_at, root, f * self.kernel.dim, wide) for f in self.fields]
-        self.state = [self.load(wide.type, p, wide.nbytes) for p in where]
-        with self.merged.scope():
-            for e, p in zip(self.kernel.merge, where, strict=True):
-                self.store(wide.type, self.merged.get(e), p, wide.nbytes)
+    @staticmethod
+    def _heads(steps: Sequence[Expr]) -> list[Expr]:
+        """The maximal expressions that read running values, and none of those inside loops."""
+        mine: set[int] = set()  # read those of a component
+        theirs: set[int] = set()  # read those of fields of one component
+        for e in walk(steps):
+            if (e.op == "state" and e.free) or any(a.id in mine for a in e.args):
+                mine.add(e.id)
+            elif e.op == "state" or any(a.id in theirs for a in e.args):
+                (theirs if not e.free else mine).add(e.id)
+        found = {a.id: a for e in walk(steps) if e.id in mine for a in e.args if a.id in theirs}
+        return [found[key] for key in sorted(found)]
 
-    def _widened(self, value: str) -> str:
-        if self.lanes == self.wide:
-            return value
-        cast = "fpext" if self.lanes.itemsize < self.wide.itemsize else "fptrunc"
-        return self.put(f"{cast} {self.lanes.type} {value} to {self.wide.type}")
+    def _join(self, running: Cells) -> None:
+        """Joins the running values to the states: large roots first, which read the others' before they change."""
+        roots = self.kernel.roots
+        for group in self.groups:
+            with self.merged.scope():
+                self.state, self.other = {}, {}
+                flat = [n for n in group if n in self.flat]
+                merged = {}
+                for n in flat:
+                    values = [self.widened(f, running[f, roots[n].index]) for f in roots[n].fields]
+                    merged[n] = self.merge_root(n, values)
+                for n in group:
+                    if n in self.looped:
+                        for e in self._heads_of_merge(n):
+                            self.merged.get(e)
+                        self._over(n, lambda n=n: self._join_component(n))  # type: ignore[misc]
+                for n in flat:
+                    for f, value in zip(roots[n].fields, merged[n], strict=True):
+                        self.write_state(f, roots[n].index, value)
+
+    def _heads_of_merge(self, n: int) -> list[Expr]:
+        """What the merge of a large root computes once for all components."""
+        merge = self.kernel.roots[n].merge
+        inside = {e.id for e in walk(merge) if e.free}
+        found = {a.id: a for e in walk(merge) if e.id in inside for a in e.args if a.id not in inside}
+        return [found[key] for key in sorted(found)]
+
+    def _join_component(self, n: int) -> None:
+        root = self.kernel.roots[n]
+        with self.merged.scope():
+            running = zip(root.fields, self._get_terms(n), strict=True)
+            merged = self.merge_root(n, [self.widened(f, value) for f, value in running])
+            for f, value in zip(root.fields, merged, strict=True):
+                self.write_state(f, root.index, value)
 
     # large outputs: running values in memory --------------------------------------------------------------------------
 
     def _over(self, n: int, body: Callable[[], None], reads: Sequence[Expr] = ()) -> None:
-        """`body`, which reads some values, for every component of a large root."""
+        """`body`, which reads some values, for every component of a root."""
 
         def nest(loops: Sequence[Loop]) -> list[str]:
             if not loops:
@@ -365,21 +386,23 @@ class _Fold(Text):
 
         nest(self.kernel.roots[n].loops)
 
-    def _term_cells(self, n: int) -> list[str]:
-        root, dim = self.kernel.roots[n], self.kernel.dim
-        return [self._cell(self.terms_at, root, f * dim, self.lanes) for f in self.fields]
+    def _term_cells(self, n: int) -> list[tuple[str, str]]:
+        """Type and address of the running values of a component."""
+        root, width = self.kernel.roots[n], self.lanes.width
+        kinds = [self.running_type(f) for f in root.fields]
+        near = f"i{8 * self.one.itemsize}"
+        elements = [near if self.kernel.fields[f].number else self.one.scalar for f in root.fields]
+        return [
+            (kind, self.at(self.terms_at[f], *self.component(root.index, width), element=element))
+            for f, kind, element in zip(root.fields, kinds, elements, strict=True)
+        ]
 
     def _get_terms(self, n: int) -> list[str]:
-        return [self.load(self.lanes.type, p, self.lanes.nbytes) for p in self._term_cells(n)]
+        return [self.load(kind, p, 64) for kind, p in self._term_cells(n)]
 
     def _put_terms(self, n: int, values: Sequence[str]) -> None:
-        for p, value in zip(self._term_cells(n), values, strict=True):
-            self.store(self.lanes.type, value, p, self.lanes.nbytes)
-
-    def _cell(self, pointer: str, root: Root, offset: int, lanes: Lanes) -> str:
-        """The lanes of a component of a root in an array of lanes."""
-        *counters, first = self._component(root.index, self.pairs, lanes.width)
-        return self.at(pointer, *counters, first, offset * lanes.width, element=lanes.scalar)
+        for (kind, p), value in zip(self._term_cells(n), values, strict=True):
+            self.store(kind, value, p, 64)
 
     # leaves -----------------------------------------------------------------------------------------------------------
 
@@ -393,9 +416,6 @@ class _Fold(Text):
     def _pair_leaf(self, e: Expr, column: int) -> str | None:
         if (known := self._fixed(e, self.pairs)) is not None:
             return known
-        if e.op == "state":
-            field: int = e.attr
-            return self.running[field]
         one, lanes = self.one, self.lanes
         if (at := self.slot_i.get(e.id)) is not None:
             p = self.at(self.tile, *self._position(e, lanes.width), at * lanes.width, element=one.scalar)
@@ -408,6 +428,17 @@ class _Fold(Text):
             return self._row_number(e, column)
         return self.broadcast(lanes, self._variable(e, self.pairs)) if e.op == "load" else None
 
+    def _step_leaf(self, e: Expr, column: int) -> str | None:
+        """What steps read: running values, rows counted from the beginning of the chain, and values of pairs."""
+        if e.op == "state":
+            return self.running[e.attr.field, e.attr.index]
+        if e.op == "row":
+            near = self.integer("add", self.chain_column, column)
+            element = f"i{8 * self.one.itemsize}"
+            near = near if element == "i64" else self.put(f"trunc i64 {near} to {element}")
+            return self.broadcast(self.near_rows, near, element)
+        return None if e.id in self.stateful else self.pairs.get(e, column)
+
     def _fixed(self, e: Expr, values: Values) -> str | None:
         """What varies with component loops at most, and reads nothing."""
         lanes = values.lanes
@@ -417,7 +448,7 @@ class _Fold(Text):
             return lanes.whole(e.attr)
         if e.op != "counter":
             return None
-        *counters, total = self._component(e.attr, values)
+        *counters, total = self._counted(e.attr, values)
         for c in counters:
             total = c + total if isinstance(c, int) and isinstance(total, int) else self.integer("add", c, total)
         if isinstance(total, int):
@@ -438,14 +469,6 @@ class _Fold(Text):
         lane = ", ".join(f"i64 {k}" for k in range(self.lanes.width))
         return self.put(f"add {kind} {self.broadcast(self.lanes, number, 'i64')}, <{lane}>")
 
-    def _merge_leaf(self, e: Expr, _: int) -> str | None:
-        if e.op == "const":
-            return self.wide.literal(e.attr)
-        if e.op in ("state", "other"):
-            field: int = e.attr
-            return self.state[field] if e.op == "state" else self.other[field]
-        return None
-
     def _truth(self, e: Expr, value: str) -> str:
         """Records hold numbers; a truth value is in them as 1 or 0."""
         if not e.boolean:
@@ -455,26 +478,19 @@ class _Fold(Text):
     def _variable(self, e: Expr, values: Values) -> str:
         """A component of a variable, in the row that is being staged or of a parameter."""
         ind, dim, axes, index = e.attr
-        row: list[Operand] = [self._times(self.row, dim)] if axes else []
-        p = self.at(self.base[ind], *row, *self._component(index, values), element=self.one.scalar)
+        row: list[Operand] = [self.times(self.row, dim)] if axes else []
+        p = self.at(self.base[ind], *row, *self._counted(index, values), element=self.one.scalar)
         return self.load(self.one.scalar, p, self.one.itemsize)
 
-    def _component(self, index: Index, values: Values, stride: int = 1) -> list[Operand]:
-        return [
-            *(self._times(values.counters[loop], c * stride) for loop, c in index.terms),
-            index.offset * stride,
-        ]
+    def _counted(self, index: Index, values: Values) -> list[Operand]:
+        """A component number over the loops that are open for some values."""
+        return [*(self.times(values.counters[loop], c) for loop, c in index.terms), index.offset]
 
     def _position(self, e: Expr, stride: int) -> list[Operand]:
         """Where a value is inside its slot: the loop of greatest depth is the fastest."""
         values = self.scalars if e.free <= self.scalars.counters.keys() else self.pairs
         out: list[Operand] = []
         for loop in sorted(e.free, reverse=True):
-            out.append(self._times(values.counters[loop], stride))
+            out.append(self.times(values.counters[loop], stride))
             stride *= loop.length
         return out
-
-    def _times(self, a: Operand, b: int) -> Operand:
-        if isinstance(a, int):
-            return a * b
-        return a if b == 1 else self.integer("mul", a, b)

@@ -25,6 +25,8 @@ class Lanes:
 
     dtype: str
     width: int = 1
+    local: bool = False
+    """Whether row numbers are counted from the beginning of a chain: then they are as wide as the values."""
 
     @property
     def scalar(self) -> str:
@@ -59,7 +61,12 @@ class Lanes:
     @property
     def number(self) -> str:
         """The type of row numbers."""
-        return self.of("i64")
+        return self.integer if self.local else self.of("i64")
+
+    @property
+    def none(self) -> int:
+        """The number of no row."""
+        return 2**31 - 1 if self.local and self.itemsize == 4 else 2**63 - 1
 
     @property
     def suffix(self) -> str:
@@ -77,7 +84,7 @@ class Lanes:
 
     def whole(self, value: int) -> str:
         """The same row number in every lane."""
-        return self._splat("i64", str(value))
+        return self._splat(f"i{8 * self.itemsize}" if self.local else "i64", str(value))
 
     def _splat(self, element: str, text: str) -> str:
         return text if self.width == 1 else f"splat ({element} {text})"
@@ -234,7 +241,7 @@ _ARITY = {
 def declared(text: str, kinds: Sequence[Lanes]) -> str:
     """The text of a function behind declarations of the intrinsics that it calls, whose arguments are of the type of
     the result, and definitions of its functions of the C library on lanes of the given kinds."""
-    called = sorted(set(_CALL.findall(text)))
+    called = sorted(call for call in set(_CALL.findall(text)) if call[1] in _ARITY)
     intrinsics = [
         f"declare {kind} @{name}{suffix}({', '.join([kind] * _ARITY[name])})\n" for kind, name, suffix in called
     ]

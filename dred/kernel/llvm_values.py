@@ -121,6 +121,33 @@ class Text:
         ]
         return out
 
+    def when(self, condition: str, body: Callable[[], None]) -> None:
+        """`if (condition) body`: no value leaves it."""
+        yes, done = self.name("when"), self.name("done")
+        self.jump(f"br i1 {condition}, label %{yes}, label %{done}")
+        self.label(yes)
+        body()
+        self.jump(f"br label %{done}")
+        self.label(done)
+
+    def repeat(self, carry: Sequence[Carry], body: Callable[[list[str]], tuple[str, Sequence[str]]]) -> list[str]:
+        """`do { more, carry = body(carry) } while (more)`; returns what is carried out of it."""
+        head, done = self.name("loop"), self.name("done")
+        held = [f"%{self.name('c')}" for _ in carry]
+        before = self.block
+        self.jump(f"br label %{head}")
+        self.label(head)
+        mark = len(self.lines)
+        more, new = body(list(held))
+        end = self.block
+        self.jump(f"br i1 {more}, label %{head}, label %{done}")
+        self.lines[mark:mark] = [
+            f"  {h} = phi {kind} [ {first}, %{before} ], [ {value}, %{end} ]"
+            for h, (kind, first), value in zip(held, carry, new, strict=True)
+        ]
+        self.label(done)
+        return list(new)
+
 
 class Wanted(NamedTuple):
     """A value of an expression: in column `column` of the block of columns at hand."""
@@ -162,9 +189,9 @@ class Values:
         yield
         self._scopes.pop()
 
-    def bind(self, e: Expr, operand: str) -> None:
-        """Declares the value of an expression that varies with no column."""
-        self._scopes[-1][e.id, 0] = operand
+    def bind(self, e: Expr, operand: str, column: int = 0) -> None:
+        """Declares the value of an expression, in a column where it varies with them."""
+        self._scopes[-1][self._key(Wanted(e, column))] = operand
 
     def get(self, e: Expr, column: int = 0) -> str:
         """The operand of an expression. The depth of expressions is not limited."""

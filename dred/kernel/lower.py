@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 from functools import reduce
-from math import prod
-from typing import Any, NamedTuple
+from math import inf, prod
+from typing import Any
 
 from dred.errors import EntryError, LimitError
 from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
 from dred.formula.syntax import evaluate, parse_once
-from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, Slot, StateField, walk
+from dred.kernel.pieces import Nest, Piece, Split, divided
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
-from dred.reductions import REDUCTIONS
+from dred.reductions import MONOIDS, Monoid
 
 # operations of the formula syntax as primitives
 SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minus": "neg",
@@ -25,62 +26,7 @@ SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minu
 MAX_PIECES = 2000  # component loops of one vector
 MOST_UNROLLED = 32  # components, to spare a loop in a loop; more take seconds to compile
 MAX_COST = 1e10  # instructions of a pair
-
-
-class _Split(Exception):
-    """A component loop straddles a border: it must be cut at a counter value."""
-
-    def __init__(self, loop: Loop, at: int) -> None:
-        self.loop, self.at = loop, at
-
-
-class _Nest(Exception):
-    """A component loop runs over several rows of an array: it must become a loop over rows around one over `size`."""
-
-    def __init__(self, loop: Loop, size: int) -> None:
-        self.loop, self.size = loop, size
-
-
-class _Piece(NamedTuple):
-    """A part of a range of components: an offset, and nested loops (length, distance from turn to turn)."""
-
-    offset: int
-    loops: tuple[tuple[int, int], ...]
-
-    @staticmethod
-    def whole(length: int) -> _Piece:
-        return _Piece(0, ((length, 1),))
-
-    @property
-    def size(self) -> int:
-        return prod(length for length, _ in self.loops)
-
-    def place(self, depth: int) -> Index:
-        """The component number, for loops from `depth` on; loops of one turn are none."""
-        real = [(length, stride) for length, stride in self.loops if length > 1]
-        return Index(self.offset, tuple((Loop(depth + n, length), c) for n, (length, c) in enumerate(real)))
-
-    def cut(self, depth: int, wish: _Split | _Nest) -> list[_Piece] | None:
-        """The pieces that one of its loops is cut into, last one first; None where the loop is another's."""
-        real = [loop for loop in self.loops if loop[0] > 1]
-        n = wish.loop.depth - depth
-        if not 0 <= n < len(real) or real[n][0] != wish.loop.length:
-            return None
-        length, stride = real[n]
-        parts: list[tuple[int, tuple[tuple[int, int], ...]]]
-        if isinstance(wish, _Nest):
-            parts = [(self.offset, ((length // wish.size, stride * wish.size), (wish.size, stride)))]
-        else:
-            cut = self.offset + wish.at * stride
-            parts = [(cut, ((length - wish.at, stride),)), (self.offset, ((wish.at, stride),))]
-        return [_Piece(offset, (*real[:n], *new, *real[n + 1 :])) for offset, new in parts]
-
-    def components(self) -> list[int]:
-        """All component numbers, one by one."""
-        out = [self.offset]
-        for length, stride in self.loops:
-            out = [at + k * stride for at in out for k in range(length)]
-        return out
+PLACE = 6.0  # instructions of a pair that a ranking passes over
 
 
 class _Need(Exception):
@@ -95,11 +41,11 @@ class Lowering:
 
     def __init__(self, levels: Sequence[int], unroll: int) -> None:
         self.graph, self.levels, self.unroll = Graph(), levels, unroll
-        self.memo: dict[tuple[Node, Index], Expr | _Split | _Nest] = {}
-        self.sums: dict[Hashable, tuple[list[Expr], list[_Piece]]] = {}  # parts done, parts to do
+        self.memo: dict[tuple[Node, Index], Expr | Split | Nest] = {}
+        self.sums: dict[Hashable, tuple[list[Expr], list[Piece]]] = {}  # parts done, parts to do
 
     def component(self, node: Node, index: Index) -> Expr:
-        """Component `index` of a node; raises `_Split` or `_Nest` where a loop of it has to be cut."""
+        """Component `index` of a node; raises `Split` or `Nest` where a loop of it has to be cut."""
         stack = [(node, self.place(node, index))]
         while stack:
             key = stack[-1]
@@ -109,7 +55,7 @@ class Lowering:
                 except _Need as need:
                     stack.append(need.key)
                     continue
-                except (_Split, _Nest) as wish:
+                except (Split, Nest) as wish:
                     self.memo[key] = wish
             stack.pop()
         return self.known(node, index)
@@ -123,7 +69,7 @@ class Lowering:
         found = self.memo.get((node, index))
         if found is None:
             raise _Need(node, index)
-        if isinstance(found, _Split | _Nest):
+        if isinstance(found, Split | Nest):
             raise found
         return found
 
@@ -148,12 +94,12 @@ class Lowering:
 
         Where a component is missing, the fold that `key` names is called again, and goes on where it was.
         """
-        parts, todo = self.sums.setdefault(key, ([], [_Piece.whole(length)]))
+        parts, todo = self.sums.setdefault(key, ([], [Piece.whole(length)]))
         while todo:
             try:
                 parts.append(self.part(depth, todo[-1], body, op))
                 todo.pop()
-            except (_Split, _Nest) as wish:
+            except (Split, Nest) as wish:
                 pieces = todo[-1].cut(depth, wish)
                 if pieces is None:
                     raise
@@ -161,7 +107,7 @@ class Lowering:
                 todo[-1:] = pieces
         return reduce(lambda total, part: self.graph.make(FOLDS[op][0], part, total), parts)
 
-    def part(self, depth: int, piece: _Piece, body: Callable[[Index], Expr], op: str) -> Expr:
+    def part(self, depth: int, piece: Piece, body: Callable[[Index], Expr], op: str) -> Expr:
         """`body` combined over a piece, as loops where it is not unrolled."""
         index = piece.place(depth)
         if piece.size > self.unroll:
@@ -180,23 +126,23 @@ class Lowering:
             best = self.graph.make(FOLDS[op][0], body(Index(k)), best)
         return best
 
-    def roots(self, node: Node) -> list[Root]:
-        """All components of a node: one by one where they are few, else as loops."""
-        if node.dim <= self.unroll:
-            return [Root(Index(k), self.component(node, Index(k))) for k in range(node.dim)]
-        out: list[Root] = []
-        todo = [_Piece.whole(node.dim)]
+    def pieces(self, nodes: Sequence[Node], dim: int) -> list[tuple[Index, tuple[Expr, ...]]]:
+        """All components of nodes of dimension `dim` or 1 side by side: one by one where few, else as loops."""
+        if dim <= self.unroll:
+            return [(Index(k), tuple(self.component(n, Index(k)) for n in nodes)) for k in range(dim)]
+        out: list[tuple[Index, tuple[Expr, ...]]] = []
+        todo = [Piece.whole(dim)]
         while todo:
             piece = todo.pop()
             index = piece.place(0)
             try:
-                out.append(Root(index, self.component(node, index)))
-            except (_Split, _Nest) as wish:
-                pieces = piece.cut(0, wish)
-                assert pieces is not None, "a loop that is none of the root's"
+                out.append((index, tuple(self.component(node, index) for node in nodes)))
+            except (Split, Nest) as wish:
+                parts = piece.cut(0, wish)
+                assert parts is not None, "a loop that is none of the root's"
                 self.limited(len(todo) + len(out))
-                todo += pieces
-        return out
+                todo += parts
+        return sorted(out, key=lambda found: found[0])
 
     @staticmethod
     def limited(pieces: int) -> None:
@@ -243,12 +189,12 @@ class _View:
         loop, stride = max(index.terms, key=lambda term: (term[1], term[0].length))
         rest = index.last - index.offset - stride * (loop.length - 1)
         below, above = -(-(at - index.offset - rest) // stride), -(-(at - index.offset) // stride)
-        raise _Split(loop, next((t for t in (below, above) if 0 < t < loop.length), loop.length // 2))
+        raise Split(loop, next((t for t in (below, above) if 0 < t < loop.length), loop.length // 2))
 
     def digits(self, index: Index, sizes: tuple[int, ...]) -> tuple[Index, ...]:
         out: list[Index] = []
         for size in reversed(sizes[1:]):
-            index, digit = _divided(index, size)
+            index, digit = divided(index, size)
             out.append(digit)
         return (*([index] if sizes else []), *reversed(out))
 
@@ -268,26 +214,6 @@ class _View:
         return self.lowering.graph.const(value)
 
 
-def _divided(index: Index, size: int) -> tuple[Index, Index]:
-    """Quotient and remainder of an index; a loop for which they are none is cut, or becomes two."""
-    whole: list[tuple[Loop, int]] = []
-    rest: list[tuple[Loop, int]] = []
-    for loop, c in index.terms:
-        (rest if c % size else whole).append((loop, c))
-    quotient = Index(index.offset // size, tuple((loop, c // size) for loop, c in whole))
-    remainder = Index(index.offset % size, tuple(rest))
-    if remainder.last < size:
-        return quotient, remainder
-    loop, stride = max(rest, key=lambda term: (term[1] * term[0].length, term[1]))
-    if len(rest) > 1 or stride > 1:
-        raise _Split(loop, loop.length // 2)
-    if remainder.offset:
-        raise _Split(loop, size - remainder.offset)
-    if left := loop.length % size:
-        raise _Split(loop, loop.length - left)
-    raise _Nest(loop, size)
-
-
 def scalar_text(graph: Graph, text: str, names: dict[str, Expr], entry: str) -> Expr:
     """Scalar text of an entry of a table as an expression.
 
@@ -298,6 +224,8 @@ def scalar_text(graph: Graph, text: str, names: dict[str, Expr], entry: str) -> 
     """
 
     def name(word: str) -> Expr:
+        if word == "inf":
+            return graph.const(inf)
         if word not in names:
             raise EntryError(entry, f"{word!r} is none of {', '.join(names)}", text)
         return names[word]
@@ -340,30 +268,18 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
 
 def lowered(spec: KernelSpec, unroll: int) -> Kernel:
     """The kernel with vectors of exactly so many components unrolled."""
-    reduction = REDUCTIONS[spec.reduction]
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
-    g = lowering.graph
-    roots = tuple(sorted(lowering.roots(spec.formula), key=lambda root: root.index))
-    state = {f"{field.name}0": g.make("state", attr=k) for k, field in enumerate(reduction.fields)}
-    other = {f"{field.name}1": g.make("other", attr=k) for k, field in enumerate(reduction.fields)}
-    merge = tuple(scalar_text(g, text, state | other, reduction.name) for text in reduction.merge)
-    steps = []
-    for root in roots:
-        lifted = [scalar_text(g, text, {"f": root.value}, reduction.name) for text in reduction.lift]
-        terms = {name: lifted[e.attr] for name, e in other.items()}
-        steps.append(tuple(_step(g, scalar_text(g, text, state | terms, reduction.name)) for text in reduction.merge))
-    tops = [e for step in steps for e in step]
+    roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n)]
+    tops = [e for root in roots for e in root.steps]
+    merges = [e for root in roots for e in root.merge]
     frontier = _frontier(tops)
     slots = {axes: [e for e in frontier if e.axes == axes] for axes in (I, J)}
     placed = {axes: _placed(slots[axes]) for axes in (I, J)}
     pair = [e for e in walk(tops) if e.axes == IJ]
-    everything = walk([*tops, *merge])
+    everything = walk([*tops, *merges])
     return Kernel(
-        dim=spec.dim,
-        roots=roots,
-        steps=tuple(steps),
-        merge=merge,
-        identity=tuple(field.identity for field in reduction.fields),
+        fields=tuple(StateField(f.kind, f.size, f.identity) for f in spec.fields),
+        roots=tuple(roots),
         loads=tuple(sorted({(e.attr.ind, e.attr.dim, e.attr.axes) for e in everything if e.op == "load"})),
         slots_i=placed[I][0],
         slots_j=placed[J][0],
@@ -371,8 +287,78 @@ def lowered(spec: KernelSpec, unroll: int) -> Kernel:
         size_j=placed[J][1],
         once=tuple(_once(tops)),
         folds=_folds(pair),
-        cost=_cost(roots, steps, frontier),
+        cost=_cost(roots, frontier),
     )
+
+
+def _roots(lowering: Lowering, spec: KernelSpec, part: int) -> list[Root]:
+    """The roots of a part: its fields of one component, then those of several."""
+    g, layout, first = lowering.graph, spec.layout[part], spec.states(part).start
+    monoid = MONOIDS[spec.parts[part].monoid]
+    dims = sorted({field.dim for field in layout})
+    assert len(dims) == 1 or (len(dims) == 2 and dims[0] == 1), "components of fields that do not belong together"
+    shared = {
+        f"{field.name}1": _as_field(g, field.kind, lowering.component(field.lift, Index(0)))
+        for field in layout
+        if field.dim == 1 < dims[-1]
+    }
+
+    def leaves(op: str, end: str, index: Index, running: bool) -> dict[str, Expr]:
+        return {
+            f"{field.name}{end}": g.make(
+                op,
+                attr=Slot(
+                    first + n,
+                    index if field.dim > 1 else Index(0),
+                    field.kind == "index" or (field.kind == "count" and not running),
+                ),
+            )
+            for n, field in enumerate(layout)
+        }
+
+    out: list[Root] = []
+    for dim in dims:
+        mine = [n for n, field in enumerate(layout) if field.dim == dim]
+        for index, lifted in lowering.pieces([layout[n].lift for n in mine], dim):
+            values = tuple(_as_field(g, layout[n].kind, e) for n, e in zip(mine, lifted, strict=True))
+            terms = shared | {f"{layout[n].name}1": value for n, value in zip(mine, values, strict=True)}
+            state = leaves("state", "0", index, True)
+            stored, other = leaves("state", "0", index, False), leaves("other", "1", index, False)
+            fields = tuple(first + n for n in mine)
+            places = layout[0].places
+            if places > 1:
+                before = scalar_text(g, monoid.let[0][1], stored | other, "before")
+                near = g.make("le", *before.args[0].args)
+                out.append(Root(index, fields, values, values, (), places, before, near))
+            else:
+                steps = [_step(g, e) for e in monoid_texts(g, monoid, state | terms, mine)]
+                merge = monoid_texts(g, monoid, stored | other, mine)
+                out.append(Root(index, fields, values, tuple(steps), tuple(merge)))
+    return out
+
+
+def _as_field(graph: Graph, kind: str, e: Expr) -> Expr:
+    """A term of a field: a row number that is no index is a value like any other."""
+    return graph.make("number", e) if e.result == "number" and kind != "index" else e
+
+
+def monoid_texts(graph: Graph, monoid: Monoid, names: dict[str, Expr], which: Sequence[int]) -> list[Expr]:
+    """Some merged fields of two states."""
+    texts = [monoid.merge[n] for n in which]
+    needed = set[str]()
+    for name, _ in reversed(monoid.let):
+        if any(name in words(other) for other in (*texts, *(t for n, t in monoid.let if n in needed))):
+            needed.add(name)
+    known = dict(names)
+    for name, text in monoid.let:
+        if name in needed:
+            known[name] = scalar_text(graph, text, known, name)
+    return [scalar_text(graph, text, known, "merge") for text in texts]
+
+
+def words(text: str) -> set[str]:
+    """The names in a text."""
+    return {step.value for step in parse_once(text).steps if step.kind == "name"}
 
 
 def _step(graph: Graph, e: Expr) -> Expr:
@@ -439,15 +425,16 @@ def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:
     return {key: tuple(groups[key]) for key in sorted(groups, key=lambda k: (k[1], k[0]))}
 
 
-def _cost(roots: Sequence[Root], steps: Sequence[Sequence[Expr]], frontier: Sequence[Expr]) -> float:
+def _cost(roots: Sequence[Root], frontier: Sequence[Expr]) -> float:
     """Instructions per pair; what is staged or computed once costs nothing here.
 
     A value is computed in every turn of the loops around it, but for those inside the loops that it varies with.
     """
     staged = {e.id for e in frontier}
     seen: set[tuple[int, tuple[Loop, ...]]] = set()
-    stack = [(e, root.loops) for root, step in zip(roots, steps, strict=True) for e in step]
-    total = 0.0
+    stack = [(e, root.loops) for root in roots for e in root.steps]
+    # a pair is compared with the last place of a ranking, and seldom inserted
+    total = sum(PLACE * prod(float(loop.length) for loop in root.loops) for root in roots if root.places > 1)
     while stack:
         e, around = stack.pop()
         deepest = max((loop.depth for loop in e.free), default=-1)

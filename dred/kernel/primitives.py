@@ -92,6 +92,8 @@ PRIMITIVES: dict[str, Primitive] = {
     "eq": _compare("==", "oeq", np.equal),
     "ne": _compare("!=", "une", np.not_equal),
     "select": Primitive(3, np.where, "select {M} {0}, {T} {1}, {T} {2}", "{0} ? {1} : {2}"),
+    "both": Primitive(2, np.logical_and, "and {M} {0}, {1}", "{0} & {1}", 1, "truth"),
+    "either": Primitive(2, np.logical_or, "or {M} {0}, {1}", "{0} | {1}", 1, "truth"),
     # strict comparison: the second operand where they are equal or one is NaN
     "min": Primitive(2, _min, "", "{0} < {1} ? {0} : {1}", 2),
     "max": Primitive(2, _max, "", "{0} > {1} ? {0} : {1}", 2),
@@ -124,6 +126,9 @@ PRIMITIVES: dict[str, Primitive] = {
     "number_sub": Primitive(2, np.subtract, "sub {N} {0}, {1}", "{0} - {1}", 2, "number"),
     "number_neg": Primitive(1, np.negative, "sub {N} zeroinitializer, {0}", "-{0}", 2, "number"),
     "number_mul": Primitive(2, np.multiply, "mul {N} {0}, {1}", "{0} * {1}", 4, "number"),  # by a constant
+    "number_select": Primitive(3, np.where, "select {M} {0}, {N} {1}, {N} {2}", "{0} ? {1} : {2}", 2, "number"),
+    "number_shift": Primitive(2, np.right_shift, "ashr {N} {0}, {1}", "{0} >> {1}", 4, "number"),
+    "number_and": Primitive(2, np.bitwise_and, "and {N} {0}, {1}", "{0} & {1}", 2, "number"),
     "number_lt": _compare_numbers("<", "slt", np.less),
     "number_le": _compare_numbers("<=", "sle", np.less_equal),
     "number_eq": _compare_numbers("==", "eq", np.equal),

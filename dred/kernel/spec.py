@@ -1,42 +1,106 @@
-"""What one kernel computes, as a value that travels: formula, reduction, axis and types."""
+"""What one kernel computes, as a value that travels: formulas, states, axis and types."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dred.formula.language import Variable
-from dred.formula.node import I, J, Node, digest, variables
+from dred.formula.node import I, J, Node, const, digest, intern, var, variables
+from dred.formula.rewrite import construct
+from dred.formula.syntax import evaluate, parse_once
+from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 
 CHAIN = 32  # terms that are added in the compute type before they join the state
-VERSION = 1  # of the arithmetic: raised when the same spec gives other bits
+VERSION = 2  # of the arithmetic: raised when the same spec gives other bits
+
+
+@dataclass(frozen=True)
+class Part:
+    """One state of a kernel: a monoid over the terms of a formula.
+
+    Attributes
+    ----------
+    monoid : str
+        Name in the table of monoids.
+    formula : Node
+    weight : Node or None
+        The second formula.
+    places : int
+        States that a ranking keeps; 1 for others.
+    edges : tuple of float
+        Of bins.
+    """
+
+    monoid: str
+    formula: Node
+    weight: Node | None = None
+    places: int = 1
+    edges: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(
+        reduction: str, formula: Node, weight: Node | None = None, parameter: Any = None, kahan: bool = False
+    ) -> Part:
+        """The state that a reduction is read off."""
+        entry = REDUCTIONS[reduction]
+        return Part(
+            monoid_name(entry, weight is not None, kahan),
+            formula,
+            weight,
+            int(parameter) if entry.parameter == "K" else 1,
+            tuple(map(float, parameter)) if entry.parameter == "edges" else (),
+        )
+
+    @property
+    def formulas(self) -> tuple[Node, ...]:
+        return (self.formula,) if self.weight is None else (self.formula, self.weight)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A field of the state of a part: what it is lifted from, and how many components it has."""
+
+    name: str
+    kind: str
+    identity: float
+    lift: Node
+    dim: int
+    places: int
+
+    @property
+    def size(self) -> int:
+        """Rows of its array: component c in place t is row t * dim + c."""
+        return self.dim * self.places
 
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """A reduction of a formula over one index.
+    """Reductions of formulas over one index, in one sweep over the pairs.
 
     Attributes
     ----------
-    formula : Node
-    reduction : str
-        Name in the table of reductions.
+    parts : tuple of Part
+        The states that are computed.
     axis : int
         1: reduce over j, one row per i is kept; 0: reduce over i, one row per j is kept.
     dtype : str
         Compute type: "float32" or "float64".
     acc : str
-        Type of the state.
+        Type of sums in the state.
     chain : int
-        Terms of one row that are merged in the compute type before they join the state.
+        Terms of one row that are merged in the compute type before they join the state; 1 where a part has to.
     variables : tuple of Variable
-        The inputs by position, also those that the formula does not read: they too say how many rows there are. By
-        default those that it reads.
+        The inputs by position, also those that no formula reads: they too say how many rows there are. By default
+        those that are read.
     """
 
-    formula: Node
-    reduction: str
+    parts: tuple[Part, ...]
     axis: int
     dtype: str
     acc: str
@@ -46,17 +110,101 @@ class KernelSpec:
     def __post_init__(self) -> None:
         if not self.variables:
             object.__setattr__(self, "variables", self.read)
-        assert set(self.read) <= set(self.variables), "the formula reads a variable that is not declared"
+        assert set(self.read) <= set(self.variables), "a formula reads a variable that is not declared"
+        if not all(MONOIDS[part.monoid].chained for part in self.parts):
+            object.__setattr__(self, "chain", 1)
+
+    @classmethod
+    def of(
+        cls,
+        formula: Node,
+        reduction: str,
+        axis: int,
+        dtype: str,
+        acc: str,
+        chain: int = CHAIN,
+        variables: tuple[Variable, ...] = (),
+        weight: Node | None = None,
+        parameter: Any = None,
+        kahan: bool = False,
+    ) -> KernelSpec:
+        """One reduction of one formula."""
+        return cls((Part.of(reduction, formula, weight, parameter, kahan),), axis, dtype, acc, chain, variables)
 
     @cached_property
     def read(self) -> tuple[Variable, ...]:
-        """The variables that the formula reads, by position."""
-        return tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables(self.formula))
+        """The variables that the formulas read, by position."""
+        found = {n for part in self.parts for f in part.formulas for n in variables(f)}
+        return tuple(sorted(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in found))
+
+    @cached_property
+    def layout(self) -> tuple[tuple[Layout, ...], ...]:
+        """For each part, the fields of its state."""
+        return tuple(map(self._fields, self.parts, self._tables))
+
+    def _fields(self, part: Part, tables: tuple[int, int]) -> tuple[Layout, ...]:
+        bins = max(1, len(part.edges) - 1)
+        names = {
+            "F": part.formula,
+            "G": const(1) if part.weight is None else part.weight,
+            "index": intern("IndexJ" if self.axis == 1 else "IndexI", (), (), 1),
+            "low": var(tables[0], bins, 2),
+            "high": var(tables[1], bins, 2),
+        }
+        return tuple(
+            Layout(
+                field.name,
+                field.kind,
+                field.identity,
+                evaluate(parse_once(field.lift), const, names.__getitem__, construct),
+                max((names[word].dim for word in field.over), default=1),
+                part.places,
+            )
+            for field in MONOIDS[part.monoid].fields
+        )
 
     @property
-    def dim(self) -> int:
-        """Components of the formula."""
-        return self.formula.dim
+    def fields(self) -> tuple[Layout, ...]:
+        """The fields of the whole state, one array each."""
+        return tuple(field for part in self.layout for field in part)
+
+    def states(self, part: int) -> slice:
+        """Which fields of the state belong to a part."""
+        first = sum(map(len, self.layout[:part]))
+        return slice(first, first + len(self.layout[part]))
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[int, int], ...]:
+        """Positions, after all variables, of the bounds of each part's bins."""
+        first = 1 + max((v.ind for v in self.variables), default=-1)
+        return tuple((first + 2 * n, first + 2 * n + 1) for n in range(len(self.parts)))
+
+    @cached_property
+    def constants(self) -> dict[int, NDArray[Any]]:
+        """Arrays that every call has besides its arguments, by position.
+
+        Bounds of bins are rounded upwards to the compute type: for numbers of that type, comparisons with them say
+        the same as with the bounds. The last bin is closed.
+        """
+        out: dict[int, NDArray[Any]] = {}
+        kind = np.dtype(self.dtype).type
+        for part, (low, high) in zip(self.parts, self._tables, strict=True):
+            if part.edges:
+                bounds = [_upwards(edge, kind) for edge in part.edges]
+                last = kind(part.edges[-1])
+                last = last if float(last) <= part.edges[-1] else np.nextafter(last, kind(-np.inf))
+                out[low] = np.array(bounds[:-1], kind)
+                out[high] = np.array([*bounds[1:-1], np.nextafter(last, kind(np.inf))], kind)
+        return out
+
+    def arrays(self, given: Any) -> list[Any]:
+        """The arrays by position, with those that every call has."""
+        if not self.constants:
+            return list(given)
+        out = [*given, *[None] * (1 + max(self.constants) - len(given))]
+        for place, array in self.constants.items():
+            out[place] = array
+        return [np.empty(0, self.dtype) if a is None else a for a in out]
 
     def level(self, cat: int) -> int:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
@@ -65,17 +213,19 @@ class KernelSpec:
     @cached_property
     def digest(self) -> str:
         """Content key, equal in every process."""
-        parts = (
-            VERSION,
-            digest(self.formula),
-            self.reduction,
-            self.axis,
-            self.dtype,
-            self.acc,
-            self.chain,
-            self.variables,
-        )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        parts = [
+            (p.monoid, digest(p.formula), "" if p.weight is None else digest(p.weight), p.places, p.edges)
+            for p in self.parts
+        ]
+        key = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
+        return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def __dask_tokenize__(self) -> str:
         return self.digest
+
+
+def _upwards(x: float, kind: Any) -> Any:
+    """The smallest number of a type that is not below x."""
+    with np.errstate(over="ignore"):
+        near = kind(x)
+    return near if float(near) >= x else np.nextafter(near, kind(np.inf))

@@ -3,7 +3,9 @@
 import dask.array as da
 import numpy as np
 
+from dred.cluster import graph
 from dred.formula.language import formula
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
 BACKEND = "cpu"
@@ -12,7 +14,17 @@ ALIASES = ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"]
 
 
 def spec_of(text=TEXT, aliases=ALIASES, axis=1, dtype="float64", chain=32):
-    return KernelSpec(formula(text, aliases).node, "Sum", axis, dtype, "float64", chain)
+    return KernelSpec.of(formula(text, aliases).node, "Sum", axis, dtype, "float64", chain)
+
+
+def summed(spec, arrays, backend="auto"):
+    """The sum as a lazy array."""
+    (result,) = graph.reduce(spec, arrays, Output.of("Sum"), backend, label="Sum")
+    return result
+
+
+def plan_of(spec, arrays, backend="auto"):
+    return graph.plan(spec, arrays, Output.of("Sum"), backend, label="Sum")
 
 
 def arrays_of(M, N, seed=0, dtype="float64"):

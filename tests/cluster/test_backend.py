@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from dred.cluster import backend, graph
+from dred.cluster import backend
 from dred.errors import BackendError
 from dred.kernel import cuda, engine
 from tests.cluster.local import processes, threads
-from tests.cluster.problems import arrays_of, dask_of, spec_of
+from tests.cluster.problems import arrays_of, dask_of, plan_of, spec_of, summed
 from tests.conftest import gpu_count
 
 MIXTURE = (
@@ -85,13 +85,13 @@ def test_a_mixture_of_workers_is_refused(client, gpus):
     gpus(0, 1)
     arrays = dask_of(arrays_of(20, 20), 10, 10)
     with pytest.raises(BackendError) as caught:
-        graph.reduce(spec_of(), arrays)
+        summed(spec_of(), arrays)
     assert str(caught.value) == MIXTURE
     gpus(0, 1)
     with pytest.raises(BackendError) as caught:
-        graph.reduce(spec_of(), arrays, "cuda")
+        summed(spec_of(), arrays, "cuda")
     assert str(caught.value) == "backend='cuda' needs a GPU in every worker, but 1 of 2 have none"
-    assert graph.plan(spec_of(), arrays, "cpu").backend == "cpu"
+    assert plan_of(spec_of(), arrays, "cpu").backend == "cpu"
 
 
 def test_another_scheduler_than_the_client_is_not_asked_about_it(client, gpus):
@@ -104,11 +104,11 @@ def test_another_scheduler_than_the_client_is_not_asked_about_it(client, gpus):
 def test_the_choice_is_in_the_plan_and_its_token(client, gpus):
     arrays = dask_of(arrays_of(20, 20), 10, 10)
     gpus(0, 0)
-    plan, result = graph.plan(spec_of(), arrays, "cpu"), graph.reduce(spec_of(), arrays)
+    plan, result = plan_of(spec_of(), arrays, "cpu"), summed(spec_of(), arrays)
     gpus(1, 1)
-    other = graph.reduce(spec_of(), arrays)
+    other = summed(spec_of(), arrays)
     assert plan.backend == "cpu"
-    assert result.name == graph.reduce(spec_of(), arrays, "cpu").name != other.name
+    assert result.name == summed(spec_of(), arrays, "cpu").name != other.name
 
 
 def test_arguments_on_a_gpu_want_cuda(gpus):
@@ -157,16 +157,16 @@ class Devices(WorkerPlugin):
 def test_processes_are_asked_one_by_one():
     arrays = dask_of(arrays_of(40, 40), 10, 10)
     with processes(2) as client:
-        assert graph.plan(spec_of(), arrays).backend == ("cuda" if gpu_count() else "cpu")
+        assert plan_of(spec_of(), arrays).backend == ("cuda" if gpu_count() else "cpu")
         client.register_plugin(Devices(worker0=1, worker1=0))
         with pytest.raises(BackendError) as caught:
-            graph.reduce(spec_of(), arrays)
+            summed(spec_of(), arrays)
     assert str(caught.value) == MIXTURE
 
 
 def test_a_worker_without_a_gpu_refuses_what_was_planned_for_one(client, gpus, monkeypatch):
     gpus(1, 1)
-    result = graph.reduce(spec_of(), dask_of(arrays_of(20, 20), 20, 20))
+    result = summed(spec_of(), dask_of(arrays_of(20, 20), 20, 20))
 
     def no_device(*args, **kwargs):
         raise BackendError("no CUDA device")

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dred import Genred
-from dred.cluster import graph, tasks
+from dred.cluster import tasks
 from dred.formula.language import formula
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
-from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, spec_of
+from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, plan_of, spec_of, summed
 
 # Rates so low that these small problems are planned like large ones: 64 tasks wanted.
 SLOW = {"dred.plan.operations-per-second": {"cpu": 1e3, "numpy": 1e3}, "dred.plan.longest-fold": "1000 s"}
@@ -52,7 +52,7 @@ def edges(array):
 def test_layers_of_the_graph_and_what_they_read():
     spec, arrays = problem()
     with dask.config.set(TREE):
-        layers = graph.reduce(spec, arrays, "cpu").dask
+        layers = summed(spec, arrays, "cpu").dask
     names = {key_split(name): name for name in layers.layers if name.startswith("dred-")}
     assert set(names) == {"dred-sum-fold", "dred-sum-merge", "dred-sum"}
     assert layers.dependencies[names["dred-sum-fold"]] == {a.name for a in arrays}
@@ -63,7 +63,7 @@ def test_layers_of_the_graph_and_what_they_read():
 
 def test_one_lane_has_no_merge_layer():
     spec, arrays = problem()
-    layers = graph.reduce(spec, arrays, "cpu").dask
+    layers = summed(spec, arrays, "cpu").dask
     names = {key_split(name): name for name in layers.layers if name.startswith("dred-")}
     assert set(names) == {"dred-sum-fold", "dred-sum"}
     assert layers.dependencies[names["dred-sum"]] == {names["dred-sum-fold"]}
@@ -74,7 +74,7 @@ def test_one_lane_has_no_merge_layer():
 def test_shape_chunks_and_dtype(axis):
     for dtype in ("float32", "float64"):
         spec, arrays = problem(x_chunks=(10, 0, 90), y_chunks=(50, 20), axis=axis, dtype=dtype)
-        result = graph.reduce(spec, arrays, "cpu")
+        result = summed(spec, arrays, "cpu")
         assert result.shape == ((100, 3) if axis == 1 else (70, 3))
         assert result.chunks == (((10, 0, 90) if axis == 1 else (50, 20)), (3,))
         assert result.dtype == dtype
@@ -92,8 +92,8 @@ def test_tasks_and_edges_are_those_of_the_plan(x, y, arity, longest, axis):
         for v, rows in zip(spec.variables, (x, y, y, (0,)), strict=True)
     ]
     with dask.config.set({**TREE, "dred.plan.arity": arity, "dred.plan.longest-fold": longest / 100 + 0.5}):
-        plan = graph.plan(spec, arrays, "cpu")
-        result = graph.reduce(spec, arrays, "cpu")
+        plan = plan_of(spec, arrays, "cpu")
+        result = summed(spec, arrays, "cpu")
     assert counts(result) == (plan.fold_tasks, plan.merge_tasks, plan.out_tasks)
     assert len(own_tasks(result)) == plan.tasks
     assert edges(result) == plan.edges
@@ -104,7 +104,7 @@ def test_tasks_and_edges_are_those_of_the_plan(x, y, arity, longest, axis):
 def test_a_slice_needs_only_its_blocks():
     spec, arrays = problem()
     with dask.config.set(TREE):
-        result = graph.reduce(spec, arrays, "cpu")
+        result = summed(spec, arrays, "cpu")
     whole = dict(result.__dask_graph__())
     part = result[35:55].dask
     culled = part.cull(list(flatten(result[35:55].__dask_keys__())))
@@ -121,7 +121,7 @@ def test_a_slice_needs_only_its_blocks():
 def test_equal_calls_have_equal_keys():
     spec, arrays = problem()
     again = pickle.loads(pickle.dumps(spec))
-    first, second = graph.reduce(spec, arrays, "cpu"), graph.reduce(again, arrays, "cpu")
+    first, second = summed(spec, arrays, "cpu"), summed(again, arrays, "cpu")
     assert first.name == second.name
     assert set(dict(first.dask)) == set(dict(second.dask))
 
@@ -129,18 +129,18 @@ def test_equal_calls_have_equal_keys():
 def test_whatever_changes_bits_changes_every_key():
     spec, arrays = problem()
     variants = [
-        graph.reduce(spec, arrays, "cpu"),
-        graph.reduce(spec, arrays, "numpy"),
-        graph.reduce(spec_of(chain=16), arrays, "cpu"),
-        graph.reduce(spec_of(text="Square(p - a) * Exp(x - y)"), arrays, "cpu"),
-        graph.reduce(spec_of(axis=0), arrays, "cpu"),
-        graph.reduce(spec, (arrays[0] + 1, *arrays[1:]), "cpu"),
-        graph.reduce(spec, problem(y_chunks=35)[1], "cpu"),
-        graph.reduce(spec, problem(x_chunks=50)[1], "cpu"),
+        summed(spec, arrays, "cpu"),
+        summed(spec, arrays, "numpy"),
+        summed(spec_of(chain=16), arrays, "cpu"),
+        summed(spec_of(text="Square(p - a) * Exp(x - y)"), arrays, "cpu"),
+        summed(spec_of(axis=0), arrays, "cpu"),
+        summed(spec, (arrays[0] + 1, *arrays[1:]), "cpu"),
+        summed(spec, problem(y_chunks=35)[1], "cpu"),
+        summed(spec, problem(x_chunks=50)[1], "cpu"),
     ]
     for settings in (SLOW, TREE):
         with dask.config.set(settings):
-            variants.append(graph.reduce(spec, arrays, "cpu"))
+            variants.append(summed(spec, arrays, "cpu"))
     keys = [k for result in variants for k in own_tasks(result)]
     assert len(set(keys)) == len(keys)
 
@@ -148,7 +148,7 @@ def test_whatever_changes_bits_changes_every_key():
 def test_the_graph_is_small():
     spec, arrays = problem(x_chunks=1, y_chunks=1, M=100, N=100)
     with dask.config.set({**SLOW, "dred.plan.shortest-fold": "10 ms", "dred.plan.parallelism": 1600}):
-        result = graph.reduce(spec, arrays, "cpu")
+        result = summed(spec, arrays, "cpu")
     folds, *_ = counts(result)
     assert folds == 1600
     own = own_tasks(result)
@@ -160,7 +160,7 @@ def test_numpy_arguments_travel_once():
     x, y, a, p = arrays_of(20_000, 20_000)
     _, dask_y, dask_a, _ = dask_of((x, y, a, p), 1000, 1000)
     with dask.config.set({"dred.plan.operations-per-second": {"cpu": 1e8}}):
-        result = graph.reduce(spec_of(), (x, dask_y, dask_a, p), "cpu")
+        result = summed(spec_of(), (x, dask_y, dask_a, p), "cpu")
     held = x.nbytes + y.nbytes + a.nbytes
     assert held < len(pickle.dumps(dict(result.dask))) < 1.2 * held
 
@@ -170,7 +170,7 @@ def test_a_memmap_travels_as_chunks(tmp_path):
     x.tofile(tmp_path / "x")
     there = np.memmap(tmp_path / "x", dtype=x.dtype, shape=x.shape, mode="r")
     with dask.config.set({"dred.plan.operations-per-second": {"cpu": 1e5}}):
-        result = graph.reduce(spec_of(), (there, *dask_of((x, *rest), 10, 10)[1:]), "cpu")
+        result = summed(spec_of(), (there, *dask_of((x, *rest), 10, 10)[1:]), "cpu")
     assert result.numblocks[0] > 10
     assert x.nbytes < len(pickle.dumps(dict(result.dask))) < 1.2 * x.nbytes
     assert max(len(pickle.dumps(task)) for task in dict(result.dask).values()) < 0.1 * x.nbytes  # none holds it whole
@@ -178,16 +178,16 @@ def test_a_memmap_travels_as_chunks(tmp_path):
 
 def test_variables_that_are_not_read_count_for_rows_and_chunks_alone():
     declared = formula("x + y * p", ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"]).variables
-    spec = KernelSpec(
+    spec = KernelSpec.of(
         formula("Exp(y)", ["y = Vj(1, 3)", "x = Vi(0, 3)"]).node, "Sum", 1, "float64", "float64", 32, declared
     )
     x, y, p = da.zeros((100, 3), chunks=(30, 3)), da.ones((70, 3), chunks=(20, 3)), da.ones(1)
-    result = graph.reduce(spec, (x, y, p), "cpu")
+    result = summed(spec, (x, y, p), "cpu")
     assert result.chunks == ((30, 30, 30, 10), (3,))
-    assert edges(result) == graph.plan(spec, (x, y, p), "cpu").edges == 4 * (4 + 1)
+    assert edges(result) == plan_of(spec, (x, y, p), "cpu").edges == 4 * (4 + 1)
     assert {x.name, p.name} & set(result.dask.layers) == set()
     with dask.config.set({"dred.graph-bytes": 800}):  # nor is it their size that counts
-        graph.reduce(spec, (np.zeros((100, 3)), y, p), "cpu")
+        summed(spec, (np.zeros((100, 3)), y, p), "cpu")
     np.testing.assert_allclose(result.compute(scheduler="sync"), np.full((100, 3), 70 * np.e), rtol=1e-14)
 
 
@@ -203,14 +203,14 @@ def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     monkeypatch.setattr(engine, "empty", lambda spec, M: (np.empty((M, 0), dtype=int),))
     monkeypatch.setattr(engine, "fold", fold)
     monkeypatch.setattr(engine, "merge", lambda spec, left, right: (np.concatenate([left[0], right[0]], axis=1),))
-    monkeypatch.setattr(engine, "finalize", lambda spec, state: state[0])
+    monkeypatch.setattr(engine, "finalize", lambda spec, state, outputs: state)
     spec = spec_of("x * y", ["x = Vi(1)", "y = Vj(1)"])
     x, y = (np.arange(n, dtype=float)[:, None] for n in (40, 90))
     arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(y_chunks, 1))
     slow = {**SLOW, "dred.plan.operations-per-second": {"cpu": 500}, "dred.plan.parallelism": 10}
     with dask.config.set({**slow, "dred.plan.y-budget": "120 B", "dred.plan.arity": 3}):  # 15 rows
-        plan = graph.plan(spec, arrays, "cpu")
-        result = graph.reduce(spec, arrays, "cpu")
+        plan = plan_of(spec, arrays, "cpu")
+        result = summed(spec, arrays, "cpu")
     assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == shape
     for i in range(2):
         (got,) = dask.get(dict(result.dask), [(result.name, i, 0)])
@@ -236,7 +236,7 @@ def test_the_demonstration_has_lanes(axis):
 
 
 def test_tasks_are_found_by_reference():
-    for function in (tasks.fold_blocks, tasks.merge_states, tasks.finish, tasks.devices):
+    for function in (tasks.fold_blocks, tasks.merge_states, tasks.finish, tasks.pick, tasks.devices):
         assert pickle.loads(pickle.dumps(function)) is function
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from dred import Genred
-from dred.cluster import graph, inputs
+from dred.cluster import inputs
 from dred.cluster.plan import Axis, Sizes
 from dred.errors import BackendError, DtypeError, InputError, OptionError
 from dred.kernel import cuda
-from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, spec_of
+from dred.kernel.output import Output
+from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, spec_of, summed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -27,8 +28,8 @@ def test_sizes_by_hand(dtype):
         out_row_bytes=3 * item,
         operations=3 * (1 + 12 + 1),  # x + y, Exp, the product fused with the sum; Square(p - a) does not depend on i
     )
-    assert inputs.measure(spec_of(dtype=dtype), lazy) == want
-    swapped = inputs.measure(spec_of(axis=0, dtype=dtype), lazy)
+    assert inputs.measure(spec_of(dtype=dtype), lazy, Output.of("Sum")) == want
+    swapped = inputs.measure(spec_of(axis=0, dtype=dtype), lazy, Output.of("Sum"))
     assert (swapped.x, swapped.y) == (want.y, want.x)
 
 
@@ -126,4 +127,4 @@ def test_numpy_arrays_too_large_for_a_graph():
     with dask.config.set({"dred.graph-bytes": 2390}):
         assert refused(x, *lazy[1:]) == text
     with dask.config.set({"dred.graph-bytes": x.nbytes}):
-        assert graph.reduce(spec_of(), (x, *lazy[1:]), "cpu").shape == (100, 3)
+        assert summed(spec_of(), (x, *lazy[1:]), "cpu").shape == (100, 3)

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from dask.utils import key_split
 
-from dred.cluster import graph
 from dred.kernel import cpu
 from tests.cluster.local import processes
-from tests.cluster.problems import arrays_of, dask_of, dense, spec_of
+from tests.cluster.problems import arrays_of, dask_of, dense, plan_of, spec_of, summed
 
 # 4 x blocks, each in 3 lanes of 2 steps whose states are merged by a tree of depth 2.
 SETTINGS = {
@@ -61,8 +60,8 @@ def results(arrays, opened):
         lazy[axis] = da.concatenate([last[:-250], held])
         spec = spec_of(axis=axis, dtype="float32")
         with dask.config.set({**SETTINGS, "dred.plan.y-budget": "14 kB" if axis == 1 else "10.5 kB"}):
-            plan = graph.plan(spec, lazy, "cpu")
-            out[axis] = graph.reduce(spec, lazy, "cpu")
+            plan = plan_of(spec, lazy, "cpu")
+            out[axis] = summed(spec, lazy, "cpu")
         assert (len(plan.x_blocks), plan.lanes, plan.steps, plan.depth, plan.fold_tasks) == (4, 3, 2, 2, FOLDS)
     return out
 

@@ -9,13 +9,13 @@ import dask.array as da
 import numpy as np
 import pytest
 
-from dred.cluster import graph, tasks
+from dred.cluster import tasks
 from dred.errors import BackendError, FoldError
 from dred.formula.language import formula
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec
 from tests.cluster.local import processes
-from tests.cluster.problems import arrays_of, dask_of, spec_of
+from tests.cluster.problems import arrays_of, dask_of, spec_of, summed
 
 TREE = {"dred.plan.operations-per-second": {"cpu": 1e3}, "dred.plan.y-budget": "700 B"}
 
@@ -37,7 +37,7 @@ def failing(monkeypatch, error):
 
     monkeypatch.setattr(engine, "fold", sometimes)
     with dask.config.set({"dred.plan.parallelism": 8, "dred.plan.longest-fold": "1 hour"}):
-        result = graph.reduce(spec_of(), dask_of(arrays_of(100, 80), 30, 20), "cpu")
+        result = summed(spec_of(), dask_of(arrays_of(100, 80), 30, 20), "cpu")
         assert {k[1:] for k in result.dask.layers[result.name.replace("sum-", "sum-fold-")]} == {
             (i, lane, step) for i in range(4) for lane in range(2) for step in range(2)
         }
@@ -56,7 +56,7 @@ def test_an_exception_says_where_it_happened(monkeypatch):
         f"    of {error.formula}\n"
         "    on backend 'cpu'"
     )
-    assert error.formula == tasks.describe(spec_of())
+    assert error.formula == tasks.describe(spec_of(), "Sum")
     assert "Exp(" in error.formula
     assert error.formula.endswith(", axis=1")
 
@@ -77,7 +77,7 @@ def test_a_backend_that_a_worker_cannot_honour(monkeypatch):
     assert str(pickle.loads(pickle.dumps(caught.value))) == (
         "no GPU here\n"
         "    while folding block i = 2, lane 1, step 1 (kept rows 60:90, reduced rows 60:80)\n"
-        f"    of {tasks.describe(spec_of())}"
+        f"    of {tasks.describe(spec_of(), 'Sum')}"
     )
 
 
@@ -85,7 +85,7 @@ def block_that_lies(change):
     x, y, a, p = dask_of(arrays_of(100, 80), 30, 20)
     wrong = da.map_blocks(lambda block: change(block) if len(block) == 10 else block, x, dtype=x.dtype, meta=x._meta)
     with pytest.raises(FoldError) as caught:
-        graph.reduce(spec_of(), (wrong, y, a, p), "cpu").compute()
+        summed(spec_of(), (wrong, y, a, p), "cpu").compute()
     assert caught.value.i == 3
     return caught.value.cause
 
@@ -97,10 +97,10 @@ def cut_short(block):
 def test_an_exception_of_another_process_says_where_it_happened():
     x, y, a, p = dask_of(arrays_of(100, 80), 30, 20)
     wrong = da.map_blocks(cut_short, x, dtype=x.dtype, meta=x._meta)
-    result = graph.reduce(spec_of(), (wrong, y, a, p), "cpu")
+    result = summed(spec_of(), (wrong, y, a, p), "cpu")
     with processes(1) as client, pytest.raises(FoldError) as caught:
         client.compute(result).result()
-    assert (caught.value.i, caught.value.formula) == (3, tasks.describe(spec_of()))
+    assert (caught.value.i, caught.value.formula) == (3, tasks.describe(spec_of(), "Sum"))
     assert caught.value.place.startswith("block i = 3, ")
     assert "(kept rows 90:100, " in caught.value.place
     assert caught.value.cause.startswith("InputError: argument 0: a block holds float64 of shape (1, 3), but")
@@ -134,8 +134,10 @@ class OnDevice:
 def test_blocks_on_a_device_are_brought_to_the_host():
     spec, place = spec_of(), tasks.Place(0, 0, 0, 0, 4, 0, (5,))
     x, y, a, p = arrays_of(4, 5)
-    (here,) = tasks.fold_blocks(spec, "cpu", place, None, [x], [[y], [a]], [p])
-    (there,) = tasks.fold_blocks(spec, "cpu", place, None, [OnDevice(x)], [[OnDevice(y)], [OnDevice(a)]], [OnDevice(p)])
+    (here,) = tasks.fold_blocks(spec, "Sum", "cpu", place, None, [x], [[y], [a]], [p])
+    (there,) = tasks.fold_blocks(
+        spec, "Sum", "cpu", place, None, [OnDevice(x)], [[OnDevice(y)], [OnDevice(a)]], [OnDevice(p)]
+    )
     np.testing.assert_array_equal(here, there)
 
 
@@ -156,7 +158,7 @@ def test_kernels_are_given_contiguous_blocks_by_position(monkeypatch):
     given = remembered(monkeypatch)
     x, y, a, p = arrays_of(4, 5)
     strided = [np.asfortranarray(x)], [[np.asfortranarray(y)], [np.repeat(a, 2, axis=0)[::2]]], [np.repeat(p, 2)[::2]]
-    tasks.fold_blocks(spec_of(), "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, *strided)
+    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, *strided)
     for got, want in zip(given[0][0], (x, y, a, p), strict=True):
         assert got.flags.c_contiguous
         np.testing.assert_array_equal(got, want)
@@ -170,8 +172,10 @@ def test_the_blocks_of_a_step_are_folded_at_once(monkeypatch, order):
     cuts = [slice(0, 5), slice(5, 5), slice(5, 9)]
     reduced = [[np.asarray(v[cut], order=order) for cut in cuts] for v in (y, a)]
     place = tasks.Place(0, 0, 0, 0, 4, 0, (5, 0, 4))
-    (joined,) = tasks.fold_blocks(spec_of(), "cpu", place, None, [x], reduced, [p])
-    (whole,) = tasks.fold_blocks(spec_of(), "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (9,)), None, [x], [[y], [a]], [p])
+    (joined,) = tasks.fold_blocks(spec_of(), "Sum", "cpu", place, None, [x], reduced, [p])
+    (whole,) = tasks.fold_blocks(
+        spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (9,)), None, [x], [[y], [a]], [p]
+    )
     assert [(M, N) for _, M, N in given] == [(4, 9)] * 2
     for got, want in zip(given[0][0], (x, y, a, p), strict=True):
         assert got.flags.c_contiguous
@@ -182,7 +186,7 @@ def test_the_blocks_of_a_step_are_folded_at_once(monkeypatch, order):
 def test_a_single_block_is_not_copied(monkeypatch):
     given = remembered(monkeypatch)
     x, y, a, p = arrays_of(4, 5)
-    tasks.fold_blocks(spec_of(), "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, [x], [[y], [a]], [p])
+    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, [x], [[y], [a]], [p])
     assert all(np.shares_memory(got, v) for got, v in zip(given[0][0], (x, y, a, p), strict=True))
 
 
@@ -191,11 +195,11 @@ def test_a_single_block_is_not_copied(monkeypatch):
 def test_variables_that_are_not_read_hold_nothing(monkeypatch, backend, axis):
     given = remembered(monkeypatch)
     declared = formula("x * y", ["a = Vi(1)", "y = Vj(1)", "x = Vi(1)", "e = Vj(1)", "p = Pm(1)"])
-    spec = KernelSpec(declared.node, "Sum", axis, "float64", "float64", 32, declared.variables)
+    spec = KernelSpec.of(declared.node, "Sum", axis, "float64", "float64", 32, declared.variables)
     x, y = np.arange(4.0)[:, None], np.arange(5.0)[:, None]
     kept, reduced = (x, y) if axis == 1 else (y, x)
     place = tasks.Place(0, 0, 0, 0, len(kept), 0, (len(reduced),))
-    (state,) = tasks.fold_blocks(spec, backend, place, None, [kept], [[reduced]], [])
+    (state,) = tasks.fold_blocks(spec, "Sum", backend, place, None, [kept], [[reduced]], [])
     np.testing.assert_array_equal(state, (kept * reduced.T).sum(1)[None])
     assert [v.size for v in given[0][0]] == [0, 5, 4, 0, 0]
 
@@ -203,11 +207,11 @@ def test_variables_that_are_not_read_hold_nothing(monkeypatch, backend, axis):
 def test_states_that_are_folded_into_are_not_written_to():
     spec, place = spec_of(), tasks.Place(0, 0, 1, 0, 4, 5, (5,))
     x, y, a, p = arrays_of(4, 5)
-    state = tasks.fold_blocks(spec, "cpu", place, None, [x], [[y], [a]], [p])
+    state = tasks.fold_blocks(spec, "Sum", "cpu", place, None, [x], [[y], [a]], [p])
     before = [field.copy() for field in state]
     for field in (*state, x, y, a, p):
         field.flags.writeable = False  # as blocks that arrive from another worker are
-    more = tasks.fold_blocks(spec, "cpu", place, state, [x], [[y], [a]], [p])
+    more = tasks.fold_blocks(spec, "Sum", "cpu", place, state, [x], [[y], [a]], [p])
     joined = tasks.merge_states(spec, [state, state])
     np.testing.assert_array_equal(joined[0], more[0])
     for field, was in zip(state, before, strict=True):
@@ -215,7 +219,7 @@ def test_states_that_are_folded_into_are_not_written_to():
 
 
 def test_a_long_formula_is_shortened():
-    text = tasks.describe(spec_of(" + ".join(f"Exp(x * {n})" for n in range(200)), ["x = Vi(1)"]))
+    text = tasks.describe(spec_of(" + ".join(f"Exp(x * {n})" for n in range(200)), ["x = Vi(1)"]), "Sum")
     assert len(text) < 330
     assert text.endswith("...), axis=1")
 

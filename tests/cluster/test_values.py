@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dred.cluster import graph
 from dred.formula.language import formula
 from dred.formula.oracle import dense as oracle
 from dred.kernel.spec import KernelSpec
-from tests.cluster.problems import BACKEND, arrays_of, dask_of, dense, spec_of
+from tests.cluster.problems import BACKEND, arrays_of, dask_of, dense, spec_of, summed
 
 # Rates so low that these small problems get lanes, steps and a tree.
 MANY = {
@@ -43,7 +42,7 @@ rows = st.lists(st.integers(0, 12), min_size=1, max_size=6).map(tuple)
 def test_any_row_chunks(x_chunks, y_chunks, axis, settings):
     arrays = arrays_of(sum(x_chunks), sum(y_chunks))
     with dask.config.set(settings):
-        result = graph.reduce(spec_of(axis=axis), dask_of(arrays, x_chunks, y_chunks), BACKEND)
+        result = summed(spec_of(axis=axis), dask_of(arrays, x_chunks, y_chunks), BACKEND)
     close(result, dense(*arrays, axis=axis))
     assert result.chunks[0] == (x_chunks if axis == 1 else y_chunks)
 
@@ -64,7 +63,7 @@ def test_chunks_that_differ_between_variables_and_columns(x_rows, x_columns, y_r
         da.from_array(a, chunks=(a_rows, 1)),
         da.from_array(p, chunks=1),
     )
-    result = graph.reduce(spec_of(axis=axis), lazy, BACKEND)
+    result = summed(spec_of(axis=axis), lazy, BACKEND)
     close(result, dense(*arrays, axis=axis))
     assert result.chunks == (x_rows if axis == 1 else y_rows, (3,))
 
@@ -77,7 +76,7 @@ def test_numpy_arrays_beside_dask_arrays(numpy, axis, settings):
     lazy = dask_of(arrays, 250, 40)
     mixed = tuple(arrays[k] if k in numpy else lazy[k] for k in range(4))
     with dask.config.set(settings):
-        result = graph.reduce(spec_of(axis=axis), mixed, BACKEND)
+        result = summed(spec_of(axis=axis), mixed, BACKEND)
     close(result, dense(*arrays, axis=axis))
 
 
@@ -85,7 +84,7 @@ def test_what_the_caller_does_to_a_numpy_array_later_has_no_effect():
     x, y, a, p = arrays_of(50, 40)
     lazy = dask_of((x, y, a, p), 20, 10)
     want = dense(x, y, a, p)
-    result = graph.reduce(spec_of(), (x, *lazy[1:3], p), BACKEND)
+    result = summed(spec_of(), (x, *lazy[1:3], p), BACKEND)
     x[:] = 7
     p[:] = 7
     close(result, want)
@@ -93,7 +92,7 @@ def test_what_the_caller_does_to_a_numpy_array_later_has_no_effect():
 
 def test_float32():
     arrays = arrays_of(100, 80, dtype="float32")
-    result = graph.reduce(spec_of(dtype="float32"), dask_of(arrays, 30, 20), BACKEND).compute()
+    result = summed(spec_of(dtype="float32"), dask_of(arrays, 30, 20), BACKEND).compute()
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, dense(*arrays), rtol=1e-5)
 
@@ -106,23 +105,23 @@ def test_blocks_that_are_not_contiguous(order):
         lazy = (da.from_array(np.ascontiguousarray(x.T), chunks=(3, 30)).T, *lazy[1:])
     else:
         lazy = (da.from_array(np.repeat(x, 2, axis=0), chunks=(60, 3))[::2], *lazy[1:])
-    close(graph.reduce(spec_of(), lazy, BACKEND), dense(x, y, a, p))
+    close(summed(spec_of(), lazy, BACKEND), dense(x, y, a, p))
 
 
 def test_formulas_without_a_kept_a_reduced_or_any_index():
     x, y, _, p = arrays_of(40, 30)
     lazy_x, lazy_y, _, _ = dask_of((x, y, y[:, :1], p), 15, 10)
     aliases = ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"]
-    close(graph.reduce(spec_of("Exp(y)", aliases), (None, lazy_y), BACKEND), np.exp(y).sum(0)[None])
-    close(graph.reduce(spec_of("Exp(x)", aliases), (lazy_x,), BACKEND), np.exp(x))
-    close(graph.reduce(spec_of("Exp(p)", aliases), (None, None, da.from_array(p)), BACKEND), np.exp(p)[None])
+    close(summed(spec_of("Exp(y)", aliases), (None, lazy_y), BACKEND), np.exp(y).sum(0)[None])
+    close(summed(spec_of("Exp(x)", aliases), (lazy_x,), BACKEND), np.exp(x))
+    close(summed(spec_of("Exp(p)", aliases), (None, None, da.from_array(p)), BACKEND), np.exp(p)[None])
 
 
 def test_a_formula_that_reads_nothing():
     declared = formula("x + y", ["x = Vi(2)", "y = Vj(2)"]).variables
-    spec = KernelSpec(formula("IntCst(2)", []).node, "Sum", 1, "float64", "float64", 32, declared)
+    spec = KernelSpec.of(formula("IntCst(2)", []).node, "Sum", 1, "float64", "float64", 32, declared)
     x, y = da.zeros((10, 2), chunks=(4, 2)), da.zeros((7, 2), chunks=(3, 2))
-    close(graph.reduce(spec, (x, y), BACKEND), np.full((10, 1), 14.0))
+    close(summed(spec, (x, y), BACKEND), np.full((10, 1), 14.0))
 
 
 def test_gradient_along_the_other_axis():
@@ -133,7 +132,7 @@ def test_gradient_along_the_other_axis():
     lazy = (*dask_of((x, y, a, p), 25, 20), da.from_array(e, chunks=(25, 3)))
     want = ((p - a[None]) ** 2 * np.exp(x[:, None] + y[None]) * e[:, None]).sum(0)
     with dask.config.set(MANY):
-        close(graph.reduce(spec, lazy, BACKEND), want)
+        close(summed(spec, lazy, BACKEND), want)
 
 
 def test_results_compose_with_dask_arrays_on_both_sides():
@@ -141,12 +140,12 @@ def test_results_compose_with_dask_arrays_on_both_sides():
     lazy = dask_of((x, y, a, p), 30, 20)
     want = dense(2 * x, y, a, p)
     with dask.config.set(MANY):
-        result = graph.reduce(spec_of(), (2 * lazy[0], *lazy[1:]), BACKEND)
+        result = summed(spec_of(), (2 * lazy[0], *lazy[1:]), BACKEND)
     close(result * 2, want * 2)
     close(result[17:64, 1:], want[17:64, 1:])
     close(result.mean(axis=0), want.mean(0))
     close(result.T @ result, want.T @ want)
-    again = graph.reduce(spec_of(), (result / 100, *lazy[1:]), BACKEND)
+    again = summed(spec_of(), (result / 100, *lazy[1:]), BACKEND)
     close(again, dense(want / 100, y, a, p))
     one, two = dask.compute(result, again, scheduler="threads")
     np.testing.assert_array_equal(one, result.compute())
@@ -156,7 +155,7 @@ def test_results_compose_with_dask_arrays_on_both_sides():
 def test_any_scheduler_gives_the_same_bytes():
     arrays = arrays_of(200, 170, dtype="float32")
     with dask.config.set(MANY):
-        result = graph.reduce(spec_of(dtype="float32"), dask_of(arrays, 30, 20), BACKEND)
+        result = summed(spec_of(dtype="float32"), dask_of(arrays, 30, 20), BACKEND)
     want = result.compute(scheduler="sync").tobytes()
     assert [result.compute(scheduler="threads", num_workers=n).tobytes() == want for n in (1, 2, 5)] == [True] * 3
     assert result.persist(scheduler="threads").compute().tobytes() == want
@@ -165,21 +164,20 @@ def test_any_scheduler_gives_the_same_bytes():
 EXPRESSIONS = f"""
 import dask, dask.array as da, numpy as np
 assert da.array_expr_enabled()
-from dred.cluster import graph
 from dred.formula.language import formula
 from dred.formula.oracle import dense as oracle
 from dred.kernel.spec import KernelSpec
-from tests.cluster.problems import arrays_of, dask_of, dense, spec_of
+from tests.cluster.problems import arrays_of, dask_of, dense, spec_of, summed
 arrays = arrays_of(100, 80)
 lazy = dask_of(arrays, 30, 20)
 lazy = (lazy[0], lazy[1].rechunk((33, 2)), lazy[2], arrays[3])
 want = dense(*arrays)
 for settings in ({{}}, {MANY!r}):
     with dask.config.set(settings, scheduler="sync"):
-        result = graph.reduce(spec_of(), lazy, {BACKEND!r})
+        result = summed(spec_of(), lazy, {BACKEND!r})
         np.testing.assert_allclose(result.compute(), want, rtol=1e-12)
         np.testing.assert_allclose((result * 2)[40:70].sum(0).compute(), 2 * want[40:70].sum(0), rtol=1e-12)
-        assert result.name == graph.reduce(spec_of(), lazy, {BACKEND!r}).name
+        assert result.name == summed(spec_of(), lazy, {BACKEND!r}).name
         assert result.name.startswith("dred-sum-")
 print("right")
 """
@@ -211,12 +209,12 @@ def test_row_numbers_are_global(text, axis, settings):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(31, 3)), rng.normal(size=(45, 3))
     f = formula(text, ["x = Vi(3)", "y = Vj(3)"])
-    spec = KernelSpec(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
     lazy = (da.from_array(x, chunks=((7, 1, 20, 3), 3)), da.from_array(y, chunks=((10, 30, 5), 3)))
     i, j = np.arange(31)[:, None, None], np.arange(45)[None, :, None]
     want = NUMBERED[text](i, j, x[:, None], y[None]).sum(1 if axis else 0)
     with dask.config.set(settings):
-        close(graph.reduce(spec, lazy, BACKEND), want)
+        close(summed(spec, lazy, BACKEND), want)
 
 
 @pytest.mark.parametrize("axis", [1, 0])
@@ -229,6 +227,6 @@ def test_operations_in_blocks(text, axis):
     rng = np.random.default_rng(1)
     arrays = rng.normal(size=(23, 3)), rng.normal(size=(17, 3)), rng.normal(size=1)
     f = formula(text, ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)"])
-    spec = KernelSpec(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", axis, "float64", "float64", variables=f.variables)
     lazy = tuple(da.from_array(a, chunks=5) for a in arrays)
-    close(graph.reduce(spec, lazy, BACKEND), oracle(f.node, arrays).sum(axis))
+    close(summed(spec, lazy, BACKEND), oracle(f.node, arrays).sum(axis))

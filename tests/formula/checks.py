@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from dred.formula import derive
-from dred.formula.node import const, intern, var
+from dred.formula.node import ROW_NUMBERS, I, J, const, intern, var
 from dred.formula.oracle import dense
 from dred.formula.rewrite import build, expand
 from dred.kernel import engine
@@ -21,9 +21,10 @@ EXTREMES = (*EXACT, 1e-30, 1e30)
 def reduced(node, arrays, axis=1, dtype="float64", backend="numpy", rows=(M, N)):
     """The sum of a formula over one index, by its kernel."""
     kept, gone = rows if axis == 1 else rows[::-1]
-    spec = KernelSpec(node, "Sum", axis, dtype, "float64")
+    spec = KernelSpec.of(node, "Sum", axis, dtype, "float64")
     arrays = [np.ascontiguousarray(a, dtype) for a in arrays]
-    return engine.finalize(spec, engine.fold(spec, backend, engine.empty(spec, kept), arrays, kept, gone))
+    state = engine.fold(spec, backend, engine.empty(spec, kept), arrays, kept, gone)
+    return engine.finalize(spec, state, engine.Output.of("Sum"))[0]
 
 
 def example(op):
@@ -43,9 +44,15 @@ def sampled(op, variables, rng):
     return [rng.uniform(low, high, shape) for (low, high), shape in zip(lows_highs, shapes, strict=True)]
 
 
+def moves(op, arrays, rng):
+    """Random directions in which the arguments are moved; one whose domain is a point stays there."""
+    free = [np.subtract(high, low) > 0 for low, high in op.domain] or [True] * len(arrays)
+    return [rng.uniform(-1, 1, a.shape) * f for a, f in zip(arrays, free, strict=True)]
+
+
 def numbers(op):
     """The row numbers of every pair, where the operation is one."""
-    return {"IndexI": np.arange(M)[:, None, None], "IndexJ": np.arange(N)[None, :, None]}.get(op.name)
+    return {I: np.arange(M)[:, None, None], J: np.arange(N)[None, :, None]}.get(ROW_NUMBERS.get(op.name))
 
 
 def paired(arrays, variables):
@@ -134,7 +141,7 @@ def directional(op, dims=None):
     slope = total(intern("Scalprod", (g, u), (), 1) for g, u in zip(gradient, directions, strict=True))
     rng = np.random.default_rng(3)
     values = sampled(op, variables, rng)
-    arrays = [*values, rng.uniform(-1, 1, node.dim), *(rng.uniform(-1, 1, a.shape) for a in values)]
+    arrays = [*values, rng.uniform(-1, 1, node.dim), *moves(op, values, rng)]
     return node, variables, e, slope, arrays
 
 
@@ -168,17 +175,17 @@ def check_second_order(op):
     n = len(variables)
     moving = [*variables, e]
     rng = np.random.default_rng(4)
-    directions = [rng.uniform(-1, 1, np.shape(a)) for a in arrays[: n + 1]]
+    moved_by = [*moves(op, arrays[:n], rng), rng.uniform(-1, 1, np.shape(arrays[n]))]
     news = [var(len(arrays) + k, v.dim, v.attrs[1]) for k, v in enumerate(moving)]
     second = derive.vjp(slope, moving, const(1))
     node = total(intern("Scalprod", (g, w), (), 1) for g, w in zip(second, news, strict=True))
 
     def value(step):
-        moved = [a + step * w for a, w in zip(arrays[: n + 1], directions, strict=True)]
+        moved = [a + step * w for a, w in zip(arrays[: n + 1], moved_by, strict=True)]
         return dense(slope, [*moved, *arrays[n + 1 :]])[..., 0] + np.zeros((M, N))
 
     wanted = (value(STEP) - value(-STEP)) / (2 * STEP)
-    everything = [*arrays, *directions]
+    everything = [*arrays, *moved_by]
     close(reduced(node, everything)[:, 0], wanted.sum(1), 1e-6)
 
 
@@ -198,16 +205,16 @@ def check_forward_of_gradient(op):
     n = len(variables)
     moving = [*variables, e]
     rng = np.random.default_rng(4)
-    directions = [rng.uniform(-1, 1, np.shape(a)) for a in arrays[: n + 1]]
+    moved_by = [*moves(op, arrays[:n], rng), rng.uniform(-1, 1, np.shape(arrays[n]))]
     news = [var(len(arrays) + k, v.dim, v.attrs[1]) for k, v in enumerate(moving)]
     node = derive.jvp(slope, moving, news)
 
     def value(step):
-        moved = [a + step * w for a, w in zip(arrays[: n + 1], directions, strict=True)]
+        moved = [a + step * w for a, w in zip(arrays[: n + 1], moved_by, strict=True)]
         return dense(slope, [*moved, *arrays[n + 1 :]])[..., 0] + np.zeros((M, N))
 
     wanted = (value(STEP) - value(-STEP)) / (2 * STEP)
-    close(dense(node, [*arrays, *directions])[..., 0] + np.zeros((M, N)), wanted, 1e-6)
+    close(dense(node, [*arrays, *moved_by])[..., 0] + np.zeros((M, N)), wanted, 1e-6)
 
 
 def check_adjoint(op):

@@ -64,7 +64,7 @@ def table(monkeypatch):
 def test_meanings(table, meaning, message):
     table(meaning=meaning, partial=("1",))
     with pytest.raises(EntryError) as caught:
-        lower(KernelSpec(read("Foo(x)", ["x = Vi(3)"]), "Sum", 1, "float64", "float64"), 8)
+        lower(KernelSpec.of(read("Foo(x)", ["x = Vi(3)"]), "Sum", 1, "float64", "float64"), 8)
     assert str(caught.value) == f"the entry Foo: {message}"
 
 

@@ -11,6 +11,7 @@ from dred.formula.language import formula
 from dred.formula.op import one
 from dred.formula.ops import OPS
 from dred.formula.syntax import BINARY
+from dred.reductions import REDUCTIONS
 
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "p = Pm(1)", "z = Vi(4)", "A = Pm(6)"]
 
@@ -147,9 +148,8 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "Kron(x, y, Ind(3), Ind(3))": ("unknown operation 'Ind'", "           ^^^", "lists are written [2, 3]"),
         "Dot(x, y)": ("unknown operation 'Dot'", "^^^", "(f | g), or Scalprod(f, g)"),
         **{f"{name}(x, 0)": (f"unknown operation '{name}'", "^" * len(name),
-            "a reduction, which cannot stand inside a formula; offered are: Sum")
-            for name in ("LogSumExp", "logsumexp", "Max_SumShiftExp", "Max_SumShiftExp_Reduction", "Max_Reduction",
-                         "KMin_ArgKMin", "argkmin_reduction", "ArgMin_Reduction", "sum_reduction")},
+            f"a reduction, which cannot stand inside a formula; offered are: {', '.join(REDUCTIONS)}")
+            for name in ("logsumexp", "argkmin_reduction", "sum_reduction")},
     },
     errors.AliasError: {
         # texts
@@ -198,6 +198,12 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "Mod(x, 2)": ("Mod takes 3 arguments, got 2", "^^^", "it is Mod(f, n, o)"),
         "IndexI(x)": ("IndexI takes 0 arguments, got 1", "^^^^^^", "it is IndexI()"),
         "IndexJ(0)": ("IndexJ takes 0 arguments, got 1", "^^^^^^", "it is IndexJ()"),
+        "IndexIParts(x)": ("IndexIParts takes 0 arguments, got 1", "^^^^^^^^^^^", "it is IndexIParts()"),
+        "IndexJParts(x)": ("IndexJParts takes 0 arguments, got 1", "^^^^^^^^^^^", "it is IndexJParts()"),
+        **{f"{name}(x, 0)": (f"a formula contains no reduction, got {name}", "^" * len(name),
+            "give the text to dred.Reduction, or to Genred the formula alone, with reduction_op and axis")
+            for name in ("LogSumExp", "Max_SumShiftExp", "Max_SumShiftExp_Reduction", "Max_Reduction", "KMin_ArgKMin",
+                         "ArgMin_Reduction")},
         "Pow(x)": ("Pow takes 2 arguments, got 1", "^^^", "it is Pow(f, m)"),
         "Round(x)": ("Round takes 2 arguments, got 1", "^^^^^", "it is Round(f, n)"),
         "SumT(p)": ("SumT takes 2 arguments, got 1", "^^^^", "it is SumT(f, n)"),
@@ -322,6 +328,15 @@ BAD = {  # class -> text -> message, carets below the text, what to do
         "(x | z)": ("dimensions (3, 4) do not broadcast: each must be 1 or 4", "   ^"),
         "SqDist(x, z)": ("dimensions (3, 4) do not broadcast: each must be 1 or 4", "^^^^^^"),
         "SumT(x, 3)": ("the argument must have dimension 1, got 3", "^^^^"),
+        "Routed(x, A, IndexJParts(), 2)": ("the vector has dimension 3, which is no multiple of n = 2", "^^^^^^"),
+        "Routed(x, x, IndexJParts(), 1)": (
+            "the row numbers q have dimension 3: two halves for 3 components are 6", "^^^^^^"),
+        "Routed(x, A, IndexJ(), 1)": (
+            "the row number parts has dimension 1: it has two halves, as IndexJParts()", "^^^^^^"),
+        "Placed(x, A, IndexJParts(), 2)": (
+            "the row numbers q have dimension 6: two halves for 6 components are 12", "^^^^^^"),
+        "Placed(x, A, x, 1)": (
+            "the row number parts has dimension 3: it has two halves, as IndexJParts()", "^^^^^^"),
         "ElemT(x, 4, 0)": ("the argument must have dimension 1, got 3", "^^^^^"),
         "OneHot(x, 3)": ("the argument must have dimension 1, got 3", "^^^^^^"),
         "SqNormIso(x, y)": ("the weight must have dimension 1, got 3", "^^^^^^^^^"),

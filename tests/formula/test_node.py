@@ -187,7 +187,7 @@ from dred.kernel.spec import KernelSpec
 node = pickle.loads(sys.stdin.buffer.read())
 again = formula({text!r}, {aliases!r}).node
 assert again is node
-spec = KernelSpec(node, "Sum", 1, "float32", "float64")
+spec = KernelSpec.of(node, "Sum", 1, "float32", "float64")
 kernel = lower(spec, UNROLL)
 print(digest(node), spec.digest, hash("x"), node, kernel.steps, sep=chr(10))
 """

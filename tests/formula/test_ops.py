@@ -13,8 +13,10 @@ from dred.formula.op import ANY, Op, length
 from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.syntax import parse
-from dred.kernel import cpu, interpret, llvm_math
+from dred.kernel import cpu, engine, interpret, llvm_math
+from dred.kernel.output import Output, empty
 from dred.kernel.primitives import PRIMITIVES
+from dred.kernel.spec import KernelSpec
 from tests.formula import checks
 
 TYPES = ("float64", "float32")
@@ -133,6 +135,43 @@ def test_adjoint(name):
     checks.check_adjoint(OPS[name])
 
 
+# -- by row number -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (1, 40), (3, 1), (40, 1), (3, 40), (40, 3)])
+def test_routing_and_placing(k, n):
+    """Values beside the references, each the transpose of the other, and what is not chosen may be NaN."""
+    rng = np.random.default_rng(0)
+    q = rng.integers(0, 2, (checks.M, 2 * k * n)).astype(float)  # halves 0 and 1: a quarter is the row looked for
+    e, g, parts = rng.normal(size=(checks.M, k * n)), rng.normal(size=(checks.N, n)), np.array([1.0, 0.0])
+    chosen = (q[:, : k * n] == 1) & (q[:, k * n :] == 0)
+    aliases = [f"e = Vi({k * n})", f"q = Vi({2 * k * n})", f"g = Vj({n})", "parts = Pm(2)"]
+    arrays = [np.where(chosen, e, np.nan), q, g, parts]
+    routed = formula(f"Routed(e, q, parts, {n})", aliases).node
+    placed = formula(f"Placed(g, q, parts, {k})", aliases).node
+    wanted = np.where(chosen, e, 0).reshape(-1, k, n).sum(1)
+    np.testing.assert_allclose(dense(routed, arrays)[:, 0], wanted, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(checks.reduced(routed, arrays), checks.N * wanted, rtol=1e-13, atol=1e-13)
+    wanted = np.where(chosen, np.tile(g.sum(0), k), 0)
+    np.testing.assert_allclose(dense(placed, arrays).sum(1), wanted, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(checks.reduced(placed, arrays), wanted, rtol=1e-13, atol=1e-13)
+    for node, v, back in ((routed, var(0, k * n, 0), placed), (placed, var(2, n, 1), routed)):
+        w = var(2, n, 1) if node is routed else var(0, k * n, 0)
+        assert derive.vjp(node, [v], w) == (back,)
+
+
+def test_halves_of_row_numbers():
+    first = 3 * 2**20 - 2
+    for cat, name in ((1, "IndexJParts"), (0, "IndexIParts")):
+        node = formula(f"{name}() * Pm(0, 1)", []).node
+        for dtype in TYPES:
+            spec = KernelSpec.of(node, "Sum", cat, dtype, "float64")
+            for row in range(first, first + 4):
+                state = engine.fold(spec, "numpy", empty(spec, 1), [np.ones(1, dtype)], 1, 1, j0=row)
+                (got,) = engine.finalize(spec, state, Output.of("Sum"))
+                np.testing.assert_array_equal(got, [[row // 2**20, row % 2**20]])
+
+
 # -- these checks can fail ---------------------------------------------------------------------------------------------
 
 
@@ -172,6 +211,8 @@ def _no_first_component(c, m):
         (checks.check_gradient, "Concat", {"vjp": ("Extract(e, 0, dim(f))", "Extract(e, 0, dim(g))")}),
         (checks.check_adjoint, "Scalprod", {"vjp": ("e * g", "e * g")}),
         (checks.check_adjoint, "ElemT", {"vjp": ("Sum(e)",)}),
+        (checks.check_gradient, "Routed", {"vjp": ("Placed(e, q + 1, parts, dim(f) / n)", None, None)}),
+        (checks.check_value, "Placed", {"numpy": lambda f, q, parts, k: np.concatenate([f] * k, -1)}),
     ],
     ids=lambda v: v if isinstance(v, str) else ",".join(v) if isinstance(v, dict) else v.__name__,
 )

@@ -146,7 +146,7 @@ HUGE: dict[str, Case] = {
 
 
 def spec(case: Case, dtype: str, acc: str = "float64") -> KernelSpec:
-    return KernelSpec(formula(case.text, case.aliases).node, "Sum", case.axis, dtype, acc)
+    return KernelSpec.of(formula(case.text, case.aliases).node, "Sum", case.axis, dtype, acc)
 
 
 def rendered(case: Case, dtype: str, name: str = "dred", acc: str = "float64") -> Source:

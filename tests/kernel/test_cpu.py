@@ -29,7 +29,7 @@ VARIABLES = ["x=Vi(0,{D})", "y=Vj(1,{D})", "b=Vj(2,1)", "g=Pm(3,1)", "e=Vi(4,1)"
 
 def make(text, D=3, axis=1, dtype="float32", **more):
     f = formula(text, [alias.format(D=D) for alias in VARIABLES])
-    return KernelSpec(f.node, "Sum", axis, dtype, "float64", variables=f.variables, **more)
+    return KernelSpec.of(f.node, "Sum", axis, dtype, "float64", variables=f.variables, **more)
 
 
 def data(spec, M, N, seed=0):
@@ -43,7 +43,7 @@ def data(spec, M, N, seed=0):
 
 
 def empty(spec, M):
-    return (np.zeros((spec.dim, M)),)
+    return (np.zeros((spec.fields[0].size, M)),)
 
 
 def fold(spec, arrays, M, N, **more):
@@ -284,7 +284,7 @@ def test_rows_outside_an_item_are_not_touched():
 def exponential(values):
     dtype = str(values.dtype)
     f = formula("Exp(x)", ["x=Vi(0,1)", "y=Vj(1,1)"])
-    spec = KernelSpec(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
     M = len(values)
     return fold(spec, [values[:, None], np.zeros((1, 1), dtype)], M, 1)[:, 0]
 
@@ -293,7 +293,7 @@ def exponential_of_pairs(values):
     """The same, computed for pairs in SIMD lanes, where the other one is of records."""
     dtype = str(values.dtype)
     f = formula("Exp(x*y)", ["x=Vi(0,1)", "y=Vj(1,1)"])
-    spec = KernelSpec(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
     M = len(values)
     return fold(spec, [values[:, None], np.ones((1, 1), dtype)], M, 1)[:, 0]
 
@@ -391,7 +391,7 @@ def test_the_text_is_the_same_in_every_process():
         "from dred.kernel.spec import KernelSpec\n"
         "f = formula('Grad(Exp(-g*SqDist(x,y))*Sum(x*y),x,e)',"
         " ['x=Vi(0,20)', 'y=Vj(1,20)', 'g=Pm(2,1)', 'e=Vi(3,1)'])\n"
-        "print(cpu.source(KernelSpec(f.node, 'Sum', 1, 'float32', 'float64', variables=f.variables)))"
+        "print(cpu.source(KernelSpec.of(f.node, 'Sum', 1, 'float32', 'float64', variables=f.variables)))"
     )
     texts = set()
     for seed in ("1", "2"):
@@ -444,7 +444,7 @@ def test_a_deep_formula():
     depth = 3000
     text = "(" * depth + "x" + "".join(f"*y+{k % 5}" + ")" for k in range(depth))
     f = formula(text, ["x=Vi(0,1)", "y=Vj(1,1)"])
-    spec = KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables)
     x, y = np.full((3, 1), 0.5), np.full((2, 1), 0.25)
     want = 0.5
     for k in range(depth):
@@ -457,7 +457,7 @@ def test_a_formula_of_300_variables():
     aliases = [f"v{k} = V{'ij'[k % 2]}(3)" for k in range(n)]
     squares = "+".join(f"SqDist(v{k},v{(k + 1) % n})" for k in range(n))
     f = formula(f"Grad(Exp(-({squares})/1000),v0,1)", aliases)
-    spec = KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables)
     rng = np.random.default_rng(0)
     arrays = [rng.uniform(-1, 1, (5 - v.cat, 3)) for v in f.variables]
     assert np.allclose(fold(spec, arrays, 5, 4), dense(f.node, arrays).sum(1), rtol=1e-11, atol=0)
@@ -473,7 +473,7 @@ def test_a_formula_10000_deep(wrt):
     assert pickle.loads(pickle.dumps(f.node)) is f.node
     assert read(str(f.node)) is f.node
     variables = (Variable(0, 1, 0), Variable(1, 1, 1))
-    spec = KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=variables)
+    spec = KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=variables)
     arrays = [np.full((3, 1), 0.5), np.full((2, 1), 0.75)]
     assert np.allclose(fold(spec, arrays, 3, 2), 2 * dense(f.node, arrays)[0, 0], rtol=1e-12)
 
@@ -503,7 +503,7 @@ def test_long_blocks_are_cut_without_a_change(name, monkeypatch):
         monkeypatch.setattr(llvm_values, "STRAIGHT", straight)
         program = llvm.render(kernel, spec.dtype, spec.acc, spec.chain)
         cuts.append(program.text.count("br label %on"))
-        out = (np.zeros((spec.dim, 19)),)
+        out = (np.zeros((spec.fields[0].size, 19)),)
         cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
         results.append(out[0].tobytes())
     assert cuts[0] < 3 < cuts[1]

@@ -45,7 +45,7 @@ def jobs(seeds):
         node, variables = problem(seed)
         declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
         chain = CHAINS[seed // len(UNROLL) % len(CHAINS)]
-        spec = KernelSpec(node, "Sum", seed % 2, "float64", "float64", chain, declared)
+        spec = KernelSpec.of(node, "Sum", seed % 2, "float64", "float64", chain, declared)
         kernel = lower(spec, UNROLL[seed % len(UNROLL)])
         out[seed] = spec, render(kernel, spec.dtype, spec.acc, chain, f"k{seed}")
     return out
@@ -55,7 +55,7 @@ def differs(library, spec, source, seed, shift=0.0):
     """Whether a component of the result is not the oracle's."""
     rng = np.random.default_rng(seed)
     arrays = samples(rng, spec.variables)
-    want, allowed = expected(spec.formula, arrays, spec.axis, rng)
+    want, allowed = expected(spec.parts[0].formula, arrays, spec.axis, rng)
     kept, reduced = (M, N) if spec.axis == 1 else (N, M)
     got = shim.run(library, source, [a + shift for a in arrays], kept, reduced)[0].T
     return bool(wrong(got, want, allowed).any())
@@ -74,7 +74,7 @@ def check(first, count, tmp_path):
         for made, library in pool.map(compiled, range(first, first + count, TOGETHER)):
             for seed, (spec, source) in made.items():
                 if differs(library, spec, source, seed):
-                    bad.append(f"seed {seed}: {spec.formula}")
+                    bad.append(f"seed {seed}: {spec.parts[0].formula}")
                 found += differs(library, spec, source, seed, shift=1e-6)
     assert not bad, "\n".join(bad)
     assert found > count / 4  # other data give other sums

@@ -21,6 +21,7 @@ from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
 from dred.kernel.cuda_source import Source
 from dred.kernel.cuda_text import literal
 from dred.kernel.lower import lower
+from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 from tests.kernel.cuda_cases import (
     CASES,
@@ -44,6 +45,8 @@ SNAPSHOT = Path(__file__).with_name("snapshots") / "gaussian_3_float32.cu"
 DTYPES = ("float32", "float64")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 REGISTERS = {"float32": 200, "float64": 255}  # two blocks to a multiprocessor
+
+SUM = Output.of("Sum")
 
 needs_compiler = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
 
@@ -193,7 +196,7 @@ def test_bits_do_not_depend_on_launches(built, name, dtype, monkeypatch):
 
     def fold(**more):
         device = shim.ShimDevice(built.library(name, dtype))
-        state = [np.zeros((source.dim, M))]
+        state = [np.zeros((source.components, M))]
         cuda.launch(source, device, state, list(arrays.values()), M, N, splits=3, **more)
         return state[0], sum(call.endswith("_fold") for call, _ in device.calls)
 
@@ -489,7 +492,7 @@ def test_without_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert cuda.device_count() == 0
     with pytest.raises(BackendError, match="cannot run here: CuPy is not installed; use backend='cpu'"):
-        cuda.reduce_device(spec(gaussian(3, 1), "float32"), [], 4, 4)
+        cuda.reduce_device(spec(gaussian(3, 1), "float32"), [], 4, 4, SUM)
 
 
 MISSING_NVRTC = (
@@ -632,12 +635,13 @@ def test_the_way_through_cupy(fake):
     assert cuda.fold(s, start, tuple(arrays.values()), M, N, device_id=1)[0].tobytes() == new[0].tobytes()
     assert fake.loaded == 1  # once per device and source
     on_device = [fake.asarray(a) for a in arrays.values()]
-    result = cuda.reduce_device(s, on_device, M, N)
+    (result,) = cuda.reduce_device(s, on_device, M, N, SUM)
     assert fake.loaded == 2
     assert result.dtype == "float32"
     assert result.shape == (M, 1)
     assert_sums(np.asarray(result, "f8").T, terms, "float32")
-    assert cuda.reduce_device(s, [fake.asarray(np.zeros((0, n), "f4")) for n in (3, 3, 1, 1)], 0, 0).shape == (0, 1)
+    (none,) = cuda.reduce_device(s, [fake.asarray(np.zeros((0, n), "f4")) for n in (3, 3, 1, 1)], 0, 0, SUM)
+    assert none.shape == (0, 1)
 
 
 @needs_compiler
@@ -652,7 +656,7 @@ def test_devices_that_do_not_fit(fake):
         device = types.SimpleNamespace(id=1)
 
     with pytest.raises(BackendError) as error:
-        cuda.reduce_device(s, [fake.asarray(a).view(Elsewhere) for a in arrays.values()], 4, 5)
+        cuda.reduce_device(s, [fake.asarray(a).view(Elsewhere) for a in arrays.values()], 4, 5, SUM)
     assert str(error.value) == (
         "array 0 is on device 1, the current device is 0: move it there, or enter `with cupy.cuda.Device(1):`"
     )
@@ -663,11 +667,11 @@ def test_arrays_of_any_strides(fake):
     case, M, N = gaussian(3, 1), 300, 301
     s, arrays = spec(case, "float32"), data(case, M, N, "float32")
     inputs = [fake.asarray(a) for a in arrays.values()]
-    want = cuda.reduce_device(s, inputs, M, N).tobytes()
+    want = cuda.reduce_device(s, inputs, M, N, SUM)[0].tobytes()
     for strided in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: a[::-1].copy()[::-1]):
         others = [strided(a).view(type(a)) for a in inputs]
         assert not all(a.flags.c_contiguous for a in others)
-        assert cuda.reduce_device(s, others, M, N).tobytes() == want
+        assert cuda.reduce_device(s, others, M, N, SUM)[0].tobytes() == want
         assert cuda.fold_device(s, None, others, M, N)[0].astype("f4").tobytes() == want
 
 
@@ -677,7 +681,9 @@ def test_arrays_that_are_not_read(fake):
     case = gaussian(3, 1)
     arrays, M, N = [*data(case, 4, 5, "float32").values(), np.ones((5, 2), "f4")], 4, 5
     read = spec(case, "float32")
-    s = KernelSpec(read.formula, "Sum", 1, "float32", "float64", variables=(*read.variables, Variable(4, 2, 1)))
+    s = KernelSpec.of(
+        read.parts[0].formula, "Sum", 1, "float32", "float64", variables=(*read.variables, Variable(4, 2, 1))
+    )
     start = (np.zeros((1, M)),)
     fake.uploads = 0
     want = cuda.fold(read, start, arrays[:4], M, N)[0].tobytes()
@@ -690,7 +696,7 @@ def test_arrays_that_are_not_read(fake):
 
     inputs = [fake.asarray(a) for a in arrays[:4]]
     inputs.append(fake.asarray(arrays[4]).view(Elsewhere))
-    assert cuda.reduce_device(s, inputs, M, N).shape == (M, 1)
+    assert cuda.reduce_device(s, inputs, M, N, SUM)[0].shape == (M, 1)
 
 
 @needs_compiler

@@ -55,7 +55,7 @@ def problem(op: Op) -> Problem:
 
 def spec(op: Op, dtype: str, axis: int) -> KernelSpec:
     p = problem(op)
-    return KernelSpec(p.node, "Sum", axis, dtype, "float64", 4, p.variables)
+    return KernelSpec.of(p.node, "Sum", axis, dtype, "float64", 4, p.variables)
 
 
 def assert_right(op: Op, got: np.ndarray, dtype: str, axis: int) -> None:

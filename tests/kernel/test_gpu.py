@@ -7,6 +7,7 @@ import pytest
 
 from dred.errors import BackendError
 from dred.kernel import cuda
+from dred.kernel.output import Output
 from tests.kernel.cuda_cases import (
     CASES,
     HUGE,
@@ -35,7 +36,7 @@ def test_fold_agrees_with_numpy(name, dtype):
     TJ = source.tile_columns
     for M, N in ((0, 3), (3, 0), (1, 1), (source.tile_rows, TJ), (source.tile_rows + 1, TJ + 1), (127, 3 * TJ + 37)):
         arrays = data(case, M, N, dtype, seed=M + N)
-        start = (np.full((source.dim, M), 0.5),)
+        start = (np.full((source.components, M), 0.5),)
         (state,) = cuda.fold(s, start, tuple(arrays.values()), M, N)
         assert state.dtype == "float64"
         assert_sums(state, pairs(case, arrays), dtype, start=0.5)
@@ -64,7 +65,7 @@ def test_cupy_in_cupy_out_on_the_current_stream(name, dtype):
     s, terms = spec(case, dtype), pairs(case, arrays)
     with cupy.cuda.Stream(non_blocking=True) as stream:
         inputs = [cupy.asarray(a) for a in arrays.values()]
-        result = cuda.reduce_device(s, inputs, M, N)
+        (result,) = cuda.reduce_device(s, inputs, M, N, Output.of("Sum"))
         first = cuda.fold_device(s, None, inputs, M, N)
         second = cuda.fold_device(s, first, inputs, M, N)
         stream.synchronize()
@@ -80,11 +81,11 @@ def test_arrays_of_any_strides(dtype):
 
     case, M, N = CASES["gaussian 3 axis 1"], 300, 500
     s, inputs = spec(case, dtype), [cupy.asarray(a) for a in data(case, M, N, dtype).values()]
-    want = cuda.reduce_device(s, inputs, M, N).tobytes()
+    want = cuda.reduce_device(s, inputs, M, N, Output.of("Sum"))[0].tobytes()
     for strided in (cupy.asfortranarray, lambda a: cupy.repeat(a, 2, axis=0)[::2], lambda a: a[::-1].copy()[::-1]):
         others = [strided(a) for a in inputs]
         assert not all(a.flags.c_contiguous for a in others)
-        assert cuda.reduce_device(s, others, M, N).tobytes() == want
+        assert cuda.reduce_device(s, others, M, N, Output.of("Sum"))[0].tobytes() == want
 
 
 @every_dtype
@@ -92,7 +93,7 @@ def test_arrays_of_any_strides(dtype):
 def test_special_values(name, dtype):
     case = CASES[name]
     for arrays, M, N in special(case, dtype):
-        start = (np.zeros((rendered(case, dtype).dim, M)),)
+        start = (np.zeros((rendered(case, dtype).components, M)),)
         (state,) = cuda.fold(spec(case, dtype), start, tuple(arrays.values()), M, N)
         assert_special(state, case, arrays, dtype)
 

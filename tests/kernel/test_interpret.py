@@ -127,7 +127,7 @@ def formula_variables(node):
 def test_long_formulas_take_small_blocks_and_give_the_same_bytes(monkeypatch):
     text = "+".join(f"Sin(x * {k} + y)" for k in range(1, 60))
     node = formula(text, ["x = Vi(1)", "y = Vj(1)"]).node
-    spec = KernelSpec(node, "Sum", 1, "float64", "float64")
+    spec = KernelSpec.of(node, "Sum", 1, "float64", "float64")
     kernel = interpret._kernel(spec.digest, spec)
     assert 1 <= interpret._rows(kernel) < ROWS
     arrays = sampled([n for n in toposort([node]) if n.op == "Var"], 300, 300)
@@ -148,7 +148,7 @@ def test_the_state_is_of_its_own_type():
     node = formula("x", ["x = Vj(1)"]).node
     x = np.full((1000, 1), 0.1, np.float32)
     for acc in ("float32", "float64"):
-        spec = KernelSpec(node, "Sum", 1, "float32", acc)
+        spec = KernelSpec.of(node, "Sum", 1, "float32", acc)
         (state,) = engine.fold(spec, "numpy", engine.empty(spec, 1), [x], 1, 1000)
         assert state.dtype == acc
         assert state.shape == (1, 1)

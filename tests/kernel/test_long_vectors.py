@@ -60,7 +60,7 @@ FORMULAS = (
 
 def made(text, dtype, axis):
     f = formula(text, ALIASES)
-    return f, KernelSpec(f.node, "Sum", axis, dtype, "float64", 8, f.variables)
+    return f, KernelSpec.of(f.node, "Sum", axis, dtype, "float64", 8, f.variables)
 
 
 def data():
@@ -134,7 +134,7 @@ def nested(depth, n):
 def test_products_of_products_are_computed_once_where_they_are_short():
     """Unrolled, each product of a matrix and a vector of 16 is 256 multiply-adds; in loops in loops, 16 times more."""
     f = nested(3, 16)
-    kernel = lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), cpu.UNROLL)
+    kernel = lower(KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables), cpu.UNROLL)
     assert not any(e.free for group in kernel.folds.values() for e in group)
     assert kernel.cost < 3 * 256 * 2 + 3 * 16 * 70
 
@@ -143,7 +143,7 @@ def test_the_cost_counts_what_loops_in_loops_repeat():
     costs = []
     for depth in (1, 2, 3):
         f = nested(depth, 40)
-        costs.append(lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8).cost)
+        costs.append(lower(KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8).cost)
     assert costs[1] > 30 * costs[0]
     assert costs[2] > 30 * costs[1]
 
@@ -151,14 +151,14 @@ def test_the_cost_counts_what_loops_in_loops_repeat():
 def test_what_takes_for_ever_is_refused():
     f = nested(8, 40)
     with pytest.raises(LimitError, match=r"the formula takes more than 1e\+10 operations at every pair"):
-        lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
+        lower(KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
 
 
 def test_loops_in_loops_are_written_once():
     sizes = []
     for depth in (1, 2, 3, 4):
         f = nested(depth, 40)
-        kernel = lower(KernelSpec(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
+        kernel = lower(KernelSpec.of(f.node, "Sum", 1, "float64", "float64", variables=f.variables), 8)
         sizes.append(len(llvm.render(kernel, "float64", "float64", 32).text))
     assert sizes[3] - sizes[2] < 2 * (sizes[2] - sizes[1]) + 10_000
 
@@ -174,6 +174,6 @@ def test_the_size_of_a_kernel_does_not_grow_with_the_dimension(text):
     for D in (100, 1000):
         aliases = [f"x = Vi({D})", f"y = Vj({D})", f"A = Pm({D * D})", "t = Vj(1)"]
         node = formula(re.sub(r"\bD\b", str(D), text.replace("D/2", str(D // 2))), aliases).node
-        kernel = lower(KernelSpec(node, "Sum", 1, "float32", "float64"), cpu.UNROLL)
-        sizes.append(len(walk([e for step in kernel.steps for e in step])))
+        kernel = lower(KernelSpec.of(node, "Sum", 1, "float32", "float64"), cpu.UNROLL)
+        sizes.append(len(walk(kernel.steps)))
     assert sizes[0] == sizes[1] < 150

@@ -34,7 +34,7 @@ FORMULAS = {  # formula -> its value at every pair
 
 def case(text, axis, dtype):
     f = formula(text, ["s = Vi(1)", "t = Vj(1)"])
-    spec = KernelSpec(f.node, "Sum", axis, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Sum", axis, dtype, "float64", variables=f.variables)
     rng = np.random.default_rng(0)
     s, t = rng.uniform(1, 2, (M, 1)).astype(dtype), rng.uniform(1, 2, (N, 1)).astype(dtype)
     i, j = FAR + np.arange(M)[:, None], FAR + np.arange(N)[None, :]

@@ -46,13 +46,14 @@ def compile_sources(sources: Sequence[Source], folder: Path, flags: Sequence[str
 
 
 class ShimDevice:
-    """The device of `dred.kernel.cuda.launch` that is this CPU; new memory is NaN, so that nobody gets by unwritten."""
+    """The device of `dred.kernel.cuda.launch` that is this CPU; new memory is NaN, or odd row numbers, so that nobody
+    gets by unwritten."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library, self.calls = library, []
 
     def empty(self, count, dtype):
-        return np.full(count, np.nan, dtype)
+        return np.full(count, -987654321 if dtype == "int64" else np.nan, dtype)
 
     def upload(self, table):
         return np.ascontiguousarray(table)
@@ -70,13 +71,13 @@ class ShimDevice:
 
 
 def run(library, source: Source, arrays, M: int, N: int, *, state=None, batches: int = 1, **more):
-    """The state (fields, D, batches * M) after folding N columns, by `launch`."""
+    """The state, per field (size, batches * M), after folding N columns, by `launch`."""
     arrays = [None if a is None else np.ascontiguousarray(a, source.dtype) for a in arrays]
     if state is None:
-        state = [np.full((source.dim, batches * M), v, source.acc) for v in source.identity]
-    state = [np.array(field, source.acc) for field in state]
+        state = [np.full((f.size, batches * M), f.identity) for f in source.fields]
+    state = tuple(np.array(a, f.dtype) for a, f in zip(state, source.fields, strict=True))
     launch(source, ShimDevice(library), state, arrays, M, N, batches=batches, **more)
-    return np.stack(state)
+    return state
 
 
 @contextmanager

@@ -87,10 +87,10 @@ def check(node, variables, axis, chain, seed, unroll=cpu.UNROLL):
     declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
     arrays = samples(rng, declared)
     want, allowed = expected(node, arrays, axis, rng)
-    spec = KernelSpec(node, "Sum", axis, "float64", "float64", chain, declared)
+    spec = KernelSpec.of(node, "Sum", axis, "float64", "float64", chain, declared)
     kept, reduced = (M, N) if axis == 1 else (N, M)
     for backend in ("cpu", "numpy"):
-        got = engine.finalize(spec, folded(spec, backend, arrays, kept, reduced, unroll))
+        got = engine.finalize(spec, folded(spec, backend, arrays, kept, reduced, unroll), engine.Output.of("Sum"))[0]
         bad = wrong(got, want, allowed)
         assert not bad.any(), (backend, axis, got[bad], want[bad])
 

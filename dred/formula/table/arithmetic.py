@@ -13,6 +13,7 @@ from dred.formula.op import ANY, AWAY, POSITIVE, Attrs, Component, Dims, Op, dot
 from dred.formula.syntax import MAX_DIGITS
 
 MAX_EXPONENT = 1_000_000  # whole numbers up to here are exact in every compute type
+HALF = 20  # bits of the lower half of a row number: both halves of numbers below 2^44 are exact in every compute type
 
 
 def _exponent(dims: Dims, attrs: Attrs) -> int:
@@ -48,6 +49,23 @@ def _annihilating(f: Any, g: Any) -> Any:
 
 def _true(f: Any) -> Any:
     return np.not_equal(f, 0)
+
+
+def _halves(rows: Any) -> Any:
+    return np.concatenate([rows // 2**HALF, rows % 2**HALF], -1)
+
+
+def _half(c: Component, m: Any, cat: int) -> Any:
+    """A half of a row number, as a value."""
+    row = c.row(cat)
+
+    def high(_: Any) -> Any:
+        return c.prim("number", c.prim("number_shift", row, c.const(HALF)))
+
+    def low(_: Any) -> Any:
+        return c.prim("number", c.prim("number_and", row, c.const(2**HALF - 1)))
+
+    return c.split(m, 1, high, low)
 
 
 ENTRIES = (
@@ -109,4 +127,8 @@ ENTRIES = (
        dims="-> 1"),
     Op("IndexJ()", "the number of the row j", lambda rows: rows, lambda c, m: c.row(1), dim=one, method="index_j",
        dims="-> 1"),
+    Op("IndexIParts()", "the number of the row i in two values: the multiples of 2^20 in it, and the rest", _halves,
+       lambda c, m: _half(c, m, 0), dim=lambda d, a: 2, method="index_i_parts", dims="-> 2"),
+    Op("IndexJParts()", "the number of the row j in two values: the multiples of 2^20 in it, and the rest", _halves,
+       lambda c, m: _half(c, m, 1), dim=lambda d, a: 2, method="index_j_parts", dims="-> 2"),
 )  # fmt: skip

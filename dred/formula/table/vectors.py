@@ -83,6 +83,42 @@ def _weighted_sum(A: Any, f: Any) -> Any:
     return _total(f * (A.reshape((*A.shape[:-1], f.shape[-1], -1)) @ f[..., None])[..., 0])
 
 
+def _numbered(dim: int, dq: int, dp: int) -> None:
+    """Row numbers in halves, for every component of a vector, and one row number."""
+    if dq != 2 * dim:
+        raise DimensionError(f"the row numbers q have dimension {dq}: two halves for {dim} components are {2 * dim}")
+    if dp != 2:
+        raise DimensionError(f"the row number parts has dimension {dp}: it has two halves, as IndexJParts()")
+
+
+def _routed_dim(dims: Dims, attrs: Attrs) -> int:
+    n = length(attrs[0])
+    if dims[0] % n:
+        raise DimensionError(f"the vector has dimension {dims[0]}, which is no multiple of n = {n}")
+    _numbered(*dims)
+    return n
+
+
+def _placed_dim(dims: Dims, attrs: Attrs) -> int:
+    dim = dims[0] * length(attrs[0])
+    _numbered(dim, *dims[1:])
+    return length(dim)
+
+
+def _chosen(q: Any, parts: Any) -> Any:
+    high, low = np.split(q, 2, -1)
+    return (high == parts[..., :1]) & (low == parts[..., 1:])
+
+
+def _routed(f: Any, q: Any, parts: Any, n: int) -> Any:
+    taken = np.where(_chosen(q, parts), f, 0.0)
+    return taken.reshape((*taken.shape[:-1], -1, n)).sum(-2)
+
+
+def _placed(f: Any, q: Any, parts: Any, k: int) -> Any:
+    return np.where(_chosen(q, parts), np.concatenate([f] * k, -1), 0.0)
+
+
 def _total(f: Any) -> Any:
     return f.sum(-1, keepdims=True)
 
@@ -154,6 +190,31 @@ def _hot(c: Component, m: Any) -> Any:
     return c.prim("select", c.prim("eq", place, c.number(m)), c.const(1), c.const(0))
 
 
+def _where_chosen(c: Component, f: Any, at: Any) -> Any:
+    """A component, where its row number is the one that is looked for, else 0."""
+    size = c.dims[1] // 2
+    same = [c.prim("eq", c.arg(1, at.shifted(k * size)), c.arg(2, c.at(k))) for k in (0, 1)]
+    return c.prim("select", c.prim("both", *same), f, c.const(0))
+
+
+def _route(c: Component, m: Any) -> Any:
+    n = c.attrs[0]
+
+    def taken(k: Any) -> Any:
+        at = k.scaled(n).plus(m)
+        return _where_chosen(c, c.arg(0, at), at)
+
+    return c.fold(c.dims[0] // n, taken)
+
+
+def _place_in(c: Component, m: Any) -> Any:
+    _, component = c.digits(m, (c.attrs[0], c.dims[0]))
+    return _where_chosen(c, c.arg(0, component), m)
+
+
+# the row numbers of an example: of 3 times 2 components, three are those of row (0, 5)
+_Q, _PARTS = (0, 0, 1, 0, 0, 3, 5, 4, 5, 5, 5, 5), (0, 5)
+
 ENTRIES = (
     # -- inner reductions
     Op("Sum(f)", "sum of the components", _total, lambda c, m: c.fold(c.dims[0], lambda k: c.arg(0, k)),
@@ -190,6 +251,16 @@ ENTRIES = (
        example=((2, 3), ()), dims="p, q -> p + q"),
     Op("OneHot(f; n)", "n zeros, with 1 at position trunc(f + 1/2) where that is one of them", _one_hot, _hot,
        vjp=(None,), mask=True, dim=_repeat, flops=3, example=((1,), (3,)), method="one_hot", dims="1 -> n"),
+    # -- by row number, as in the gradients of reductions that choose rows
+    Op("Routed(f, q, parts; n)",
+       "of a stack of vectors of n components, the sum of those components whose row number in q is parts; q holds the"
+       " higher halves of all, then the lower ones (IndexIParts)",
+       _routed, _route, vjp=("Placed(e, q, parts, dim(f) / n)", None, None), mask=True, dim=_routed_dim, flops=3,
+       example=((6, 12, 2), (2,)), domain=(ANY, (_Q, _Q), (_PARTS, _PARTS)), dims="k n, 2 k n, 2 -> n"),
+    Op("Placed(f, q, parts; k)",
+       "k times f, one after another, and 0 at components whose row number in q is not parts: the transpose of Routed",
+       _placed, _place_in, vjp=("Routed(e, q, parts, dim(f))", None, None), mask=True, dim=_placed_dim, flops=3,
+       example=((2, 12, 2), (3,)), domain=(ANY, (_Q, _Q), (_PARTS, _PARTS)), dims="n, 2 k n, 2 -> k n"),
     # -- norms and distances
     Op("SqNorm2(f)", "sum of the squares", lambda f: _total(f * f), macro="Sum(Square(f))", dims="d -> 1"),
     Op("Norm2(f)", "Euclidean norm; gradient 0 at 0", lambda f: np.sqrt(_total(f * f)), macro="Sqrt(SqNorm2(f))",

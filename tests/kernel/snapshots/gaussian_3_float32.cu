@@ -1,12 +1,12 @@
-// 1 components in float, state in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 32
+// 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 32
 typedef long long i64;
 
-__device__ __forceinline__ void dred_join(double& a0, const double b0) {
+__device__ __forceinline__ void dred_join0(double& a0, const double b0) {
   const double t1 = a0 + b0;
   a0 = t1;
 }
 
-extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __restrict__ v0, i64 s0, const float* __restrict__ v1, i64 s1, const float* __restrict__ v2, i64 s2, const float* __restrict__ v3, i64 s3, const i64* __restrict__ items, const i64* __restrict__ intervals, double* __restrict__ partial, i64 pitch, int first, int splits) {
+extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __restrict__ v0, i64 s0, const float* __restrict__ v1, i64 s1, const float* __restrict__ v2, i64 s2, const float* __restrict__ v3, i64 s3, const i64* __restrict__ items, const i64* __restrict__ intervals, double* __restrict__ partial0, i64 pitch, int first, int splits) {
   // batch; begin and end of its rows; first and last of their intervals
   const i64* const item = items + 5 * blockIdx.x;
   const i64 batch = item[0];
@@ -17,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
   const float in2 = v3[0];
   const float t3 = -in2;
   __align__(16) __shared__ float4 tile[256];
-  partial += (i64)blockIdx.y * 1 * pitch + (i64)blockIdx.x * 1024 + threadIdx.x;
+  partial0 += (i64)blockIdx.y * 1 * pitch + (i64)blockIdx.x * 1024 + threadIdx.x;
   // the records of this thread's rows
   float x0[8];
   float x1[8];
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
         }
         #pragma unroll
         for (int r = 0; r < 8; r++) {
-          dred_join(acc0[r], run0[r]);
+          dred_join0(acc0[r], run0[r]);
         }
       }
     }
@@ -106,22 +106,24 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
   }
   #pragma unroll
   for (int r = 0; r < 8; r++) {
-    partial[(i64)(0) * pitch + 128 * r] = acc0[r];
+    partial0[(i64)(0) * pitch + 128 * r] = acc0[r];
   }
 }
 
-extern "C" __global__ void dred_merge(const i64* __restrict__ items, const double* __restrict__ partial, i64 pitch, int splits, i64 M, i64 state_pitch, double* __restrict__ state0) {
+extern "C" __global__ void dred_merge(const i64* __restrict__ items, const double* __restrict__ partial0, i64 pitch, int splits, i64 M, i64 state_pitch, double* __restrict__ state0) {
   // batch; begin and end of its rows; first and last of their intervals
   const i64* const item = items + 5 * blockIdx.x;
   const i64 batch = item[0];
-  partial += (i64)blockIdx.x * 1024;
+  partial0 += (i64)blockIdx.x * 1024;
   for (i64 k = blockIdx.y; k < 1; k += gridDim.y) {
     for (int n = threadIdx.x; n < 1024 && item[1] + n < item[2]; n += 128) {
-      double a0 = state0[k * state_pitch + batch * M + item[1] + n];
+      const i64 row = batch * M + item[1] + n;
+      double a0 = state0[k * state_pitch + row];
       for (int s = 0; s < splits; s++) {
-        dred_join(a0, partial[((i64)s * 1 + 0 + k) * pitch + n]);
+        const double b0 = partial0[((i64)s * 1 + k) * pitch + n];
+        dred_join0(a0, b0);
       }
-      state0[k * state_pitch + batch * M + item[1] + n] = a0;
+      state0[k * state_pitch + row] = a0;
     }
   }
 }

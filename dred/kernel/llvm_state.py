@@ -1,0 +1,335 @@
+"""The state of a tile of rows in LLVM IR: its place in scratch memory, copies to and fro, merges, rankings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, StateField, walk
+from dred.kernel.llvm_math import Lanes
+from dred.kernel.llvm_values import Operand, Text, Values
+
+LANES = {"float32": 16, "float64": 8}  # rows of a tile: 64 bytes, whatever the registers of the machine
+ALIGNED = 64  # bytes: of everything in scratch memory
+
+Cells = dict[tuple[int, Index], str]
+"""Values of components of fields."""
+
+
+class StateText(Text):
+    """Text of a function that holds the state of a tile in scratch memory.
+
+    Field f of a tile is an array (rows of f, lanes) of its stored type; that of a ranking is (components, lanes,
+    places), and before the values stand those in last place, (components, lanes).
+    """
+
+    def __init__(self, kernel: Kernel, dtype: str, acc: str) -> None:
+        super().__init__()
+        self.kernel, self.dtype, self.acc = kernel, dtype, acc
+        self.one, self.lanes = Lanes(dtype), Lanes(dtype, LANES[dtype])
+        self.wide = Lanes(acc, self.lanes.width)
+        self.near_rows = Lanes(dtype, self.lanes.width, local=True)  # of running values
+        self.numbers = range(len(kernel.fields))
+        self.dims = [f.size for f in kernel.fields]
+        for root in kernel.roots:
+            for f in root.fields:
+                self.dims[f] = kernel.fields[f].size // root.places
+        self.ranking = [n for n, root in enumerate(kernel.roots) if root.places > 1]
+        lasts = {kernel.roots[n].fields[0] for n in self.ranking}
+        self.spare = [self.dims[f] * self.lanes.width if f in lasts else 0 for f in self.numbers]
+        self.merged = Values(self, self.wide, self._merge_leaf)
+        self.near, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
+        self.groups = _groups(kernel.roots)
+        self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
+        self.state_at: list[str] = []
+        self.chain_row = ""  # number of the first row of the chain
+        self.state: Cells = {}
+        self.other: Cells = {}
+
+    # types and places -------------------------------------------------------------------------------------------------
+
+    def element(self, f: int) -> str:
+        """Type of a stored value of a field."""
+        field = self.kernel.fields[f]
+        return {"value": self.one.scalar, "sum": self.wide.scalar}.get(field.kind, "i64")
+
+    def itemsize(self, f: int) -> int:
+        return {"float": 4}.get(self.element(f), 8)
+
+    def running_type(self, f: int) -> str:
+        """Type of the running values of a field."""
+        return self.near_rows.number if self.kernel.fields[f].number else self.lanes.type
+
+    def identity(self, f: int) -> str:
+        """The running value that has met no term."""
+        field: StateField = self.kernel.fields[f]
+        return self.near_rows.whole(self.near_rows.none) if field.number else self.lanes.literal(field.identity)
+
+    def state_bytes(self, f: int) -> int:
+        return (self.kernel.fields[f].size * self.lanes.width + self.spare[f]) * self.itemsize(f)
+
+    def component(self, index: Index, stride: int = 1) -> list[Operand]:
+        """A component number times `stride`, as operands to be added."""
+        counters = [self.times(self.counters[loop], c * stride) for loop, c in index.terms]
+        return [*counters, index.offset * stride]
+
+    def times(self, a: Operand, b: int) -> Operand:
+        if isinstance(a, int):
+            return a * b
+        return a if b == 1 else self.integer("mul", a, b)
+
+    def cell(self, f: int, index: Index) -> str:
+        """Address of the lanes of a component."""
+        return self.at(self.state_at[f], *self.component(index, self.lanes.width), element=self.element(f))
+
+    def stored(self, f: int, index: Index) -> str:
+        return self.load(self.lanes.of(self.element(f)), self.cell(f, index), self.aligned(f))
+
+    def put_stored(self, f: int, index: Index, value: str) -> None:
+        self.store(self.lanes.of(self.element(f)), value, self.cell(f, index), self.aligned(f))
+
+    def aligned(self, f: int) -> int:
+        return min(ALIGNED, self.lanes.width * self.itemsize(f))
+
+    # begin and end of a tile ------------------------------------------------------------------------------------------
+
+    def place_states(self, offsets: Sequence[int]) -> None:
+        """Where the fields lie in scratch memory."""
+        self.state_at = []
+        for f, offset in zip(self.numbers, offsets, strict=True):
+            start = self.at("%scratch", offset, element="i8")
+            self.state_at.append(self.at(start, self.spare[f], element=self.element(f)))
+
+    def copy_states(self, base: Sequence[str], row: str, count: str, load: bool) -> None:
+        """The states of a tile into scratch memory, or back."""
+        rankings = {f: self.kernel.roots[n].places for n in self.ranking for f in self.kernel.roots[n].fields}
+        for f in self.numbers:
+            if f in rankings:
+                self._copy_ranking(f, rankings[f], base[f], row, count, load)
+            else:
+                self._copy_field(f, base[f], row, count, load)
+
+    def _move(self, kind: str, theirs: str, mine: str, load: bool) -> list[str]:
+        source, target = (theirs, mine) if load else (mine, theirs)
+        align = 4 if "float" in kind else 8
+        self.store(kind, self.load(kind, source, align), target, align)
+        return []
+
+    def _copy_field(self, f: int, base: str, row: str, count: str, load: bool) -> None:
+        """Whole tiles as vectors, others lane by lane."""
+        size, one = self.kernel.fields[f].size, self.element(f)
+        whole = self.put(f"icmp eq i64 {count}, {self.lanes.width}")
+        vectors = self.put(f"select i1 {whole}, i64 {size}, i64 0")
+        lanes = self.put(f"select i1 {whole}, i64 0, i64 {size}")
+
+        def move(component: str, lane: Operand, kind: str) -> list[str]:
+            theirs = self.at(base, self.integer("mul", component, "%pitch"), row, lane, element=one)
+            mine = self.integer("mul", component, self.lanes.width)
+            return self._move(kind, theirs, self.at(self.state_at[f], mine, lane, element=one), load)
+
+        def single(component: str, _: list[str]) -> list[str]:
+            return self.loop(0, count, 1, [], lambda lane, _: move(component, lane, one))
+
+        self.loop(0, vectors, 1, [], lambda component, _: move(component, 0, self.lanes.of(one)))
+        self.loop(0, lanes, 1, [], single)
+
+    def _copy_ranking(self, f: int, places: int, base: str, row: str, count: str, load: bool) -> None:
+        """Lists of rows, whose places are far from each other in the state; lanes without a row let nothing near."""
+        one, width, dim = self.element(f), self.lanes.width, self.dims[f]
+
+        def lane_of(component: str, lane: str) -> list[str]:
+            mine = self.integer("add", self.integer("mul", component, width), lane)
+            start = self.integer("mul", mine, places)
+
+            def place(t: str, _: list[str]) -> list[str]:
+                theirs = self.integer("add", self.integer("mul", t, dim), component)
+                theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, lane, element=one)
+                return self._move(one, theirs, self.at(self.state_at[f], start, t, element=one), load)
+
+            self.loop(0, places, 1, [], place)
+            if load and self.spare[f]:
+                last = self.load(one, self.at(self.state_at[f], start, places - 1, element=one), self.itemsize(f))
+                at = self.at(self.state_at[f], mine, -self.spare[f], element=one)
+                self.store(one, last, at, self.itemsize(f))
+            return []
+
+        def component_of(component: str, _: list[str]) -> list[str]:
+            if load and self.spare[f]:
+                nothing = self.lanes.literal(-self.kernel.fields[f].identity)
+                at = self.integer("mul", component, width)
+                at = self.at(self.state_at[f], at, -self.spare[f], element=one)
+                self.store(self.lanes.of(one), nothing, at, self.aligned(f))
+            return self.loop(0, count, 1, [], lambda lane, _: lane_of(component, lane))
+
+        self.loop(0, dim, 1, [], component_of)
+
+    # merges -----------------------------------------------------------------------------------------------------------
+
+    def _merge_leaf(self, e: Expr, _: int) -> str | None:
+        if e.op == "const":
+            return self.wide.literal(e.attr)
+        if e.op == "whole":
+            return self.wide.whole(e.attr)
+        if e.op not in ("state", "other"):
+            return None
+        return (self.state if e.op == "state" else self.other)[e.attr.field, e.attr.index]
+
+    def read_state(self, f: int, index: Index) -> str:
+        """A stored component as merges take it: values in the accumulator's type."""
+        value = self.stored(f, index)
+        return self.cast(value, self.element(f), self.wide.scalar) if self.element(f) != "i64" else value
+
+    def write_state(self, f: int, index: Index, value: str) -> None:
+        if self.element(f) != "i64":
+            value = self.cast(value, self.wide.scalar, self.element(f))
+        self.put_stored(f, index, value)
+
+    def widened(self, f: int, running: str) -> str:
+        """A running value as merges take it."""
+        kind = self.kernel.fields[f].kind
+        if kind == "count":
+            return self.put(f"fptosi {self.lanes.type} {running} to {self.lanes.number}")
+        return self._far(running) if kind == "index" else self.cast(running, self.one.scalar, self.wide.scalar)
+
+    def _far(self, running: str) -> str:
+        """The row number of one that was counted from the beginning of the chain."""
+        near, far = self.near_rows, self.lanes
+        none = self.put(f"icmp eq {near.number} {running}, {near.whole(near.none)}")
+        if near.number != far.number:
+            running = self.put(f"sext {near.number} {running} to {far.number}")
+        number = self.put(f"add {far.number} {running}, {self.broadcast(far, self.chain_row, 'i64')}")
+        return self.put(f"select {far.mask} {none}, {far.number} {far.whole(far.none)}, {far.number} {number}")
+
+    def cast(self, value: str, old: str, new: str) -> str:
+        if old == new:
+            return value
+        op = "fpext" if old == "float" else "fptrunc"
+        return self.put(f"{op} {self.lanes.of(old)} {value} to {self.lanes.of(new)}")
+
+    def merge_root(self, n: int, running: Sequence[str]) -> list[str]:
+        """The merged values of a root; `running` are widened."""
+        root = self.kernel.roots[n]
+        for f, value in zip(root.fields, running, strict=True):
+            self.other[f, root.index] = value
+            self.state[f, root.index] = self.read_state(f, root.index)
+        return [self.merged.get(e) for e in root.merge]
+
+    # rankings ---------------------------------------------------------------------------------------------------------
+
+    def _order_leaf(self, e: Expr, _: int) -> str | None:
+        if e.op not in ("state", "other"):
+            return None
+        return (self.state if e.op == "state" else self.other)[e.attr.field, e.attr.index]
+
+    def _holds(self, values: Values, e: Expr, state: Cells, other: Cells) -> str:
+        """A comparison of a place, `state`, with a candidate, `other`."""
+        self.state, self.other = state, other
+        with values.scope():
+            return values.get(e)
+
+    def rank(self, n: int, candidates: Sequence[Sequence[str]]) -> None:
+        """Inserts the terms of some columns, one after the other; seldom is any of them near enough."""
+        root = self.kernel.roots[n]
+        value = root.fields[0]
+        key = (value, root.index)
+        assert root.near is not None
+        component = self.component(root.index, self.lanes.width)
+        at = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
+        bits = f"i{self.lanes.width}"
+
+        def near(term: Sequence[str]) -> str:
+            assert root.near is not None
+            last = self.load(self.lanes.type, at, self.aligned(value))
+            mask = self._holds(self.near, root.near, {key: last}, {key: term[0]})
+            return self.put(f"bitcast {self.lanes.mask} {mask} to {bits}")
+
+        def each() -> None:
+            for term in candidates:
+                self._rank_lanes(root, term, near(term), at)
+
+        some = [near(term) for term in candidates]
+        any_of = some[0]
+        for more in some[1:]:
+            any_of = self.put(f"or {bits} {any_of}, {more}")
+        self.when(self.put(f"icmp ne {bits} {any_of}, 0"), each)
+
+    def _rank_lanes(self, root: Root, term: Sequence[str], near: str, lasts: str) -> None:
+        """Inserts a column's terms of the lanes in `near`."""
+        bits, width = f"i{self.lanes.width}", self.lanes.width
+
+        def lane_of(held: list[str]) -> tuple[str, list[str]]:
+            lane = self.put(f"call {bits} @llvm.cttz.{bits}({bits} {held[0]}, i1 true)")
+            lane = self.put(f"zext {bits} {lane} to i64")
+            kinds = [self.lanes.type, self.lanes.number]
+            self._insert(
+                root,
+                [self.put(f"extractelement {kind} {v}, i64 {lane}") for kind, v in zip(kinds, term, strict=True)],
+                [*self.component(root.index, width), lane],
+                self.at(lasts, lane, element=self.one.scalar),
+            )
+            rest = self.put(f"and {bits} {held[0]}, {self.put(f'sub {bits} {held[0]}, 1')}")
+            return self.put(f"icmp ne {bits} {rest}, 0"), [rest]
+
+        def lanes() -> None:
+            self.repeat([(bits, near)], lane_of)
+
+        self.when(self.put(f"icmp ne {bits} {near}, 0"), lanes)
+
+    def _insert(self, root: Root, term: Sequence[str], lane: Sequence[Operand], last: str) -> None:
+        """One term into the list of a row: after all places that it does not come before; later ones move by one."""
+        before, places = root.before, root.places
+        assert before is not None
+        keys = [(f, root.index) for f in root.fields]
+        starts = [
+            self.at(self.state_at[f], *(self.times(k, places) for k in lane), element=self.element(f))
+            for f in root.fields
+        ]
+
+        def halved(held: list[str]) -> tuple[str, list[str]]:
+            low, high = held
+            middle = self.integer("lshr", self.integer("add", low, high), 1)
+            here = [
+                self.load(self.element(f), self.at(start, middle, element=self.element(f)), self.itemsize(f))
+                for f, start in zip(root.fields, starts, strict=True)
+            ]
+            state, other = dict(zip(keys, here, strict=True)), dict(zip(keys, term, strict=True))
+            left = self._holds(self.order, before, state, other)
+            high = self.put(f"select i1 {left}, i64 {middle}, i64 {high}")
+            low = self.put(f"select i1 {left}, i64 {low}, i64 {self.integer('add', middle, 1)}")
+            return self.put(f"icmp slt i64 {low}, {high}"), [low, high]
+
+        at, _ = self.repeat([("i64", "0"), ("i64", str(places))], halved)
+
+        def shift() -> None:
+            for f, start, value in zip(root.fields, starts, term, strict=True):
+                element = self.element(f)
+                here, following = (self.at(start, at, k, element=element) for k in (0, 1))
+                size = self.integer("mul", self.integer("sub", places - 1, at), self.itemsize(f))
+                self.do(f"call void @llvm.memmove.p0.p0.i64(ptr {following}, ptr {here}, i64 {size}, i1 false)")
+                self.store(element, value, here, self.itemsize(f))
+            one, f = self.one.scalar, root.fields[0]
+            least = self.load(one, self.at(starts[0], places - 1, element=one), self.itemsize(f))
+            self.store(one, least, last, self.itemsize(f))
+
+        self.when(self.put(f"icmp slt i64 {at}, {places}"), shift)
+
+    def declarations(self) -> str:
+        """Of what rankings call."""
+        bits = f"i{self.lanes.width}"
+        return (
+            f"declare {bits} @llvm.cttz.{bits}({bits}, i1)\ndeclare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
+        ) * bool(self.ranking)
+
+
+def _groups(roots: Sequence[Root]) -> list[list[int]]:
+    """Roots of which some read fields of others, together."""
+    group_of: dict[int, int] = {}
+    out: list[list[int]] = []
+    for n, root in enumerate(roots):
+        read = {e.attr.field for e in walk([*root.steps, *root.merge]) if e.op in ("state", "other")} - {*root.fields}
+        known = [group_of[f] for f in sorted(read) if f in group_of]
+        at = known[0] if known else len(out)
+        if not known:
+            out.append([])
+        out[at].append(n)
+        group_of.update(dict.fromkeys(root.fields, at) if not known else {})
+    return out

@@ -1,0 +1,123 @@
+"""Sweeps over the pairs: which reductions are computed together, in what order, and where their arrays go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dred.formula.language import Variable
+from dred.formula.pullback import Reduced, Saved
+from dred.kernel.output import Output
+from dred.kernel.spec import KernelSpec, Part
+from dred.reductions import REDUCTIONS, monoid_name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep over all pairs.
+
+    Attributes
+    ----------
+    spec : KernelSpec
+    outputs : tuple of Output
+        The arrays that are read off its states.
+    label : str
+        Names of its reductions, in the order of the parts of `spec`: "Sum, KMin+ArgKMin".
+    places : tuple of int
+        Positions at which its arrays are arguments of later sweeps; none where they are results.
+    """
+
+    spec: KernelSpec
+    outputs: tuple[Output, ...]
+    label: str
+    places: tuple[int, ...] = ()
+
+    def arguments(self, arrays: Mapping[int, Any]) -> list[Any]:
+        """By position: those of the variables, and an array of nothing in between."""
+        nothing = np.empty(0, self.spec.dtype)
+        last = max((v.ind for v in self.spec.variables), default=-1)
+        return [arrays.get(place, nothing) for place in range(last + 1)]
+
+
+def sweeps(
+    reduced: Sequence[Reduced],
+    variables: tuple[Variable, ...],
+    dtype: str,
+    acc: str,
+    chain: int,
+    kahan: bool,
+) -> tuple[Sweep, ...]:
+    """The sweeps that reductions of one output category take; the last one has their results.
+
+    Reductions whose results or states others need come first. Those that are ready at the same time and reduce over
+    the same index share a sweep; equal states in it are computed once.
+
+    Parameters
+    ----------
+    reduced : sequence of Reduced
+    variables : tuple of Variable
+        The declared ones.
+    dtype, acc, chain
+        As in `KernelSpec`.
+    kahan : bool
+        Compensated sums, where there are any.
+
+    Returns
+    -------
+    tuple of Sweep
+    """
+    saved = _saved(reduced)
+    levels: dict[Reduced, int] = {}
+    for r in (*(s.reduced for s in saved.values()), *reduced):
+        _level(r, levels)
+    groups: dict[tuple[int, int], list[Variable]] = {}
+    for v, s in saved.items():
+        groups.setdefault((levels[s.reduced], s.reduced.axis), []).append(v)
+
+    def sweep(wanted: Sequence[tuple[Reduced, str | None]], places: tuple[int, ...]) -> Sweep:
+        names: dict[Part, dict[str, None]] = {}
+        outputs: list[Output] = []
+        for r, field in wanted:
+            compensated = kahan and bool(monoid_name(REDUCTIONS[r.name], r.weight is not None, True))
+            part = Part.of(r.name, r.node, r.weight, r.parameter, compensated)
+            names.setdefault(part, {})[r.name] = None
+            outputs += _outputs(r, field, list(names).index(part))
+        read = sorted({v for r, _ in wanted for v, _ in r.saved})
+        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read))
+        return Sweep(spec, tuple(outputs), ", ".join(map("+".join, names.values())), places)
+
+    first = (
+        sweep([(saved[v].reduced, saved[v].field) for v in groups[key]], tuple(v.ind for v in groups[key]))
+        for key in sorted(groups)
+    )
+    return (*first, sweep([(r, None) for r in reduced], ()))
+
+
+def _saved(reduced: Iterable[Reduced]) -> dict[Variable, Saved]:
+    """The variables that others have left, with what they hold: all that is needed, by position."""
+    found: dict[Variable, Saved] = {}
+    todo = list(reduced)
+    while todo:
+        for v, s in todo.pop().saved:
+            if v not in found:
+                found[v] = s
+                todo.append(s.reduced)
+    return dict(sorted(found.items()))
+
+
+def _level(r: Reduced, levels: dict[Reduced, int]) -> int:
+    """How many sweeps must have been before that of a reduction."""
+    if r not in levels:
+        levels[r] = max((1 + _level(s.reduced, levels) for _, s in r.saved), default=0)
+    return levels[r]
+
+
+def _outputs(r: Reduced, field: str | None, part: int) -> tuple[Output, ...]:
+    """The results of a reduction (None), or what is saved: a field of its state, or (of "") its first result."""
+    if field:
+        return (Output(part, (field,), saved=True),)
+    results = Output.of(r.name, part, r.parameter)
+    return results if field is None else (replace(results[0], places=False, saved=True),)

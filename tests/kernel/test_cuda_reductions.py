@@ -1,0 +1,367 @@
+"""Every entry of the table of reductions on CUDA sources: run through the shim, compiled by NVRTC, on a device."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from dred.kernel import cuda, interpret
+from dred.kernel.cuda_schedule import UNROLL
+from dred.kernel.cuda_source import Source, render
+from dred.kernel.lower import lower
+from dred.kernel.output import empty
+from dred.kernel.spec import KernelSpec
+from dred.reductions import REDUCTIONS
+from tests.kernel.reduction_cases import (
+    LOST,
+    Case,
+    arrays,
+    assert_near,
+    assert_results,
+    assert_states,
+    every_case,
+    spec_of,
+)
+from tests.kernel.test_cuda_source import ARCHITECTURES, FakeCuPy, check_use, needs_compiler, needs_nvrtc
+from tests.shim import shim
+
+FAR = 2**33 + 5  # a row number beyond 32 bits
+TOGETHER = 40  # kernels of one library
+# The fast tier has each reduction with some of its weights and parameters, in one type and over one axis.
+FAST = [case for n, case in enumerate(every_case()) if n % 37 == 0 or (case.D == 3 and n % 23 == 0)]
+FAST += [next(case for case in every_case() if case.reduction == name and case not in FAST) for name in REDUCTIONS]
+SLOW = [case for case in every_case() if case not in FAST]
+
+
+def rendered(spec: KernelSpec, name: str = "dred") -> Source:
+    return render(lower(spec, UNROLL[spec.dtype]), spec.dtype, spec.acc, spec.chain, name)
+
+
+class Built:
+    """Kernels of specs in libraries of the shim."""
+
+    def __init__(self, specs, folder, prefix: str = "k") -> None:
+        self.specs = list(specs)
+        self.sources = [rendered(spec, f"{prefix}{n}") for n, spec in enumerate(self.specs)]
+        parts = range(0, len(self.specs), TOGETHER)
+        for low in parts:
+            (folder / f"{prefix}{low}").mkdir()
+        with ThreadPoolExecutor(2) as pool:
+            self.libraries = list(pool.map(
+                lambda low: shim.compile_sources(
+                    self.sources[low : low + TOGETHER], folder / f"{prefix}{low}", ["-O0"]), parts))  # fmt: skip
+
+    def run(self, n, given, M, N, **more):
+        spec = self.specs[n]
+        return shim.run(self.libraries[n // TOGETHER], self.sources[n], spec.arrays(given), M, N, **more)
+
+
+@pytest.fixture(scope="session", params=["fast", pytest.param("slow", marks=pytest.mark.slow)])
+def tier(request, tmp_path_factory):
+    cases = {"fast": FAST, "slow": SLOW}[request.param]
+    return cases, Built([case.spec for case in cases], tmp_path_factory.mktemp("reductions"))
+
+
+def read(case: Case, state, part: int = 0, spec: KernelSpec | None = None):
+    return [output.read(spec or case.spec, state) for output in case.outputs(part)]
+
+
+def test_the_tiers_hold_every_entry():
+    assert {case.reduction for case in FAST} == set(REDUCTIONS)
+    assert {(case.axis, case.dtype) for case in FAST} == {(a, t) for a in (0, 1) for t in ("float32", "float64")}
+
+
+@needs_compiler
+def test_ties_are_those_of_the_interpreter_and_of_numpy(tier):
+    """Exactly, but for what sums of exponentials round, and quotients; with several splits, from far row numbers on."""
+    for n, case in enumerate(tier[0]):
+        M, N = 9, 2 * tier[1].sources[n].tile_columns + 19
+        given = arrays(case, *case.rows(M, N))
+        got = tier[1].run(n, given, M, N, row0=7, column0=FAR, splits=1 + n % 3)
+        want = interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, i0=7, j0=FAR)
+        assert_states(case.spec, got, want)
+        if case.reduction != "Prod" or np.isfinite(got[0]).all():  # else zeros meet what is too large
+            assert_results(case, read(case, got), case.numpy(given, FAR))
+
+
+@needs_compiler
+def test_states_are_near_the_interpreters(tier):
+    """Formulas are rounded otherwise; a row number may then be that of another term."""
+    for n, case in enumerate(tier[0]):
+        for M, N in ((1, 1), (131, 41)):
+            given = arrays(case, *case.rows(M, N), seed=n, kind="any")
+            state = tier[1].run(n, given, M, N)
+            want = interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N)
+            for field, a, b in zip(case.spec.fields, state, want, strict=True):
+                if field.kind != "index" and field.name not in LOST:
+                    assert_near(a, b, case.spec)
+
+
+@needs_compiler
+def test_special_values(tier):
+    """Results: NaN and infinities may be reached on several ways."""
+    for n, case in enumerate(tier[0]):
+        for M, N in ((1, 1), (131, 41)):
+            given = arrays(case, *case.rows(M, N), seed=n, kind="special")
+            state = tier[1].run(n, given, M, N)
+            want = interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N)
+            for a, b in zip(read(case, state), read(case, want), strict=True):
+                assert_near(a, b, case.spec)
+
+
+@needs_compiler
+def test_no_rows_and_no_columns(tier):
+    for n, case in enumerate(tier[0]):
+        for M, N in ((0, 3), (3, 0)):
+            state = tier[1].run(n, arrays(case, *case.rows(M, N)), M, N)
+            assert_states(case.spec, state, empty(case.spec, M))
+
+
+@needs_compiler
+def test_states_go_on_and_order_of_threads_changes_no_bit(tier):
+    """Rows with two intervals, with an empty one, with none; folded onto what other columns have left."""
+    intervals = np.array([(0, 20), (20, 20), (31, 70), (0, 1)], np.int64)
+    items = np.array([(0, 1, 4, 0, 3), (0, 4, 6, 1, 2), (0, 6, 7, 2, 2), (0, 7, 9, 2, 4)], np.int64)
+    for n, case in enumerate(tier[0]):
+        M, N = 9, 70
+        given = arrays(case, *case.rows(M, N))
+        before = tier[1].run(n, given, M, N, column0=1000)
+        found = []
+        for reverse in (False, True):
+            with shim.fibers(reverse):
+                found.append(tier[1].run(n, given, M, N, state=before, items=items, intervals=intervals, splits=2))
+        assert [a.tobytes() for a in found[0]] == [a.tobytes() for a in found[1]]
+        want = tuple(a.copy() for a in before)
+        for _, low, high, first, last in items:
+            for begin, end in intervals[first:last]:
+                rows = [
+                    a[slice(low, high) if k == 1 - case.axis else slice(begin, end)] for k, a in enumerate(given[:2])
+                ]
+                some = [*rows, given[2][begin:end] if case.axis == 1 else given[2][low:high]]
+                state = tuple(a[:, low:high] for a in want)
+                new = interpret.fold(case.spec, state, case.spec.arrays(some), high - low, end - begin, j0=int(begin))
+                for a, b in zip(want, new, strict=True):
+                    a[:, low:high] = b
+        assert_states(case.spec, found[0], want)
+
+
+@needs_compiler
+def test_launches_change_no_bit(tier, monkeypatch):
+    """One tile and one split to a launch, or all at once."""
+    for n, case in list(enumerate(tier[0]))[::3]:
+        source = tier[1].sources[n]
+        M, N = source.tile_rows + 3, source.tile_columns + 5
+        given = arrays(case, *case.rows(M, N), kind="any")
+        whole = tier[1].run(n, given, M, N, splits=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda, "LAUNCH_COST", 1.0)
+            sliced = tier[1].run(n, given, M, N, splits=2)
+        assert [a.tobytes() for a in sliced] == [a.tobytes() for a in whole]
+
+
+# -- several states in one kernel ----------------------------------------------------------------------------------
+
+# of registers, and of loops
+GROUPS = [
+    [
+        case._replace(D=D, dtype=dtype)
+        for case in (
+            Case("Sum", 1),
+            Case("Max_ArgMax", 1),
+            Case("Mean", 1),
+            Case("KMin", 1, parameter=3),
+            Case("LogSumExp", 1, "y * Sum(x)"),
+            Case("Variance", 1, parameter=0),
+            Case("Histogram", 1, parameter="few"),
+        )
+    ]
+    for D, dtype in ((1, "float32"), (3, "float64"), (40, "float32"))
+]
+GROUPS += [
+    [
+        Case("SoftMax", D, "b * Sum(x)", kahan=True, axis=0),
+        Case("SoftMax", D, "y * Sum(x)", axis=0),
+        Case("ArgKMax", D, parameter=9, axis=0),
+    ]
+    for D in (3, 40)
+]
+
+
+@needs_compiler
+def test_several_states_in_one_kernel(tmp_path):
+    built = Built(map(spec_of, GROUPS), tmp_path)
+    for n, cases in enumerate(GROUPS):
+        first, spec, M, N = cases[0], built.specs[n], 9, 300
+        given = arrays(first, *first.rows(M, N))
+        got = built.run(n, given, M, N, splits=2)
+        want = interpret.fold(spec, empty(spec, M), spec.arrays(given), M, N)
+        assert_states(spec, got, want)
+        for part, case in enumerate(cases):
+            if case.reduction != "Variance":  # of whole numbers in float32
+                assert_results(case, read(case, got, part, spec), case.numpy(given, 0))
+
+
+# -- long rankings -------------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_thousands_of_places(tmp_path):
+    """Fewer than there are terms, with ties of which the last places take some; and more."""
+    cases = [Case(f"K{word}_ArgK{word}", 1, parameter=1200) for word in ("Min", "Max")]
+    built = Built([case.spec for case in cases], tmp_path)
+    for n, (case, N, kind) in enumerate(zip(cases, (3000, 1000), ("ties", "any"), strict=True)):
+        given = arrays(case, 2, N, kind=kind)
+        got = built.run(n, given, 2, N, splits=3, column0=FAR)
+        assert_states(case.spec, got, interpret.fold(case.spec, empty(case.spec, 2), given, 2, N, j0=FAR))
+
+
+def test_rankings_get_long_splits():
+    """So that the merging of splits takes less time than the pairs."""
+    few, many = (rendered(Case("KMin", 1, parameter=K).spec) for K in (3, 5000))
+    assert cuda.splits_of(few, 1, 4000) == 1000
+    assert 1 < cuda.splits_of(many, 1, 4000) <= 4000 * many.tile_columns / 5000 / 7
+
+
+# -- the tests can fail --------------------------------------------------------------------------------------------
+
+RANKED = Case("KMin_ArgKMin", 3, parameter=7, dtype="float32")
+EXPONENTIAL = Case("Max_SumShiftExpWeight", 40, "y * Sum(x)", dtype="float32")
+ARGMIN = Case("Min_ArgMin", 3, dtype="float32")
+EARLY = "heads are joined before what reads them"
+BUGS = {  # in which kernel, what is replaced, and what by
+    "none of a ranking": (RANKED, "", ""),
+    "none of exponentials": (EXPONENTIAL, "", ""),
+    "none of extrema": (ARGMIN, "", ""),
+    "joined ties go to the later row": (ARGMIN, "b1 < a1", "a1 < b1"),
+    "ties of a chain go to any row": (ARGMIN, "& t", "| t"),
+    "row numbers of 32 bits": (ARGMIN, "(column0 + j0 + t)", "(int)(column0 + j0 + t)"),
+    "a heap too small": (RANKED, "c < count", "c + 2 < count"),
+    "a heap that is not sorted": (RANKED, "for (int t = 7 - 1; t > 0; t--)", "for (int t = 0; t > 0; t--)"),
+    "the better child moves up": (RANKED, " c++;", " ;"),
+    "the left list alone": (RANKED, "while (b > 0)", "while (b > 7)"),
+    "ties of a ranking": (RANKED, "const bool right = ", "const bool right = am[a * as] == bm[b * bs] || "),
+    EARLY: (EXPONENTIAL, "", ""),
+    "heads of the first split": (
+        EXPONENTIAL,
+        "const float b0 = partial0[((i64)s ",
+        "const float b0 = partial0[((i64)0 ",
+    ),
+    "heads stay while splits are joined": (EXPONENTIAL, "_join0(a0, b0);", "_join0(b0 == b0 ? a0 : a0, a0);"),
+}
+
+
+def planted(bug: str, text: str) -> str:
+    if bug == EARLY:  # in the merging of splits, to be joined once more where they are
+        at = text.index("_merge(")
+        join = re.search(r"\w+_join0\(a0, b0\);", text)[0]
+        return text[:at] + re.sub(r"(const float b0 = .*)", rf"\1 {join}", text[at:], count=1)
+    _, old, new = BUGS[bug]
+    return text.replace(old, new) if old else text
+
+
+@needs_compiler
+def test_planted_bugs_are_found(tmp_path):
+    sources = {}
+    for n, (bug, (case, *_)) in enumerate(BUGS.items()):
+        source = rendered(case.spec, f"b{n}")
+        text = planted(bug, source.text)
+        assert (text == source.text) == bug.startswith("none"), bug
+        sources[bug] = type(source)(**{**vars(source), "text": text})
+    library = shim.compile_sources(list(sources.values()), tmp_path, ["-O0"])
+    for bug, (case, *_) in BUGS.items():
+        M, N = 9, 900
+        given = arrays(case, M, N)
+        want = interpret.fold(case.spec, empty(case.spec, M), given, M, N, j0=FAR)
+        found = False
+        for splits in (1, 3):
+            got = shim.run(library, sources[bug], given, M, N, splits=splits, column0=FAR)
+            try:
+                assert_states(case.spec, got, want)
+            except AssertionError:
+                found = True
+        assert found != bug.startswith("none"), bug
+
+
+# -- compiled for real architectures -------------------------------------------------------------------------------
+
+# Bytes: four bins of weights at many pairs at a time.
+SPILLS = {("Histogram", 40, "Sum(b) * Sum(x)", "few", "float64"): 1000}
+
+
+def check_compiled(case: Case, architecture: str) -> None:
+    spills = SPILLS.get((case.reduction, case.D, case.weight, case.parameter, case.dtype), 0)
+    check_use(rendered(case.spec), architecture, 255, spills)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_nvrtc_compiles_without_spills(name):
+    """For the architectures in turn; all of them are in the slow tier."""
+    for n, case in enumerate([case for case in FAST if case.reduction == name][:4]):
+        check_compiled(case, ARCHITECTURES[n % 3])
+
+
+@needs_nvrtc
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_nvrtc_compiles_all_without_spills(name, architecture):
+    for case in every_case():
+        if case.reduction == name:
+            check_compiled(case, architecture)
+
+
+@needs_nvrtc
+def test_nvrtc_compiles_several_states():
+    for n, cases in enumerate(GROUPS):
+        cubin, _ = cuda.compile_cubin(rendered(spec_of(cases)).text, ARCHITECTURES[n % 3])
+        assert cubin[:4] == b"\x7fELF"
+
+
+def test_sources_of_the_same_spec_are_equal():
+    for case in FAST:
+        assert rendered(case.spec).text == rendered(case.spec).text
+        assert "atomic" not in rendered(case.spec).text
+
+
+# -- through CuPy --------------------------------------------------------------------------------------------------
+
+DEVICE = [
+    Case("KMin_ArgKMin", 3, parameter=7),
+    Case("Histogram", 3, parameter="many", dtype="float32"),
+    Case("SoftMax", 40, "y * Sum(x)"),
+    Case("Any", 3, dtype="float32"),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", DEVICE)
+def test_the_way_through_cupy(case, tmp_path, monkeypatch):
+    """States of several types, tables that every call has, and results of every sort."""
+    library = shim.compile_sources([rendered(case.spec)], tmp_path, ["-O0"])
+    fake = FakeCuPy(monkeypatch, library)
+    M, N = 20, 300
+    given = arrays(case, M, N)
+    state = cuda.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+    assert_states(
+        case.spec, state, interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+    )
+    results = cuda.reduce_device(case.spec, [fake.asarray(a) for a in given], M, N, case.outputs())
+    assert_results(case, results, case.numpy(given, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", FAST, ids=str)
+def test_on_a_device(case):
+    import cupy
+
+    for M, N, kind in ((9, 900, "ties"), (300, 40, "special"), (0, 3, "any"), (3, 0, "any")):
+        given = arrays(case, *case.rows(M, N), kind=kind)
+        state = cuda.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+        want = interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+        for a, b in zip(read(case, state), read(case, want), strict=True):
+            assert_near(a, b, case.spec)
+    results = cuda.reduce_device(case.spec, [cupy.asarray(a) for a in given], M, N, case.outputs())
+    for a, b in zip(results, read(case, empty(case.spec, M)), strict=True):
+        assert np.array_equal(cupy.asnumpy(a), b, equal_nan=a.dtype.kind == "f")
