@@ -42,7 +42,7 @@ demo: venv
 	$(BIN)/python examples/million_points.py $(DEMO)
 
 test: venv
-	$(BIN)/python -m pytest -m 'not slow and not soak and not gpu' --durations=10
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not soak and not gpu' --durations=10
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow --durations=15

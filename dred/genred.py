@@ -31,8 +31,9 @@ class _Item(NamedTuple):
         name = self.reduction_op
         if not isinstance(name, str) or name not in REDUCTIONS:
             raise OptionError(f"unknown reduction {name!r}: {suggestion(str(name), [*REDUCTIONS])}")
+        opt_arg = options.parameter(REDUCTIONS[name], self.opt_arg)
         options.second(REDUCTIONS[name], self.formula2)
-        return self._replace(opt_arg=options.parameter(REDUCTIONS[name], self.opt_arg))
+        return self._replace(opt_arg=opt_arg)
 
     def read(self, reader: Reader, cat: int) -> Reduced:
         """The reduction of the nodes that the formulas mean."""
@@ -87,7 +88,7 @@ class Genred(Routine):
         One declaration per input: ``"x = Vi(3)"`` (an array (M, 3)), ``"y = Vj(3)"`` (an array (N, 3)),
         ``"p = Pm(1)"`` (an array (1,)). Never modified.
     reduction_op : str
-        One of the reductions below. A list of reductions names each of them.
+        One of the reductions below. Not given where `formula` is a list, whose items name theirs.
     axis : {0, 1}
         1 reduces over j and keeps one row per i; 0 reduces over i and keeps one row per j.
     dtype : str or dtype, optional
@@ -103,10 +104,11 @@ class Genred(Routine):
     use_double_acc : bool
         True: ``dtype_acc="float64"``.
     sum_scheme : str
-        "auto" and "block_sum" add 32 terms at a time in the compute type, then add these sums to the accumulator;
-        "direct_sum" adds every term to the accumulator; "kahan_scheme" does so with compensated sums. In one sweep, all
-        reductions add term by term as soon as one of them has to (Prod, or compensated sums). These three options are
-        for reductions that have sums: where no reduction has, anything but the default is refused.
+        "auto" and "block_sum" add 16 terms at a time in the compute type, then add these sums to the accumulator;
+        "direct_sum" adds every term to the accumulator; "kahan_scheme" does so with compensated sums (Sum, Mean, the
+        log-sum-exps and soft maxima, weighted Histogram). In one sweep, all reductions add term by term as soon as one
+        of them has to (Prod, or compensated sums). These three options are for reductions that have such sums: where
+        none has, anything but the default is refused.
     enable_chunks, rec_multVar_highdim
         Without effect (accepted for compatibility).
     use_fast_math : bool

@@ -15,6 +15,8 @@ from dred.inputs import DTYPES
 from dred.kernel.spec import CHAIN
 from dred.reductions import MONOIDS, REDUCTIONS, Monoid, Reduction, monoid_name
 
+MAX_DDOF = 2**24  # exact in every type
+
 # -- parameters of reductions --------------------------------------------------------------------------------------
 
 
@@ -40,7 +42,8 @@ def parameter(entry: Reduction, opt_arg: Any) -> Any:
 
 def _none(name: str, value: Any) -> None:
     if value is not None:
-        raise OptionError(f"opt_arg={value!r}: the reduction {name} takes none, leave it out")
+        more = "; a second formula is formula2, the fourth of an item" if isinstance(value, str) else ""
+        raise OptionError(f"opt_arg={value!r}: the reduction {name} takes none, leave it out{more}")
 
 
 def _places(name: str, value: Any) -> int:
@@ -51,9 +54,9 @@ def _places(name: str, value: Any) -> int:
 
 def _ddof(name: str, value: Any) -> int:
     value = 0 if value is None else value
-    if not _whole(value) or value < 0:
+    if not _whole(value) or not 0 <= value <= MAX_DDOF:
         raise OptionError(
-            f"opt_arg={value!r}: of n terms, {name} divides by n - opt_arg, an integer of 0 (the default) or more"
+            f"opt_arg={value!r}: of n terms, {name} divides by n - opt_arg, an integer of 0 (the default) to {MAX_DDOF}"
         )
     return int(value)
 
@@ -72,7 +75,7 @@ def _edges(name: str, value: Any) -> tuple[float, ...]:
         raise OptionError(f"opt_arg: edge {n} of {name} is {found[n]}: edges of bins are finite numbers")
     for n in np.flatnonzero(np.diff(found) <= 0):
         raise OptionError(
-            f"opt_arg: edge {n + 1} of {name} is {found[n + 1]:g}, not above edge {n}, {found[n]:g}: edges increase"
+            f"opt_arg: the edges of {name} must increase, but edge {n} is {found[n]} and edge {n + 1} is {found[n + 1]}"
         )
     if len(found) > MAX_DIM:
         raise OptionError(f"opt_arg: {len(found)} edges of {name} are more than the limit of {MAX_DIM}")
@@ -97,7 +100,9 @@ def second(entry: Reduction, formula2: Any) -> None:
     """
     words = entry.signature.split(", ")
     if formula2 is None and "G" in words:
-        raise OptionError(f"formula2=None: the reduction {entry.name} needs a second formula G: {entry.doc}")
+        raise OptionError(
+            f"formula2=None: the reduction {entry.name} needs a second formula G: {entry.doc.partition(';')[0]}"
+        )
     if formula2 is not None and not entry.weighted and not {"G", "G?"} & {*words}:
         raise OptionError(f"formula2={formula2!r}: the reduction {entry.name} takes none, leave it out")
 

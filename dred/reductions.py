@@ -72,12 +72,22 @@ class Monoid:
     kahan: str = ""
 
     def __post_init__(self) -> None:
-        if self.rank:  # the right state if it comes before the left one
-            a, q = (f.name for f in self.fields)
-            less = f"{a}1 < {a}0" if self.rank > 0 else f"{a}0 < {a}1"
-            let = (("before", f"either({less}, both({a}1 == {a}0, {q}1 < {q}0))"),)
-            object.__setattr__(self, "let", let)
+        if self.rank:
+            object.__setattr__(self, "let", (("before", self.before),))
             object.__setattr__(self, "merge", tuple(f"select(before, {f.name}1, {f.name}0)" for f in self.fields))
+
+    @property
+    def before(self) -> str:
+        """Whether the right state of a ranking comes before the left one."""
+        a, q = (f.name for f in self.fields)
+        less = f"{a}1 < {a}0" if self.rank > 0 else f"{a}0 < {a}1"
+        return f"either({less}, both({a}1 == {a}0, {q}1 < {q}0))"
+
+    @property
+    def near(self) -> str:
+        """What `before` implies, and takes less."""
+        a = self.fields[0].name
+        return f"{a}1 <= {a}0" if self.rank > 0 else f"{a}0 <= {a}1"
 
 
 def _ranked(rank: int) -> Monoid:
@@ -85,7 +95,8 @@ def _ranked(rank: int) -> Monoid:
 
 
 # sums of exponentials: the factors that bring both sums to the larger reference. They are 1 where the references are
-# equal, infinite ones included; a term of -inf counts for nothing, and NaN goes into the sums
+# equal, infinite ones included; a term of -inf counts for nothing (unless its weight is not finite), and NaN goes into
+# the sums
 _FACTORS = (
     ("shift", "exp(-abs(m0 - m1))"),
     ("k0", "select(m0 < m1, shift, 1)"),
@@ -136,15 +147,30 @@ MONOIDS: Mapping[str, Monoid] = {
         _PLAIN[0],
         chained=False,
     ),
-    # Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979
+    # Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979. The mean is
+    # c + a with c a term, so that what is rounded is of the size of the differences of terms, not of the terms
     "moments": Monoid(
-        (Field("n", "count", 0.0, "1", ()), Field("a", "sum", 0.0, "F"), Field("b", "sum", 0.0, "0")),
-        ("n0 + n1", "a0 + apart * share", "(b0 + b1) + apart * (n0 * share) * apart"),
-        (("share", "n1 / max(n0 + n1, 1)"), ("apart", "a1 - a0")),
+        (
+            Field("n", "count", 0.0, "1", ()),
+            Field("c", "value", 0.0, "F"),
+            Field("a", "sum", 0.0, "0"),
+            Field("b", "sum", 0.0, "0"),
+        ),
+        (
+            "n0 + n1",
+            "select(n0 < 1, c1, c0)",
+            "select(n0 < 1, a1, a0 + apart * share)",
+            "(b0 + b1) + apart * (n0 * share) * apart",
+        ),
+        (("share", "n1 / max(n0 + n1, 1)"), ("apart", "(a1 - a0) + (c1 - c0)")),
     ),
-    "product": Monoid(  # of the terms that are not 0, and the number of those that are
-        (Field("p", "sum", 1.0, "F + (F == 0)"), Field("z", "count", 0.0, "F == 0")),
-        ("p0 * p1", "z0 + z1"),
+    "product": Monoid(  # of the terms that are not 0, the number of those that are, and of those that are not finite
+        (
+            Field("p", "sum", 1.0, "F + (F == 0)"),
+            Field("z", "count", 0.0, "F == 0"),
+            Field("w", "count", 0.0, "1 - (Abs(F) < inf)"),
+        ),
+        ("p0 * p1", "z0 + z1", "w0 + w1"),
         chained=False,
     ),
     "exponentials": Monoid(
@@ -325,10 +351,19 @@ def _variance(f: Any, g: Any, axis: int, K: Any) -> Any:
         return squares.sum(axis) / (n - K) if n > K else np.full_like(f.sum(axis), np.nan)
 
 
+def _bins(row: Any, edges: Any, weights: Any) -> Any:
+    """NumPy's rule; np.histogram takes differences of sums, so that one weight may spoil other bins."""
+    place = np.where(row == edges[-1], len(edges) - 1, np.searchsorted(edges, row, side="right")) - 1
+    inside = (edges[0] <= row) & (row <= edges[-1])
+    out = np.zeros(len(edges) - 1, np.int64 if weights is None else np.float64)
+    np.add.at(out, place[inside], 1 if weights is None else weights[inside])
+    return out
+
+
 def _histogram(f: Any, g: Any, axis: int, K: Any) -> Any:
     f = np.moveaxis(f, axis, 1)[..., 0]
     g = None if g is None else np.broadcast_to(np.moveaxis(g, axis, 1)[..., 0], f.shape)
-    rows = [np.histogram(row, K, weights=None if g is None else g[n])[0] for n, row in enumerate(f)]
+    rows = [_bins(row, np.asarray(K, np.float64), None if g is None else g[n]) for n, row in enumerate(f)]
     return np.array(rows, np.int64 if g is None else np.float64).reshape(len(f), len(K) - 1)
 
 
@@ -415,9 +450,10 @@ _ENTRIES = (
     Reduction("Mean", "mean of the terms; none: NaN", "mean", (Result(("s / n",)),), _mean,
               pullbacks={"": ("e / n", None)}),
     Reduction("Variance", "mean squared distance from the mean; of at most ddof terms: NaN", "moments",
-              (Result(("select(K < n, b / (n - K) + (a - a), nan)",)),), _variance, "F, K, cat", "ddof",
-              pullbacks={"": ("2 * e * (f - a) / (n - K)", None), "a": ("e / n", None)}),
-    Reduction("Prod", "product of the terms; none: 1", "product", (Result(("select(z == 0, p, p * 0)",)),),
+              (Result(("select(K < n, b / (n - K) + ((c + a) - (c + a)), nan)",)),), _variance, "F, K, cat", "ddof",
+              pullbacks={"": ("2 * e * ((f - c) - a) / (n - K)", None), "a": ("e / n", None)}),
+    Reduction("Prod", "product of the terms; none: 1", "product",
+              (Result(("select(z == 0, p, select(w == 0, 0, nan))",)),),
               lambda f, g, axis, K: f.prod(axis),
               pullbacks=_PROD),
     Reduction("Any", "whether a term is not 0; none: False", "any", (Result(("m != 0",), truth=True),),

@@ -152,9 +152,9 @@ class Routine:
         -------
         Gradient
             Called with the arrays of this routine and, behind them, a cotangent for each reduction that has a
-            derivative: an array like its result (the first one of a pair), with one row of `dim` numbers for each of
-            its rows; for one that is added up over all rows, (dim,). The gradient of the sum of all cotangents times
-            results: like the variable itself, (M, dim), (N, dim) or (dim,).
+            derivative: an array like its result (the first one of a pair). Row numbers, counts, Any and All have none,
+            and get no cotangent. It returns the gradient of the sum of all cotangents times results: like the variable
+            itself, (M, dim), (N, dim) or (dim,).
 
         Raises
         ------
@@ -257,12 +257,18 @@ class Routine:
         inputs = check(self._formula, args, self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._checked_out(out, inputs, planned[-1])
-        results = _run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id)))
+        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id))))
         if given is not None:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
             results = given
         return self._entries(results)
+
+    def _added(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The results, of which rows are added up where that is due."""
+        if not self._rows_added:
+            return results
+        return tuple(rows.sum(axis=0, dtype="float64").astype(rows.dtype) for rows in results)
 
     def _entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
@@ -278,13 +284,14 @@ class Routine:
         alone = not last.outputs[1:] and not self._several
         given = (out,) if alone else tuple(out) if isinstance(out, tuple | list) else ()
         if len(given) != len(last.outputs):
-            raise InputError(f"out must be a tuple of {len(last.outputs)} arrays, as many as the result has")
+            raise InputError(f"out must be a flat tuple of {len(last.outputs)} arrays, as many as the result has")
         for n, (array, output) in enumerate(zip(given, last.outputs, strict=True)):
             label = "out" if alone else f"out[{n}]"
             if inputs.kind != "numpy" or not isinstance(array, np.ndarray):
                 raise InputError(f"{label} must be a NumPy array, and so must be all inputs")
             like = output.empty(last.spec)
-            shape = (inputs.rows[1 - self.axis], *like.shape[1:])
+            rows = () if self._rows_added else (inputs.rows[1 - self.axis],)
+            shape = (*rows, *like.shape[1:])
             if array.shape != shape or array.dtype != like.dtype:
                 raise InputError(
                     f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {like.dtype}"
@@ -305,45 +312,40 @@ class Gradient(Routine):
         What it is the derivative by.
     """
 
+    variable: str
+
     def __init__(self, of: Routine, variable: str | int) -> None:
         f = of._formula
         known = {name: k for k, name in enumerate(f.names) if name} | {k: k for k in range(len(f.variables))}
-        if isinstance(variable, bool) or variable not in known:
+        if isinstance(variable, bool) or not isinstance(variable, str | int) or variable not in known:
             names = ", ".join(map(repr, known))
             raise OptionError(f"grad({variable!r}): the routine has no such variable, but {names}")
         v = f.variables[known[variable]]
         sending = [r for r in of._reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
         if not sending:
             names = ", ".join(dict.fromkeys(r.name for r in of._reduced))
-            raise DerivativeError(f"{names} has no derivative", hint="its values only jump")
+            raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
         first = len(f.variables)
         given = [Variable(first + k, r.dim, 2 if of._rows_added else r.cat) for k, r in enumerate(sending)]
         nodes = [var(w.ind, w.dim, w.cat) for w in given]
         reduced = grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given), added=of._rows_added)
-        labels = tuple(f"cotangent of {r.name}" for r in sending)
+        results = [f"the gradient by {of.variable}"] if isinstance(of, Gradient) else [r.name for r in sending]
+        labels = tuple(f"cotangent of {result}" for result in results)
         self.variable = f.labels[v.ind]
         text = f"gradient of {f.text} by {self.variable}"
         formula = Formula(
             text, reduced.node, (*f.variables, *given), (*f.names, *[""] * len(given)), (*f.labels, *labels)
         )
         super().__init__(formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how)
-        self._rows_added = v.cat == 2
+        self._rows_added, self._cotangents = v.cat == 2, len(given)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
     ) -> Any:
         """See `Routine.__call__` and `Routine.grad`."""
-        options = {"backend": backend, "device_id": device_id, "ranges": ranges}
-        if not self._rows_added:
-            return super().__call__(*args, out=out, **options)
-        rows = super().__call__(*args, **options)
-        total = rows.sum(axis=0, dtype="float64").astype(rows.dtype)
-        if out is None:
-            return total
-        if not isinstance(out, np.ndarray) or out.shape != total.shape or out.dtype != total.dtype:
-            raise InputError(f"out must be an array of shape {total.shape} and type {total.dtype}")
-        out[...] = total
-        return out
+        first = len(args) - self._cotangents
+        flat = [a.reshape(len(a), -1) if k >= first and getattr(a, "ndim", 0) > 2 else a for k, a in enumerate(args)]
+        return super().__call__(*flat, backend=backend, device_id=device_id, ranges=ranges, out=out)
 
     def __repr__(self) -> str:
         return f"<{self.formula}>"

@@ -103,7 +103,7 @@ def test_k_is_said_by_the_output():
         (generic_logsumexp, "a = Vj(2)", DimensionError,
          "the output has dimension 2, the result 1\n    a = Vj(2)\n    ^^^^^^^^^"),
     ],
-    ids=str,
+    ids=lambda v: getattr(v, "__name__", str(v).split("\n")[0]),
 )  # fmt: skip
 def test_outputs_that_are_refused(function, output, error, message):
     with pytest.raises(error) as caught:

@@ -481,7 +481,7 @@ BAD_PARAMETERS = [  # reduction, options, message
     ("KMax", {"opt_arg": 10**6},
      "opt_arg=1000000: so many terms of dimension 3 are a row of 3000000 numbers, the limit is 1000000"),
     *(("Variance", {"opt_arg": ddof},
-       f"opt_arg={ddof!r}: of n terms, Variance divides by n - opt_arg, an integer of 0 (the default) or more")
+       f"opt_arg={ddof!r}: of n terms, Variance divides by n - opt_arg, an integer of 0 (the default) to 16777216")
       for ddof in (-1, 1.0, False, "1")),
     *(("Histogram", {"opt_arg": edges}, f"opt_arg={edges!r}: Histogram needs the edges of its bins, {EDGES}")
       for edges in (None, 10, [1.0], [], "01", [[0, 1], [1, 2]], [0, None], [[0], [1, 2]], [True, False], [0, 1j])),
@@ -489,11 +489,11 @@ BAD_PARAMETERS = [  # reduction, options, message
      "opt_arg: edge 2 of Histogram is inf: edges of bins are finite numbers"),
     ("Histogram", {"opt_arg": [0, np.nan]}, "opt_arg: edge 1 of Histogram is nan: edges of bins are finite numbers"),
     ("Histogram", {"opt_arg": [0, 1, 1]},
-     "opt_arg: edge 2 of Histogram is 1, not above edge 1, 1: edges increase"),
+     "opt_arg: the edges of Histogram must increase, but edge 1 is 1.0 and edge 2 is 1.0"),
     ("Histogram", {"opt_arg": [0, 2, 1.5]},
-     "opt_arg: edge 2 of Histogram is 1.5, not above edge 1, 2: edges increase"),
+     "opt_arg: the edges of Histogram must increase, but edge 1 is 2.0 and edge 2 is 1.5"),
     ("SumSoftMaxWeight", {}, "formula2=None: the reduction SumSoftMaxWeight needs a second formula G: "
-     "mean of G with the weights exp(F); none: NaN"),
+     "mean of G with the weights exp(F)"),
     ("Min", {"sum_scheme": "kahan_scheme"},
      "sum_scheme='kahan_scheme': Min has no compensated sum, leave it at 'auto'"),
     ("Min", {"sum_scheme": "direct_sum"}, "sum_scheme='direct_sum': Min has no sum, leave it at 'auto'"),
@@ -852,8 +852,8 @@ def test_out_of_every_reduction():
 
 PAIR = (np.zeros((M, 3)), np.zeros((M, 3), int))
 BAD_PAIRS = {
-    "array": (PAIR[0], "out must be a tuple of 2 arrays, as many as the result has"),
-    "one": (PAIR[:1], "out must be a tuple of 2 arrays, as many as the result has"),
+    "array": (PAIR[0], "out must be a flat tuple of 2 arrays, as many as the result has"),
+    "one": (PAIR[:1], "out must be a flat tuple of 2 arrays, as many as the result has"),
     "type": ((PAIR[0], PAIR[0].copy()),
              "out[1] has shape (30, 3) and type float64: expected (30, 3) and int64"),
     "shape": ((PAIR[0][:7], PAIR[1]), "out[0] has shape (7, 3) and type float64: expected (30, 3) and float64"),

@@ -412,10 +412,10 @@ BAD = [
     ("KMin_Reduction(x, 0)", "ArgumentError", "KMin_Reduction takes 3 arguments, got 2", "KMin_Reduction",
      "it is KMin_Reduction(F, K, cat): KMin has no second formula G"),
     ("KMin_Reduction(x, 0, 1)", "ArgumentError",
-     "argument 'K' of KMin_Reduction is 0: so many terms are kept, at least 1", "KMin_Reduction", ""),
+     "argument 'K' of KMin_Reduction is 0: so many terms are kept, 1 ... 16777216", "KMin_Reduction", ""),
     ("KMin_Reduction(x, 500000, 1)", "LimitError", "dimension 1500000 is outside 1 ... 1000000", "KMin_Reduction", ""),
     ("Variance_Reduction(x, -1, 1)", "ArgumentError",
-     "argument 'K' of Variance_Reduction is -1: it is taken off the number of terms, at least 0", "Variance_Reduction",
+     "argument 'K' of Variance_Reduction is -1: it is taken off the number of terms, 0 ... 16777216", "Variance_Reduction",
      ""),
     ("SoftMax_Reduction(p, 0)", "ArgumentError", "SoftMax_Reduction takes 3 arguments, got 2", "SoftMax_Reduction",
      "it is SoftMax_Reduction(F, cat, G): SoftMax has no integer parameter K"),
@@ -572,7 +572,7 @@ def test_a_reduction_with_an_integer_parameter(table):
         ("Least_Reduction(x, p, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, [3], 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, 3/2, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
-        ("Least_Reduction(x, 0, 0)", "argument 'K' of Least_Reduction is 0: so many terms are kept, at least 1", ""),
+        ("Least_Reduction(x, 0, 0)", "argument 'K' of Least_Reduction is 0: so many terms are kept, 1 ... 16777216", ""),
     ]:  # fmt: skip
         with pytest.raises(dred.ArgumentError) as caught:
             reduction(text, GIVEN)

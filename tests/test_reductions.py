@@ -268,6 +268,8 @@ def test_states_are_never_written(case, axis):
         ("Max_SumShiftExp", None, (-math.inf, -math.inf), ((-math.inf, 0),)),
         ("Prod", None, (2, 0, 3), (0,)),
         ("Prod", None, (2, 0, math.inf), (math.nan,)),
+        ("Prod", None, (*[1e30] * 20, 0), (0,)),
+        ("Prod", None, (0, math.nan), (math.nan,)),
         ("Any", None, (0, -0.0, math.nan), (True,)),
         ("All", None, (1, math.nan, -0.0), (False,)),
         ("Count", None, (0, 1, math.nan, -0.0), (2,)),
@@ -283,6 +285,17 @@ def test_check_values(name, parameter, terms, wanted, backend):
     found = results(case, folded(case, [(float(t), 1.0) for t in terms], backend=backend))
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(np.ravel(a), np.ravel(b), rtol=3e-7)
+
+
+@pytest.mark.parametrize("name", ["Min", "Max"])
+@BACKENDS
+def test_zeros_of_both_signs_are_equal_and_the_first_is_taken(name, backend):
+    for zeros in ((-0.0, 0.0), (0.0, -0.0)):
+        terms = [(z, 1.0) for z in (*zeros, *zeros)]
+        whole = folded(Case(name), terms, backend=backend)
+        cut = folded(Case(name), terms[2:], 2, folded(Case(name), terms[:2], backend=backend), backend)
+        for state in (whole, cut):
+            assert np.signbit(state[0][0, 0]) == np.signbit(zeros[0])
 
 
 @BACKENDS
@@ -321,9 +334,9 @@ ONE, TIE = (1.0, 2.0), [(1.0, 1.0), (1.0, 1.0), (3.0, 1.0)]
         ("least", Case("KMin", False, 2), {"rank": -1}, lambda c: check_chunks(c, TIE, [], [])),
         ("exponentials", Case("LogSumExp"), {"let": (("shift", "exp(-abs(m0 - m1))"), ("k0", "1"), ("k1", "shift"))},
          lambda c: check_chunks(c, TIE, [1], [0])),
-        ("moments", Case("Variance", False, 0), {"merge": ("n0 + n1", "a0 + apart * share", "b0 + b1")},
+        ("moments", Case("Variance", False, 0), {"merge": (*MONOIDS["moments"].merge[:3], "b0 + b1")},
          lambda c: check_chunks(c, TIE, [], [])),
-        ("product", Case("Prod"), {"merge": ("p0 * p1", "z0")},
+        ("product", Case("Prod"), {"merge": ("p0 * p1", "z0", "w0 + w1")},
          lambda c: check_chunks(c, [(0.0, 1.0), ONE], [], [])),
     ],
     ids=lambda v: ",".join(v) if isinstance(v, dict) else "",

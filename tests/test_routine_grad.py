@@ -145,6 +145,23 @@ def test_rows_of_nothing_but_minus_infinity_have_gradient_zero():
         assert np.isfinite(routine.grad("y")(x, y, e)).all()
 
 
+def test_cotangents_have_the_shape_of_results():
+    routine = Genred(VECTOR, ALIASES, "KMax", axis=1, opt_arg=3)
+    arrays = data()
+    e = np.random.default_rng(5).normal(size=routine(*arrays).shape)
+    assert e.shape == (M, 3, 2)
+    for name in "xp":
+        flat = routine.grad(name)(*arrays, e.reshape(M, -1))
+        assert routine.grad(name)(*arrays, e).tobytes() == flat.tobytes()
+
+
+def test_of_a_formula_that_is_a_constant():
+    for name in ("Prod", "Sum", "LogSumExp", "Variance"):
+        routine = Genred("x - x", ["x = Vi(1)", "y = Vj(1)"], name, axis=1)
+        x, y = np.ones((2, 1)), np.ones((3, 1))
+        np.testing.assert_array_equal(routine.grad("x")(x, y, np.ones((2, 1))), np.zeros((2, 1)))
+
+
 def test_by_position_and_into_an_array():
     arrays, e = data(), np.ones((M, 1))
     routine = Genred(SCALAR, ALIASES, "Sum", axis=1)
@@ -164,15 +181,19 @@ def test_by_position_and_into_an_array():
         (lambda r: r.grad(4), OptionError,
          "grad(4): the routine has no such variable, but 'x', 'y', 'b', 'p', 0, 1, 2, 3"),
         (lambda r: Genred(SCALAR, ALIASES, "Count", axis=1).grad("x"), DerivativeError,
-         "Count has no derivative\nits values only jump"),
+         "Count: no derivative\nits values only jump"),
         (lambda r: Genred(SCALAR, ALIASES, "ArgMin", axis=1).grad("x"), DerivativeError,
-         "ArgMin has no derivative\nits values only jump"),
+         "ArgMin: no derivative\nits values only jump"),
         (lambda r: r.grad("x")(*data()), InputError,
          "the routine takes 5 arrays (x, y, b, p, cotangent of Sum), got 4"),
         (lambda r: r.grad("x")(*data(), np.ones((M, 2))), InputError,
          "argument 4 (cotangent of Sum) has shape (5, 2): expected (M, 1)"),
         (lambda r: r.grad("p")(*data(), np.ones((M, 1)), out=np.ones((M, 1))), InputError,
-         "out must be an array of shape (1,) and type float64"),
+         "out has shape (5, 1) and type float64: expected (1,) and float64"),
+        (lambda r: r.grad([1]), OptionError,
+         "grad([1]): the routine has no such variable, but 'x', 'y', 'b', 'p', 0, 1, 2, 3"),
+        (lambda r: r.grad("x").grad("y")(*data(), np.ones((M, 1))), InputError,
+         "the routine takes 6 arrays (x, y, b, p, cotangent of Sum, cotangent of the gradient by x), got 5"),
     ],
 )  # fmt: skip
 def test_errors(make, kind, text):

@@ -120,7 +120,7 @@ def test_out():
     same(got, routine(*given))
     with pytest.raises(InputError) as caught:
         routine(*given, out=out[:2])
-    assert str(caught.value) == "out must be a tuple of 3 arrays, as many as the result has"
+    assert str(caught.value) == "out must be a flat tuple of 3 arrays, as many as the result has"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dred.formula.language import CATEGORIES, REDUCTION, Variable
 from dred.formula.node import Node, const, var, variables
 from dred.formula.ops import OPS
 from dred.formula.rewrite import build, construct
-from dred.formula.syntax import evaluate, parse_once
+from dred.formula.syntax import evaluate, parse_once, words
 from dred.reductions import MONOIDS, REDUCTIONS, Field, monoid_name
 
 _HELD = -(1 << 20)  # positions of saved variables while a derivative is made: no user's, and no placeholder's category
@@ -70,7 +70,7 @@ class Reduced:
         """Components of each of the texts of the first array of the result."""
         dims = {field.name: self.size(field) for field in self.fields}
         texts = REDUCTIONS[self.name].results[0].texts
-        return tuple(max(dims[word] for word in _words(text) if word in dims) for text in texts)
+        return tuple(max(dims[word] for word in words(text) if word in dims) for text in texts)
 
     @property
     def dim(self) -> int:
@@ -133,11 +133,6 @@ class Saved:
             return self.reduced.dim
         (field,) = (f for f in self.reduced.fields if f.name == self.field)
         return self.reduced.size(field) * (2 if field.kind == "index" else 1)
-
-
-def _words(text: str) -> set[str]:
-    """The names in a text."""
-    return {step.value for step in parse_once(text).steps if step.kind == "name"}
 
 
 def _mask(text: str) -> bool:
@@ -226,10 +221,14 @@ def _names(program: Program, r: Reduced, key: str, e: Node) -> Mapping[str, Call
     }
 
 
-def _sent(program: Program, r: Reduced, key: str, e: Node) -> Iterator[tuple[Node, Node, bool]]:
-    """What the cotangent `e` sends to a term: formula, its cotangent, and whether that is masked."""
+def _sent(
+    program: Program, r: Reduced, key: str, e: Node, reach: Callable[[Node], list[Node]]
+) -> Iterator[tuple[Node, list[Node], Node, bool]]:
+    """What the cotangent `e` sends to a term: formula, what it reaches, its cotangent, and whether that is masked."""
     names = _names(program, r, key, e)
     for formula, text in _texts(r, key):
+        if not (wrt := reach(formula)):
+            continue
 
         def name(word: str, text: str = text) -> Node:
             if word not in names:
@@ -237,7 +236,7 @@ def _sent(program: Program, r: Reduced, key: str, e: Node) -> Iterator[tuple[Nod
             return names[word]()
 
         cotangent = evaluate(parse_once(text), number, name, construct)
-        yield formula, derive.fit(cotangent, formula.dim), _mask(text)
+        yield formula, wrt, derive.fit(cotangent, formula.dim), _mask(text)
 
 
 class _Reach:
@@ -298,8 +297,7 @@ def grad(
     reach = _Reach(program, v)
 
     def pull(r: Reduced, key: str, e: Node) -> None:
-        for formula, cotangent, masked in _sent(program, r, key, e):
-            wrt = reach(formula)
+        for formula, wrt, cotangent, masked in _sent(program, r, key, e, reach):
             for u, g in zip(wrt, derive.vjp(formula, wrt, cotangent, masked), strict=True):
                 derive.add(total, u, g)
 
@@ -343,11 +341,10 @@ def diff(r: Reduced, v: Node, u: Node, first: int | None = None) -> Reduced:
     def pushed(r: Reduced, key: str) -> Node:
         dim, total = Saved(r, key).dim, dict[str, Node]()
         e = var(derive.E, dim, 2)
-        for formula, cotangent, _ in _sent(program, r, key, e):
-            if wrt := reach(formula):
-                t = derive.jvp(formula, wrt, [tangent(w) for w in wrt])
-                (moved,) = derive.vjp(cotangent, (e,), t)
-                total[key] = build("Add", (total[key], moved)) if total else moved
+        for formula, wrt, cotangent, _ in _sent(program, r, key, e, reach):
+            t = derive.jvp(formula, wrt, [tangent(w) for w in wrt])
+            (moved,) = derive.vjp(cotangent, (e,), t)
+            total[key] = build("Add", (total[key], moved)) if total else moved
         return derive.limited(total.get(key) or derive.zero(dim))
 
     node = pushed(program.adopt(_differentiable(r)), "")

@@ -20,6 +20,7 @@ __all__ = ["Reduced", "Saved", "diff", "grad", "numbered", "reduced", "reduction
 
 ROWS = ("one row per i", "one row per j")
 _MORE = {"K": "integer parameter", "G": "second formula"}  # arguments that only some reductions take
+_MOST = 2**24  # exact in every type
 _LEAST = {"K": ("so many terms are kept", 1), "ddof": ("it is taken off the number of terms", 0)}  # of the parameter
 
 
@@ -95,9 +96,15 @@ def _reduced(name: str, args: Sequence[Any]) -> Reduced:
     if "K" in values and (parameter is None or parameter.denominator != 1):
         raise ArgumentError(f"argument 'K' of {name} must be an integer constant")
     what, least = _LEAST.get(REDUCTIONS[stem].parameter, ("", 0))
-    if parameter is not None and parameter < least:
-        raise ArgumentError(f"argument 'K' of {name} is {parameter}: {what}, at least {least}")
+    if parameter is not None and not least <= parameter <= _MOST:
+        raise ArgumentError(f"argument 'K' of {name} is {short(parameter)}: {what}, {least} ... {_MOST}")
     return reduced(stem, values["F"], int(cat), None if parameter is None else int(parameter), values.get("G"))
+
+
+def short(value: Any) -> str:
+    """A number for a message."""
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:20]}... ({len(text)} digits)"
 
 
 def reduced(name: str, node: Node, cat: int, parameter: Any = None, weight: Node | None = None) -> Reduced:

@@ -439,3 +439,8 @@ def evaluate(
             raise (error.located(program.text, step.span) if locate else error) from None
     result: V = stack.pop()
     return result
+
+
+def words(text: str) -> set[str]:
+    """The names in a text."""
+    return {step.value for step in parse_once(text).steps if step.kind == "name"}

@@ -144,8 +144,7 @@ class _Block:
         cache: dict[int, Any] = {}
         shared: dict[int, NDArray[Any]] = {}  # terms of fields of one component
         for root in self.kernel.roots:
-            part = next(n for n in range(len(spec.parts)) if root.fields[0] < spec.states(n).stop)
-            mine = spec.states(part)
+            mine = spec.states(root.part)
             for k, counters in _counters(root):
                 terms = [self.term(e, f, counters, cache) for e, f in zip(root.terms, root.fields, strict=True)]
                 if root.places > 1:
@@ -155,7 +154,7 @@ class _Block:
                 if any(f not in known for f in range(mine.start, mine.stop)):
                     shared |= known  # the others of the part come later, and all are merged together
                     continue
-                total = self.merged(part, tuple(known[f] for f in range(mine.start, mine.stop)))
+                total = self.merged(root.part, tuple(known[f] for f in range(mine.start, mine.stop)))
                 for f, a in zip(range(mine.start, mine.stop), total, strict=True):
                     out[f][k if f in root.fields else 0] = a[:, 0]
         return out
@@ -168,21 +167,20 @@ class _Block:
     def rank(self, root: Root, k: int, terms: Sequence[NDArray[Any]], out: State) -> None:
         """The places of component k of a ranking."""
         values, numbers = (np.ascontiguousarray(term.T) for term in terms)
-        part = next(n for n in range(len(self.spec.parts)) if root.fields[0] < self.spec.states(n).stop)
-        found = ranked(MONOIDS[self.spec.parts[part].monoid].rank, values, numbers, root.places)
+        found = ranked(MONOIDS[self.spec.parts[root.part].monoid].rank, values, numbers, root.places)
         for f, a in zip(root.fields, found, strict=True):
             out[f][k :: self.kernel.fields[f].size // root.places] = a
 
     def merged(self, part: int, term: State) -> State:
-        """Columns merged in halves: the left half with the right one, until one is left."""
+        """Neighbouring columns merged, until one is left."""
         fields = self.spec.layout[part]
         empty = tuple(np.full((1, 1), f.identity, a.dtype) for f, a in zip(fields, term, strict=True))
         term = merge_part(self.spec, part, empty, term)  # a NaN that is passed over becomes the identity
         while (n := term[0].shape[1]) > 1:
-            half = n // 2
-            left, right = (tuple(f[:, s] for f in term) for s in (slice(0, half), slice(half, 2 * half)))
+            pairs = n - n % 2
+            left, right = (tuple(f[:, k:pairs:2] for f in term) for k in (0, 1))
             joined = merge_part(self.spec, part, left, right)
-            term = tuple(np.concatenate([j, f[:, 2 * half :]], axis=1) for j, f in zip(joined, term, strict=True))
+            term = tuple(np.concatenate([j, f[:, pairs:]], axis=1) for j, f in zip(joined, term, strict=True))
         return term
 
     def value(self, root: Expr, counters: Mapping[Loop, int], shared: dict[int, Any]) -> Any:

@@ -240,6 +240,8 @@ class Root(NamedTuple):
 
     Attributes
     ----------
+    part : int
+        Of the spec.
     index : Index
     fields : tuple of int
         Numbers of fields of the state.
@@ -262,6 +264,7 @@ class Root(NamedTuple):
         What `before` implies, and takes less: it compares values alone.
     """
 
+    part: int
     index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     fields: tuple[int, ...]
     terms: tuple[Expr, ...]

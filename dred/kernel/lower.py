@@ -12,7 +12,7 @@ from dred.errors import EntryError, LimitError
 from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
-from dred.formula.syntax import evaluate, parse_once
+from dred.formula.syntax import evaluate, parse_once, words
 from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, Slot, StateField, walk
 from dred.kernel.pieces import Nest, Piece, Split, divided
 from dred.kernel.primitives import PRIMITIVES
@@ -327,13 +327,13 @@ def _roots(lowering: Lowering, spec: KernelSpec, part: int) -> list[Root]:
             fields = tuple(first + n for n in mine)
             places = layout[0].places
             if places > 1:
-                before = scalar_text(g, monoid.let[0][1], stored | other, "before")
-                near = g.make("le", *before.args[0].args)
-                out.append(Root(index, fields, values, values, (), places, before, near))
+                before = scalar_text(g, monoid.before, stored | other, "before")
+                near = scalar_text(g, monoid.near, stored | other, "near")
+                out.append(Root(part, index, fields, values, values, (), places, before, near))
             else:
                 steps = [_step(g, e) for e in monoid_texts(g, monoid, state | terms, mine)]
                 merge = monoid_texts(g, monoid, stored | other, mine)
-                out.append(Root(index, fields, values, tuple(steps), tuple(merge)))
+                out.append(Root(part, index, fields, values, tuple(steps), tuple(merge)))
     return out
 
 
@@ -354,11 +354,6 @@ def monoid_texts(graph: Graph, monoid: Monoid, names: dict[str, Expr], which: Se
         if name in needed:
             known[name] = scalar_text(graph, text, known, name)
     return [scalar_text(graph, text, known, "merge") for text in texts]
-
-
-def words(text: str) -> set[str]:
-    """The names in a text."""
-    return {step.value for step in parse_once(text).steps if step.kind == "name"}
 
 
 def _step(graph: Graph, e: Expr) -> Expr:

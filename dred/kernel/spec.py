@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from dred.formula.rewrite import construct
 from dred.formula.syntax import evaluate, parse_once
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 
-CHAIN = 32  # terms that are added in the compute type before they join the state
-VERSION = 2  # of the arithmetic: raised when the same spec gives other bits
+CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
+VERSION = 3  # of the arithmetic: raised when the same spec gives other bits
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ class KernelSpec:
             "F": part.formula,
             "G": const(1) if part.weight is None else part.weight,
             "index": intern("IndexJ" if self.axis == 1 else "IndexI", (), (), 1),
+            "inf": const(inf),
             "low": var(tables[0], bins, 2),
             "high": var(tables[1], bins, 2),
         }
@@ -191,10 +193,12 @@ class KernelSpec:
         for part, (low, high) in zip(self.parts, self._tables, strict=True):
             if part.edges:
                 bounds = [_upwards(edge, kind) for edge in part.edges]
-                last = kind(part.edges[-1])
-                last = last if float(last) <= part.edges[-1] else np.nextafter(last, kind(-np.inf))
+                with np.errstate(over="ignore"):
+                    last = kind(part.edges[-1])
+                    last = last if float(last) <= part.edges[-1] else np.nextafter(last, kind(-np.inf))
+                    beyond = np.nextafter(last, kind(np.inf))
                 out[low] = np.array(bounds[:-1], kind)
-                out[high] = np.array([*bounds[1:-1], np.nextafter(last, kind(np.inf))], kind)
+                out[high] = np.array([*bounds[1:-1], beyond], kind)
         return out
 
     def arrays(self, given: Any) -> list[Any]:

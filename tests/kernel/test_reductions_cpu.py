@@ -9,7 +9,7 @@ from dred.formula.language import formula
 from dred.formula.oracle import dense
 from dred.kernel import cpu, engine
 from dred.kernel.output import Output, empty
-from dred.kernel.spec import KernelSpec, Part
+from dred.kernel.spec import CHAIN, KernelSpec, Part
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 from tests.monoid_cases import CASES, Case
 
@@ -174,7 +174,7 @@ def test_row_numbers_as_terms(case, backend):
 # accuracy -------------------------------------------------------------------------------------------------------------
 
 
-def one_row(reduction, terms, dtype="float32", acc="float64", chain=32, weight=None, **more):
+def one_row(reduction, terms, dtype="float32", acc="float64", chain=CHAIN, weight=None, **more):
     aliases = ["x = Vj(1)", "g = Vj(1)"]
     f, g = formula("x", aliases), formula("g", aliases)
     spec = KernelSpec.of(f.node, reduction, 1, dtype, acc, chain, f.variables, weight=weight and g.node, **more)
@@ -195,6 +195,23 @@ def test_a_million_equal_terms(value):
         assert abs(found - exact) <= 1e-6 * exact
     assert one_row("Variance", np.full(MILLION, value), parameter=0) <= 1e-12 * value**2
     assert abs(one_row("LogSumExp", np.full(MILLION, 3.0)) - (3 + np.log(MILLION))) < 2e-6
+
+
+@pytest.mark.parametrize("reduction", ["Sum", "Mean", "LogSumExp", "Max_SumShiftExp"])
+def test_the_worst_order_of_terms(reduction):
+    """A large term first in every chain, so that each of the small ones behind it is rounded away or up."""
+    for small in (2.0**-24, 2.0**-24 * 0.99, 2.0**-23 * 0.76):
+        for length in (8, 16, 32):
+            terms = np.full(MILLION, small, np.float32)
+            terms[::length] = 1
+            exact = terms.astype(np.float64).sum()
+            if reduction in ("Sum", "Mean"):
+                found = one_row(reduction, terms)[0] * (MILLION if reduction == "Mean" else 1)
+            else:
+                found = one_row(reduction, np.log(terms))[-1]
+                found = np.exp(found) if reduction == "LogSumExp" else found
+                exact = np.exp(np.log(terms).astype(np.float64)).sum()
+            assert abs(found - exact) <= (1e-6 if reduction in ("Sum", "Mean") else 1e-5) * exact
 
 
 def test_schemes_of_summation():
@@ -238,8 +255,13 @@ def test_wide_sums_keep_small_terms_of_soft_maxima():
     assert abs(one_row("LogSumExp", f)[0] - exact) < 2e-7 * abs(exact)
 
 
-def test_a_variance_far_from_zero():
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("offset", [0, 1e3, 1e5, 1e7])
+def test_a_variance_far_from_zero(dtype, offset):
+    """Only differences of terms are rounded: a large mean costs no digits."""
     rng = np.random.default_rng(2)
-    terms = (1000 + rng.normal(size=10**5)).astype(np.float32)
-    exact = terms.astype(np.float64).var()
-    assert one_row("Variance", terms, parameter=0)[0] == pytest.approx(exact, rel=1e-5)
+    for count in (211, 10**5):
+        terms = (offset + 3 * rng.normal(size=count)).astype(dtype)
+        exact = float(np.var(terms.astype(np.longdouble)))
+        found = one_row("Variance", terms, dtype, parameter=0)[0]
+        assert found == pytest.approx(exact, rel=2e-6 if dtype == "float32" else 1e-13)
