@@ -45,7 +45,7 @@ test: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not soak and not gpu' --durations=10
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow --durations=15
 
 soak: venv
 	$(BIN)/python -m pytest -m soak --record=tests/soak/results -o faulthandler_timeout=0

@@ -415,8 +415,8 @@ BAD = [
      "argument 'K' of KMin_Reduction is 0: so many terms are kept, 1 ... 16777216", "KMin_Reduction", ""),
     ("KMin_Reduction(x, 500000, 1)", "LimitError", "dimension 1500000 is outside 1 ... 1000000", "KMin_Reduction", ""),
     ("Variance_Reduction(x, -1, 1)", "ArgumentError",
-     "argument 'K' of Variance_Reduction is -1: it is taken off the number of terms, 0 ... 16777216", "Variance_Reduction",
-     ""),
+     "argument 'K' of Variance_Reduction is -1: it is taken off the number of terms, 0 ... 16777216",
+     "Variance_Reduction", ""),
     ("SoftMax_Reduction(p, 0)", "ArgumentError", "SoftMax_Reduction takes 3 arguments, got 2", "SoftMax_Reduction",
      "it is SoftMax_Reduction(F, cat, G): SoftMax has no integer parameter K"),
     ("SoftMax_Reduction(x, 0, y)", "DimensionError", "SoftMax takes a formula of dimension 1, got 3",
@@ -572,7 +572,8 @@ def test_a_reduction_with_an_integer_parameter(table):
         ("Least_Reduction(x, p, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, [3], 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
         ("Least_Reduction(x, 3/2, 0)", "argument 'K' of Least_Reduction must be an integer constant", ""),
-        ("Least_Reduction(x, 0, 0)", "argument 'K' of Least_Reduction is 0: so many terms are kept, 1 ... 16777216", ""),
+        ("Least_Reduction(x, 0, 0)",
+         "argument 'K' of Least_Reduction is 0: so many terms are kept, 1 ... 16777216", ""),
     ]:  # fmt: skip
         with pytest.raises(dred.ArgumentError) as caught:
             reduction(text, GIVEN)

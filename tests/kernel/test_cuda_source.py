@@ -22,7 +22,7 @@ from dred.kernel.cuda_source import Source
 from dred.kernel.cuda_text import literal
 from dred.kernel.lower import lower
 from dred.kernel.output import Output
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import CHAIN, KernelSpec
 from tests.kernel.cuda_cases import (
     CASES,
     HUGE,
@@ -232,7 +232,7 @@ def test_special_values(built, name, dtype):
 
 @needs_compiler
 def test_state_is_kept_in_double(built):
-    """Equal float32 terms: a chain of 32 errs by less than 5e-7, and nothing is lost between chains (float32: 2e-6)."""
+    """Equal float32 terms: a chain errs by less than 5e-7, and nothing is lost between chains (float32: 2e-6)."""
     N, tenth = 50_000, np.float32(0.1)
     arrays = {
         "x": np.ones((1, 3), "f4"),
@@ -265,8 +265,8 @@ BUGS = {
     "none": lambda text: text,
     "no barrier before staging": lambda text: text.replace(BARRIER, "", 1),
     "no barrier after staging": lambda text: text.replace(BARRIER, "@", 1).replace(BARRIER, "").replace("@", BARRIER),
-    "a chain one too long": lambda text: text.replace("count - c0 >= 32", "count - c0 >= 31"),
-    "a chain one too short": lambda text: text.replace("t < 32", "t < 31"),
+    "a chain one too long": lambda text: text.replace(f"count - c0 >= {CHAIN}", f"count - c0 >= {CHAIN - 1}"),
+    "a chain one too short": lambda text: text.replace(f"t < {CHAIN}", f"t < {CHAIN - 1}"),
     "the last column left out": lambda text: text.replace("t < count", "t < count - 1"),
     "a tile too few": lambda text: text.replace("j0 < stop", "j0 + 256 < stop"),
     "a tile's record off by one": lambda text: text.replace("min(j0 + t, end - 1)", "min(j0 + t, end - 2)"),
@@ -295,7 +295,7 @@ def planted(tmp_path_factory):
 def test_planted_bugs_are_found(planted, bug):
     sources, library = planted
     wrong = 0
-    for M, N, splits in ((1100, 31 + 32 * 3, 1), (129, 3 * 256 + 35, 2)):
+    for M, N, splits in ((1100, CHAIN * 4 - 1, 1), (129, 3 * 256 + 35, 2)):
         case = gaussian(3, 1)
         arrays = data(case, M, N, "float32")
         state = np.zeros((1, M + 1))  # one row beyond, which nobody may touch

@@ -1,4 +1,4 @@
-// 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 32
+// 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 16
 typedef long long i64;
 
 __device__ __forceinline__ void dred_join0(double& a0, const double b0) {
@@ -63,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
       }
       __syncthreads();
       #pragma unroll 1
-      for (int c0 = 0; c0 < count; c0 += 32) {
+      for (int c0 = 0; c0 < count; c0 += 16) {
         float run0[8];
         #pragma unroll
         for (int r = 0; r < 8; r++) {
@@ -85,9 +85,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
             run0[r] = t20;
           }
         };
-        if (count - c0 >= 32) {
+        if (count - c0 >= 16) {
           #pragma unroll 4
-          for (int t = 0; t < 32; t += 1) {
+          for (int t = 0; t < 16; t += 1) {
             columns(c0 + t);
           }
         } else {
