@@ -297,16 +297,25 @@ def check_compiled(case: Case, architecture: str) -> None:
 @needs_nvrtc
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_nvrtc_compiles_without_spills(name):
-    """For the architectures in turn; all of them are in the slow tier."""
+    """A few cases, for the architectures in turn."""
     for n, case in enumerate([case for case in FAST if case.reduction == name][:4]):
         check_compiled(case, ARCHITECTURES[n % 3])
 
 
 @needs_nvrtc
 @pytest.mark.slow
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_nvrtc_compiles_all_without_spills(name):
+    """Each case for one of the architectures in turn; the soak tier takes all of them."""
+    for n, case in enumerate([case for case in every_case() if case.reduction == name]):
+        check_compiled(case, ARCHITECTURES[n % 3])
+
+
+@needs_nvrtc
+@pytest.mark.soak
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", REDUCTIONS)
-def test_nvrtc_compiles_all_without_spills(name, architecture):
+def test_nvrtc_compiles_all_for_every_architecture(name, architecture):
     for case in every_case():
         if case.reduction == name:
             check_compiled(case, architecture)
