@@ -42,6 +42,11 @@ class Field:
     over: tuple[str, ...] = ("F",)
 
 
+def stored(kind: str, dtype: str, acc: str) -> str:
+    """The type in which fields of a kind are kept, for a compute type and an accumulator's type."""
+    return {"value": dtype, "sum": acc}.get(kind, "int64")
+
+
 @dataclass(frozen=True)
 class Monoid:
     """States that can be merged in any order: associative, commutative up to rounding, with a neutral element.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dred.formula.node import I, J
 from dred.kernel.primitives import PRIMITIVES
+from dred.reductions import stored
 
 IJ = I | J
 
@@ -227,7 +228,7 @@ class StateField(NamedTuple):
 
     def stored(self, dtype: str, acc: str) -> str:
         """Type of the array."""
-        return {"value": dtype, "sum": acc}.get(self.kind, "int64")
+        return stored(self.kind, dtype, acc)
 
     @property
     def number(self) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dred.kernel.interpret import array_text
 from dred.kernel.spec import KernelSpec
-from dred.reductions import NONE, REDUCTIONS
+from dred.reductions import NONE, REDUCTIONS, stored
 
 State = tuple[NDArray[Any], ...]
 
@@ -87,5 +87,4 @@ def array_module(array: Any) -> Any:
 
 def empty(spec: KernelSpec, M: int) -> State:
     """The state of M rows that have met no term: per field an array (size, M)."""
-    types = [{"value": spec.dtype, "sum": spec.acc}.get(field.kind, "int64") for field in spec.fields]
-    return tuple(np.full((f.size, M), f.identity, t) for f, t in zip(spec.fields, types, strict=True))
+    return tuple(np.full((f.size, M), f.identity, stored(f.kind, spec.dtype, spec.acc)) for f in spec.fields)
