@@ -36,6 +36,7 @@ ORDER = [
     "dred.kernel.primitives",
     "dred.kernel.ir",
     "dred.kernel.spec",
+    "dred.kernel.hoist",
     "dred.kernel.pieces",
     "dred.kernel.lower",
     "dred.kernel.interpret",

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,7 @@ def thread_count() -> int:
 
 def source(spec: KernelSpec) -> str:
     """The LLVM IR of a kernel: the same text on every machine."""
-    return render(lower(spec, UNROLL), spec.dtype, spec.acc, spec.chain).text
+    return render(lower(spec, UNROLL, hoist=True), spec.dtype, spec.acc, spec.chain).text
 
 
 def fold(
@@ -125,8 +127,9 @@ def fold(
         return new
     arrays = _checked(spec, arrays, M, N)
     kernel = compiled(spec)
+    careful = partial(compiled, spec, hoist=False)
     shares = list(_shares(kernel, M, N, thread_count() if threads is None else threads))
-    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, (i0, j0), stop) for share in shares])  # type: ignore[misc]
+    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, (i0, j0), stop, careful) for share in shares])  # type: ignore[misc]
     return new
 
 
@@ -142,17 +145,18 @@ def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -
     return [np.ascontiguousarray(a) for a in arrays]
 
 
-def compiled(spec: KernelSpec) -> Compiled:
+def compiled(spec: KernelSpec, hoist: bool = True) -> Compiled:
     """The machine code of a kernel, compiled once per process however many threads ask."""
-    if (found := _find(spec.digest)) is not None:
+    key = spec.digest if hoist else f"{spec.digest} with all factors inside"
+    if (found := _find(key)) is not None:
         return found
     with _compile:
-        if (found := _find(spec.digest)) is not None:
+        if (found := _find(key)) is not None:
             return found
-        kernel = lower(spec, UNROLL)
+        kernel = lower(spec, UNROLL, hoist)
         new = build(render(kernel, spec.dtype, spec.acc, spec.chain), kernel.cost)
         with _lookup:
-            _kernels[spec.digest] = new
+            _kernels[key] = new
             while len(_kernels) > CACHED:
                 _kernels.popitem(last=False)
         return new
@@ -212,20 +216,38 @@ def _calls(
     spans: Sequence[Span],
     numbers: tuple[int, int],
     stop: Any,
+    careful: Callable[[], Compiled] | None = None,
 ) -> None:
-    """Folds one share: one batch, one interval per call."""
-    scratch = np.empty(kernel.program.scratch + 64, np.uint8)
+    """Folds one share: one batch, one interval per call; `careful` is what goes on where sums are not finite."""
+    program = kernel.program
+    scratch = np.empty(program.scratch + 64, np.uint8)
     aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
     variables = _pointers(arrays)
     states = _pointers(state)
     strides = np.zeros(1 + len(arrays), np.int64)
     pitch = state[0].shape[1]
+    tiles = -(-max(last - first for first, last, _, _ in spans) // program.lanes) if spans else 0
+    redo = np.full((tiles if program.hoisted else 0, 2), -1, np.int64)
     for first, last, start, end in spans:
         if stop.is_set():
             return
-        items, intervals = np.array([[0, first, last, 0, 1]], np.int64), np.array([[start, end]], np.int64)
+        items, intervals = np.array([[0, first, last, 0, 1, 0]], np.int64), np.array([[start, end]], np.int64)
         tables = (strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data)
-        kernel.function(variables, *tables, states, pitch, aligned, *numbers)
+        kernel.function(variables, *tables, states, pitch, aligned, *numbers, redo.ctypes.data)
+        if careful and program.hoisted and (again := list(_again(redo, program.lanes, first, last, end))):
+            _calls(careful(), arrays, state, again, numbers, stop)
+            redo[:] = -1
+
+
+def _again(redo: NDArray[np.int64], lanes: int, first: int, last: int, end: int) -> Iterator[Span]:
+    """What is left of one call, rows that go on from the same column together."""
+    starts = redo[: -(-(last - first) // lanes), 1]
+    if starts.max() < 0:
+        return
+    cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1), len(starts)]
+    for n, m in pairwise(cuts):
+        if starts[n] >= 0:
+            yield first + int(n) * lanes, min(first + int(m) * lanes, last), int(starts[n]), end
 
 
 def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:

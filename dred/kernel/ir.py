@@ -196,6 +196,12 @@ class Graph:
         return None
 
 
+def contract(graph: Graph, total: Expr, term: Expr) -> Expr:
+    """`total + term`, fused where the term is a product that could not be hoisted: all that introduces fma."""
+    fused = term.op == "mul" and total.axes | term.axes == term.axes
+    return graph.make("fma", *term.args, total) if fused else graph.make("add", total, term)
+
+
 def walk(roots: Sequence[Expr]) -> list[Expr]:
     """Every expression below `roots` once, in order of creation (arguments first)."""
     seen: dict[int, Expr] = {}
@@ -236,6 +242,20 @@ class StateField(NamedTuple):
         return self.kind == "index"
 
 
+class Post(NamedTuple):
+    """What the sums of a chain are multiplied with before they join the state: `scale * factor`.
+
+    Attributes
+    ----------
+    scale : float
+    factor : Expr or None
+        Varies with the row alone, or with nothing.
+    """
+
+    scale: float = 1.0
+    factor: Expr | None = None
+
+
 class Root(NamedTuple):
     """Fields of the state that advance together: their component `index`, for every turn of its loops.
 
@@ -263,6 +283,8 @@ class Root(NamedTuple):
         Whether the state `other` comes before the state `state`: over leaves in the compute type and numbers.
     near : Expr or None
         What `before` implies, and takes less: it compares values alone.
+    posts : tuple of Post
+        For each field; or empty: nothing has left the terms.
     """
 
     part: int
@@ -274,6 +296,7 @@ class Root(NamedTuple):
     places: int = 1
     before: Expr | None = None
     near: Expr | None = None
+    posts: tuple[Post, ...] = ()
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -323,3 +346,13 @@ class Kernel(NamedTuple):
     def steps(self) -> list[Expr]:
         """All that is computed at a pair."""
         return [e for root in self.roots for e in root.steps]
+
+    @property
+    def posts(self) -> list[Expr]:
+        """All that sums are multiplied with."""
+        return [post.factor for root in self.roots for post in root.posts if post.factor is not None]
+
+    @property
+    def hoisted(self) -> bool:
+        """Whether sums that are not finite have to be computed again, by the kernel with all factors inside."""
+        return any(root.posts for root in self.roots)

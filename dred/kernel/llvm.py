@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dred.formula.node import I
-from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Post, walk
 from dred.kernel.llvm_math import declared
 from dred.kernel.llvm_state import Cells, StateText
 from dred.kernel.llvm_values import Operand, Values, below
 
-SIGNATURE = "pppllpplpll"  # of `fold`: p a pointer, l a 64-bit integer
+SIGNATURE = "pppllpplpllp"  # of `fold`: p a pointer, l a 64-bit integer
 _ARGUMENTS = (
     "ptr %vars, ptr %batch_strides, ptr %items, i64 %first, i64 %last, "
-    "ptr %intervals, ptr %states, i64 %pitch, ptr noalias %scratch, i64 %row0, i64 %column0"
+    "ptr %intervals, ptr %states, i64 %pitch, ptr noalias %scratch, i64 %row0, i64 %column0, "
+    "ptr %redo"
 )
 _ROWS_BYTES, _ROWS_MOST = 1 << 20, 1024
 _PANEL_BYTES, _PANEL_MOST = 1 << 19, 4096
@@ -24,19 +25,21 @@ class Program(NamedTuple):
     """LLVM IR text and what its caller must know.
 
     The text defines `fold(vars, batch_strides, items, first, last, intervals, states, pitch, scratch, row0,
-    column0)`, which folds
-    the columns of its intervals into the states of the rows of items number first ... last - 1. Tables are int64,
+    column0, redo)`, which folds the columns of its intervals into the states of the rows of items number first ... last - 1. Tables are int64,
     C-contiguous.
 
     ==============  ====================================================================================
     vars            base pointer of each variable, by position
     batch_strides   elements from one batch to the next (0: all batches share it): state, then variables
-    items           rows of (batch, first row, one past the last row, first interval, one past the last)
+    items           rows of (batch, first row, one past the last row, first interval, one past the last, first row of
+                    redo)
     intervals       rows of (first column, one past the last)
     states          base pointer of each state field, an array (size, rows) whose rows are contiguous
     pitch           elements from one component of a state field to the next
     scratch         `scratch` bytes, aligned to 64, for this call alone
     row0, column0   global numbers of the first row and of the first column of the arrays
+    redo            rows of (interval, column), one per `lanes` rows of an item: -1 before; then where the kernel with
+                    all factors inside has to go on, as sums of this one are not finite. For hoisted programs alone
     ==============  ====================================================================================
 
     Attributes
@@ -49,6 +52,8 @@ class Program(NamedTuple):
     panel : int
         Columns whose records are staged together, a multiple of the chain. Bits do not change when an interval is
         folded in several calls, cut at multiples of the chain from its beginning.
+    hoisted : bool
+        Whether `redo` is read and written.
     """
 
     text: str
@@ -56,6 +61,7 @@ class Program(NamedTuple):
     rows: int
     lanes: int
     panel: int
+    hoisted: bool = False
 
 
 def render(kernel: Kernel, dtype: str, acc: str, chain: int) -> Program:
@@ -99,6 +105,7 @@ class _Fold(StateText):
         self.state_base: list[str] = []
         self.row = self.tile = self.column = ""
         self.tile_row = self.panel_column = self.column_number = ""  # numbers within the arrays
+        self.interval = self.redo = self.redo_at = self.item_row = ""
         self.chain_column = ""  # number within the chain
         self.running: Cells = {}
 
@@ -114,7 +121,7 @@ class _Fold(StateText):
             for n, words in enumerate(("", "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
-        return Program(self.declarations() + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel)
+        return Program(self.declarations() + text + attributes, self.nbytes, self.rows, self.lanes.width, self.panel, self.kernel.hoisted)
 
     # sizes ------------------------------------------------------------------------------------------------------------
 
@@ -146,8 +153,10 @@ class _Fold(StateText):
     # items, blocks of rows, panels of columns -------------------------------------------------------------------------
 
     def _item(self, item: str, _: list[str]) -> list[str]:
-        entry = self.at("%items", self.integer("mul", item, 5), element="i64")
-        batch, first, last, interval, intervals = (self._table(entry, k) for k in range(5))
+        entry = self.at("%items", self.integer("mul", item, 6), element="i64")
+        batch, first, last, interval, intervals, tile = (self._table(entry, k) for k in range(6))
+        self.redo_at = self.at("%redo", self.integer("mul", tile, 2), element="i64")
+        self.item_row = first
         self.state_base = [self._batch("%states", f, batch, 0, self.element(f)) for f in self.numbers]
         for ind in sorted({ind for ind, _, _ in self.kernel.loads}):
             self.base[ind] = self._batch("%vars", ind, batch, 1 + ind, self.one.scalar)
@@ -169,7 +178,8 @@ class _Fold(StateText):
         count = self.smaller(self.integer("sub", last, row), self.rows)
         self._stage_rows(row, count)
 
-        def panel(column: str, stop: str) -> list[str]:
+        def panel(interval: str, column: str, stop: str) -> list[str]:
+            self.interval = interval
             size = self.smaller(self.integer("sub", stop, column), self.panel)
             self.panel_column = column
             self._stage_columns(column, size)
@@ -179,7 +189,7 @@ class _Fold(StateText):
         def span(v: str, _: list[str]) -> list[str]:
             entry = self.at("%intervals", self.integer("mul", v, 2), element="i64")
             start, stop = self._table(entry, 0), self._table(entry, 1)
-            self.loop(start, stop, self.panel, [], lambda column, _: panel(column, stop))
+            self.loop(start, stop, self.panel, [], lambda column, _: panel(v, column, stop))
             return []
 
         self.loop(interval, intervals, 1, [], span)
@@ -234,7 +244,17 @@ class _Fold(StateText):
     # tiles and chains -------------------------------------------------------------------------------------------------
 
     def _tile(self, row: str, at: str, count: str, size: str) -> list[str]:
-        """All columns of a panel for one tile of rows."""
+        """All columns of a panel for one tile of rows, unless it waits for being done again."""
+        if not self.kernel.hoisted:
+            return self._columns_of(row, at, count, size)
+        before = self.integer("sub", self.integer("add", row, at), self.item_row)
+        tile = self.integer("mul", self.integer("sdiv", before, self.lanes.width), 2)
+        self.redo = self.at(self.redo_at, tile, element="i64")
+        waits = self.load("i64", self.redo, 8)
+        self.when(self.put(f"icmp slt i64 {waits}, 0"), lambda: self._columns_of(row, at, count, size))
+        return []
+
+    def _columns_of(self, row: str, at: str, count: str, size: str) -> list[str]:
         first = self.tile_row = self.integer("add", row, at)
         left = self.smaller(self.integer("sub", count, at), self.lanes.width)
         tile = self.integer("mul", at, self.kernel.size_i)
@@ -246,8 +266,39 @@ class _Fold(StateText):
             self.loop(full, size, self.chain, [], lambda column, _: self._chain(column, self._rest(column, size), 1))
         else:
             self.loop(0, size, self.chain, [], lambda column, _: self._chain(column, self._rest(column, size), 1))
-        self.copy_states(self.state_base, first, left, load=False)
+
+        def keep() -> None:
+            self.copy_states(self.state_base, first, left, load=False)
+
+        def again() -> None:
+            self.store("i64", self.interval, self.redo, 8)
+            self.store("i64", self.panel_column, self.at(self.redo, 1, element="i64"), 8)
+
+        if self.kernel.hoisted:
+            finite = self._finite(left)
+            self.when(finite, keep)
+            self.when(self.put(f"xor i1 {finite}, true"), again)
+        else:
+            keep()
         return []
+
+    def _finite(self, count: str) -> str:
+        """Whether all sums that something has left are finite, in the lanes that are rows."""
+        fields = {f for root in self.kernel.roots for f, post in zip(root.fields, root.posts) if post != Post()}
+        wide, width = self.wide, self.lanes.width
+
+        def component(k: str, held: list[str]) -> list[str]:
+            value = self.load(wide.type, self.at(self.state_at[f], self.integer("mul", k, width), element=wide.scalar), 64)
+            return [self.put(f"fadd {wide.type} {held[0]}, {self.put(f'fsub {wide.type} {value}, {value}')}")]
+
+        total = wide.literal(0.0)
+        for f in sorted(fields):
+            (total,) = self.loop(0, self.kernel.fields[f].size, 1, [(wide.type, total)], component)
+        bits = f"i{width}"
+        lost = self.put(f"bitcast {wide.mask} {self.put(f'fcmp uno {wide.type} {total}, {total}')} to {bits}")
+        rows = self.put(f"trunc i64 {self.integer('shl', 1, count)} to {bits}")
+        rows = self.put(f"sub {bits} {rows}, 1")
+        return self.put(f"icmp eq {bits} {self.put(f'and {bits} {lost}, {rows}')}, 0")
 
     def _rest(self, column: str, size: str) -> str:
         return self.smaller(self.integer("sub", size, column), self.chain)
@@ -345,7 +396,7 @@ class _Fold(StateText):
                 flat = [n for n in group if n in self.flat]
                 merged = {}
                 for n in flat:
-                    values = [self.widened(f, running[f, roots[n].index]) for f in roots[n].fields]
+                    values = self._widened(n, [running[f, roots[n].index] for f in roots[n].fields])
                     merged[n] = self.merge_root(n, values)
                 for n in group:
                     if n in self.looped:
@@ -355,6 +406,19 @@ class _Fold(StateText):
                 for n in flat:
                     for f, value in zip(roots[n].fields, merged[n], strict=True):
                         self.write_state(f, roots[n].index, value)
+
+    def _widened(self, n: int, running: Sequence[str]) -> list[str]:
+        """Running values as they are merged: with the factors that have left the terms."""
+        root, wide = self.kernel.roots[n], self.wide
+        out = [self.widened(f, value) for f, value in zip(root.fields, running, strict=True)]
+        for k, post in enumerate(root.posts):
+            if post.scale != 1.0:
+                out[k] = self.put(f"fmul {wide.type} {out[k]}, {wide.literal(post.scale)}")
+            if post.factor is not None:
+                with self.pairs.scope():
+                    factor = self.cast(self.pairs.get(post.factor), self.one.scalar, wide.scalar)
+                out[k] = self.put(f"fmul {wide.type} {out[k]}, {factor}")
+        return out
 
     def _heads_of_merge(self, n: int) -> list[Expr]:
         """What the merge of a large root computes once for all components."""
@@ -366,8 +430,7 @@ class _Fold(StateText):
     def _join_component(self, n: int) -> None:
         root = self.kernel.roots[n]
         with self.merged.scope():
-            running = zip(root.fields, self._get_terms(n), strict=True)
-            merged = self.merge_root(n, [self.widened(f, value) for f, value in running])
+            merged = self.merge_root(n, self._widened(n, self._get_terms(n)))
             for f, value in zip(root.fields, merged, strict=True):
                 self.write_state(f, root.index, value)
 

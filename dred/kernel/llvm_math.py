@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dred.formula.construct import nearest
-from dred.kernel.primitives import PRIMITIVES
+from dred.kernel.primitives import PRIMITIVES, SHIFT
 
 Put = Callable[[str], str]
 """Writes an instruction and returns the name of its result."""
@@ -227,7 +227,31 @@ def _exp(put: Put, lanes: Lanes, x: str) -> str:
     return put(f"fmul {T} {put(f'fmul {T} {p}, {power}')}, {power}")
 
 
-_OWN: dict[str, Callable[..., str]] = {"min": _minimum, "max": _maximum, "exp": _exp}
+# 2^r for |r| <= 1/2 with 2^0 = 1, lowest power first: least relative error, 2^-23.4 and 2^-57.7
+_EXP2S = {
+    "float32": (1.0, 0.6931469775988589, 0.24022242085172796, 0.05550734743690516, 0.009671512648929905,
+                0.0013264727065510234),
+    "float64": (1.0, 0.693147180559945309, 0.240226506959101596, 0.055504108664821627, 0.00961812910758725667,
+                0.00133335581464064707, 0.000154035304637243542, 0.0000152527338415567726, 1.32154325359123762e-6,
+                1.01780570877339411e-7, 7.07419429728852101e-9, 4.45581790833606449e-10),
+}  # fmt: skip
+
+
+def _exp2s(put: Put, lanes: Lanes, a: str) -> str:
+    """2^(a + SHIFT) = 2^n 2^r, a + SHIFT = n + r: n is never below a normal number's exponent, nor is it above."""
+    T, I, bits = lanes.type, lanes.integer, _EXP[lanes.dtype].mantissa
+    # adding 1.5 * 2^mantissa rounds to an integer and leaves it in the low bits, as the exponent is stored
+    magic = lanes.literal(1.5 * 2**bits + SHIFT[lanes.dtype] + _EXP[lanes.dtype].bias)
+    t = put(f"fadd {T} {a}, {magic}")
+    r = put(f"fsub {T} {a}, {put(f'fsub {T} {t}, {magic}')}")
+    p = lanes.literal(_EXP2S[lanes.dtype][-1])
+    for coefficient in _EXP2S[lanes.dtype][-2::-1]:
+        p = operation(put, lanes, "fma", (p, r, lanes.literal(coefficient)))
+    power = put(f"shl {I} {put(f'bitcast {T} {t} to {I}')}, {lanes.integers(bits)}")
+    return put(f"fmul {T} {p}, {put(f'bitcast {I} {power} to {T}')}")
+
+
+_OWN: dict[str, Callable[..., str]] = {"min": _minimum, "max": _maximum, "exp": _exp, "exp2s": _exp2s}
 
 
 _CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")

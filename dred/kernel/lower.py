@@ -13,7 +13,8 @@ from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
 from dred.formula.syntax import evaluate, parse_once, words
-from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, Slot, StateField, walk
+from dred.kernel.hoist import hoisted
+from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, Slot, StateField, contract, walk
 from dred.kernel.pieces import Nest, Piece, Split, divided
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
@@ -241,13 +242,7 @@ def scalar_text(graph: Graph, text: str, names: dict[str, Expr], entry: str) -> 
     return evaluate(parse_once(text), graph.const, name, call)
 
 
-def contract(graph: Graph, total: Expr, term: Expr) -> Expr:
-    """`total + term`, fused where the term is a product that could not be hoisted: all that introduces fma."""
-    fused = term.op == "mul" and total.axes | term.axes == term.axes
-    return graph.make("fma", *term.args, total) if fused else graph.make("add", total, term)
-
-
-def lower(spec: KernelSpec, unroll: int) -> Kernel:
+def lower(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
     """The kernel of a spec.
 
     Parameters
@@ -257,25 +252,30 @@ def lower(spec: KernelSpec, unroll: int) -> Kernel:
         Vectors of at most this many components are unrolled, longer ones become loops. Loops in loops may compute
         the same again and again, as the inner vector of a matrix times a matrix times a vector: where that is half
         of the work, more are unrolled.
+    hoist : bool
+        Whether terms are rewritten for speed: see `dred.kernel.hoist.hoisted`.
     """
-    kernel = lowered(spec, unroll)
+    kernel = lowered(spec, unroll, hoist)
     while unroll < MOST_UNROLLED and any(e.free for folds in kernel.folds.values() for e in folds):
         unroll *= 2
-        longer = lowered(spec, unroll)
+        longer = lowered(spec, unroll, hoist)
         kernel = longer if 2 * longer.cost < kernel.cost else kernel
     return kernel
 
 
-def lowered(spec: KernelSpec, unroll: int) -> Kernel:
+def lowered(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
     """The kernel with vectors of exactly so many components unrolled."""
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n)]
-    tops = [e for root in roots for e in root.steps]
+    if hoist:
+        roots = hoisted(lowering.graph, roots, spec.dtype)
+    steps = [e for root in roots for e in root.steps]
+    tops = [*steps, *(post.factor for root in roots for post in root.posts if post.factor is not None)]
     merges = [e for root in roots for e in root.merge]
     frontier = _frontier(tops)
     slots = {axes: [e for e in frontier if e.axes == axes] for axes in (I, J)}
     placed = {axes: _placed(slots[axes]) for axes in (I, J)}
-    pair = [e for e in walk(tops) if e.axes == IJ]
+    pair = [e for e in walk(steps) if e.axes == IJ]
     everything = walk([*tops, *merges])
     return Kernel(
         fields=tuple(StateField(f.kind, f.size, f.identity) for f in spec.fields),

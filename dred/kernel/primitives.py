@@ -31,6 +31,13 @@ def _erf(a: Any) -> Any:
     return np.frompyfunc(math.erf, 1, 1)(a)
 
 
+SHIFT = {"float32": 24, "float64": 53}  # `exp2s` is larger than the power of 2 by so many bits: no result is denormal
+
+
+def _exp2s(a: Any) -> Any:
+    return np.exp2(a + SHIFT[np.asarray(a).dtype.name])
+
+
 @dataclass(frozen=True)
 class Primitive:
     """One scalar operation.
@@ -104,6 +111,8 @@ PRIMITIVES: dict[str, Primitive] = {
     "round": _intrinsic("round", "round", _away_from_zero, 4),
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
     "exp": Primitive(1, np.exp, "", "exp{f}({0})", 12),
+    # 2^(a + SHIFT), for a in `hoist.RANGES` alone: 0 at the lower end, infinite at the upper one
+    "exp2s": Primitive(1, _exp2s, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", 10),
     "expm1": _library("expm1", np.expm1, 60),
     "log": _library("log", np.log, 40),
     "log1p": _library("log1p", np.log1p, 60),

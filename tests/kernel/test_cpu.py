@@ -242,7 +242,9 @@ def call(kernel, arrays, strides, items, intervals, states, pitch):
     pointers = [(ctypes.c_void_p * len(a))(*(x.ctypes.data for x in a)) for a in (arrays, states)]
     tables = [np.ascontiguousarray(t, np.int64) for t in (strides, items, intervals)]
     s, i, v = (t.ctypes.data for t in tables)
-    kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address, 0, 0)
+    redo = np.full((sum(-(-(last - first) // kernel.program.lanes) for _, first, last, *_ in items), 2), -1, np.int64)
+    kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address, 0, 0, redo.ctypes.data)
+    return redo
 
 
 def test_batches_and_intervals_are_data():
@@ -252,8 +254,9 @@ def test_batches_and_intervals_are_data():
     shared = {3, 5}  # g and p are the same for all batches
     arrays = [np.stack([e[k] for e in each]) if k not in shared else each[0][k] for k in range(len(each[0]))]
     strides = [3 * M] + [0 if k in shared else each[0][k].size for k in range(len(arrays))]
-    # batch, rows, intervals: the first batch whole, the second in two intervals, the third in two blocks of rows
-    items = [(0, 0, M, 0, 1), (1, 0, M, 1, 3), (2, 0, 17, 0, 1), (2, 17, M, 2, 3)]
+    # batch, rows, intervals, tiles before: the first batch whole, the second in two intervals, the third in two blocks
+    # of rows
+    items = [(0, 0, M, 0, 1, 0), (1, 0, M, 1, 3, 2), (2, 0, 17, 0, 1, 4), (2, 17, M, 2, 3, 6)]
     intervals = [(0, N), (3, 40), (77, 78)]
     state = np.ones((B, 3, M))
     call(cpu.compiled(spec), arrays, strides, items, intervals, [state], M)
@@ -263,7 +266,7 @@ def test_batches_and_intervals_are_data():
             a = each[0 if k in shared else b][k].astype(np.float64)
             shaped.append(np.expand_dims(a, {0: (0, 1), 1: (1,), 2: (0,)}[spec.level(v.cat)]))
         values = FORMULAS["outer"][1](*shaped)
-        for _, first, last, low, high in (item for item in items if item[0] == b):
+        for _, first, last, low, high, _ in (item for item in items if item[0] == b):
             want = 1 + sum(values[first:last, start:stop].sum(1) for start, stop in intervals[low:high])
             close(state[b, :, first:last].T, want, "float32")
 
@@ -272,7 +275,7 @@ def test_rows_outside_an_item_are_not_touched():
     spec = make(FORMULAS["gaussian"][0])
     arrays = data(spec, 50, 40)
     state = np.full((1, 64), 5.0)  # a pitch that is larger than the rows
-    call(cpu.compiled(spec), arrays, [0] * 7, [(0, 3, 22, 0, 1)], [(0, 40)], [state], 64)
+    call(cpu.compiled(spec), arrays, [0] * 7, [(0, 3, 22, 0, 1, 0)], [(0, 40)], [state], 64)
     assert (state[0, :3] == 5).all()
     assert (state[0, 22:] == 5).all()
     close(state[:, 3:22].T, expected("gaussian", spec, arrays)[3:22] + 5, "float32")
@@ -293,9 +296,9 @@ def exponential_of_pairs(values):
     """The same, computed for pairs in SIMD lanes, where the other one is of records."""
     dtype = str(values.dtype)
     f = formula("Exp(x*y)", ["x=Vi(0,1)", "y=Vj(1,1)"])
-    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    spec = KernelSpec.of(f.node, "Max", 1, dtype, "float64", variables=f.variables)  # sums have one of their own
     M = len(values)
-    return fold(spec, [values[:, None], np.ones((1, 1), dtype)], M, 1)[:, 0]
+    return fold(spec, [values[:, None], np.ones((1, 1), dtype)], M, 1)[:, 0].astype(np.float64)
 
 
 def ulps32(values):

@@ -1,0 +1,200 @@
+"""Rewriting the terms of sums for speed: factors of a row leave the sum, scales of exponentials cost nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from dred.formula.node import I
+from dred.kernel.ir import IJ, Expr, Graph, Post, Root, contract, walk
+from dred.kernel.primitives import SHIFT
+
+Factors = tuple[Fraction, list[Expr]]
+"""A product: a number and what else there is."""
+
+LOG2E = Fraction(1.4426950408889634)
+# below these a value that is not finite leaves none that is: of "div", the numerator
+_OPEN = frozenset({"add", "sub", "mul", "neg", "div", "fma", "fold"})
+_NONNEGATIVE = frozenset({"add", "mul", "div", "fma", "fold", "fold_max", "fold_min", "min"})  # of such arguments
+
+
+class _Range(NamedTuple):
+    """Exponents that `exp2s` takes: at `low` it is 0, at `high` infinite."""
+
+    low: float
+    high: float
+
+
+RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
+
+
+def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
+    """The roots with rewritten terms: equal to the given ones, up to rounding, where the new sums are finite.
+
+    A sum of rewritten terms that is not finite may be so only because partial products were taken in another order,
+    because a factor was left out, or because the exponential of a large argument was cut off. Then it has to be
+    computed from the given roots.
+
+    - Factors that vary with the row alone, and numbers, leave the sum (`Root.posts`).
+    - What several sums have in common is multiplied first, and once.
+    - `exp(c * q)`, where c varies with the row at most, is `exp2s(c' * q)` with c' = c log2(e) staged. That costs an
+      error of |c q| eps, as computing the argument does.
+
+    Parameters
+    ----------
+    graph : Graph
+        That of the roots.
+    roots : sequence of Root
+    dtype : str
+
+    Returns
+    -------
+    list of Root
+    """
+    sums = {(r, n): term for r, root in enumerate(roots) for n in range(len(root.steps)) if (term := _sum(root, n))}
+    rewriting = _Rewriting(graph, dtype, _kept(roots, sums))
+    products = {key: rewriting.flat(rewriting.rewritten(term)) for key, term in sums.items()}
+    shared = Counter(e for _, factors in products.values() for e in {f.id for f in factors})
+
+    def order(f: Expr) -> tuple[int, int, bool, int]:
+        return -shared[f.id], len(f.free), f.axes == IJ, f.id
+
+    out = list(roots)
+    for (r, n), (number, factors) in products.items():
+        term = rewriting.product(sorted((f for f in factors if f.axes & ~I), key=order))
+        if term is sums[r, n] or not (number == 0 or 1e-300 < abs(number) < 1e300):
+            continue
+        root = out[r]
+        (state,) = (a for a in root.steps[n].args if a.op == "state")
+        rest = [f for f in factors if not f.axes & ~I]
+        posts = list(root.posts or [Post()] * len(root.steps))
+        posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+        terms, steps = list(root.terms), list(root.steps)
+        terms[n], steps[n] = term, contract(graph, state, term)
+        out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
+    return out
+
+
+def _sum(root: Root, n: int) -> Expr | None:
+    """The term of a field that is a plain sum over pairs."""
+    if root.places > 1 or root.terms[n].axes != IJ or root.terms[n].result != "value":
+        return None
+    step, merge = root.steps[n], root.merge[n]
+    own = [a for a in step.args if a.op == "state"]
+    plain = step.op in ("add", "fma") and merge.op == "add" and sorted(a.op for a in merge.args) == ["other", "state"]
+    return root.terms[n] if plain and len(own) == 1 and own[0].attr.field == root.fields[n] else None
+
+
+def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
+    """What is read where a value that is not finite may be lost: there, exponentials stay as they are."""
+    done = set(sums)
+    hidden = [e for r, root in enumerate(roots) for n, e in enumerate(root.steps) if (r, n) not in done]
+    for e in walk([roots[r].terms[n] for r, n in done]):
+        hidden += e.args[1:] if e.op == "div" else () if e.op in _OPEN else e.args
+    return {e.id for e in walk(hidden)}
+
+
+class _Rewriting:
+    def __init__(self, graph: Graph, dtype: str, kept: set[int]) -> None:
+        self.graph, self.range, self.kept = graph, RANGES[dtype], kept
+        self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
+        self.signs: dict[int, bool] = {}
+
+    def rewritten(self, term: Expr) -> Expr:
+        """The term with its exponentials, and its sums over components, rewritten."""
+        open_ = {term.id}
+        for e in reversed(walk([term])):
+            if e.id in open_ and e.op in _OPEN:
+                open_.update(a.id for a in (e.args[:1] if e.op == "div" else e.args))
+        new: dict[int, Expr] = {}
+        for e in walk([term]):
+            if e.id not in open_ or e.axes != IJ:
+                continue
+            args = [new.get(a.id, a) for a in e.args]
+            if e.op == "div":
+                args[1] = e.args[1]
+            if e.op == "exp" and e.id not in self.kept:
+                new[e.id] = self.exp(e.args[0])
+            elif e.op == "fold":
+                new[e.id] = self.fold(e, args[0])
+            elif e.op in _OPEN:
+                new[e.id] = self.graph.make(e.op, *args)
+        return new.get(term.id, term)
+
+    def exp(self, a: Expr) -> Expr:
+        """exp(a): the scale of the argument that varies with the row at most is one factor."""
+        g = self.graph
+        number, factors = self.flat(a)
+        rest = [f for f in factors if not f.axes & ~I]
+        scale, q = g.const(number * LOG2E), self.product([f for f in factors if f.axes & ~I])
+        low, high = map(g.const, self.range)
+        sign = 0  # of a; -1 also where a positive one is made NaN
+        if self.nonnegative(q):
+            sign = -1 if number < 0 or rest else 1
+        if rest:
+            scale = g.make("mul", scale, self.product(rest))
+            if sign:
+                scale = g.make("select", g.make("le", scale, g.const(0)), scale, g.const(math.nan))
+        exponent = g.make("mul", q, scale)
+        if sign <= 0:
+            exponent = g.make("max", low, exponent)
+        if sign >= 0:
+            exponent = g.make("min", high, exponent)
+        return g.make("mul", g.make("exp2s", exponent), self.unit)
+
+    def fold(self, e: Expr, body: Expr) -> Expr:
+        """A sum over components: factors that do not vary with them leave it."""
+        number, factors = self.flat(body)
+        inside = [f for f in factors if e.attr in f.free]
+        outside = [f for f in factors if e.attr not in f.free]
+        if not inside or (not outside and number in (1, -1)):
+            return self.graph.make("fold", body, attr=e.attr)
+        total = self.graph.make("fold", self.product(inside), attr=e.attr)
+        return self.product([self.graph.const(number), *outside, total])
+
+    def flat(self, e: Expr) -> Factors:
+        """The factors of a product, in order; a quotient by what varies with the row alone is one."""
+        number, factors, stack = Fraction(1), list[Expr](), [e]
+        while stack:
+            e = stack.pop()
+            if e.op == "const" and isinstance(e.attr, Fraction):
+                number *= e.attr
+            elif e.axes != IJ and not (e.op == "mul" and e.axes & ~I):
+                factors.append(e)
+            elif e.op == "mul" and e.args[0] is not e.args[1]:
+                stack += reversed(e.args)
+            elif e.op == "neg":
+                number, stack = -number, [*stack, e.args[0]]
+            elif e.op == "div" and not e.args[1].axes & ~I:
+                stack += [self.graph.make("div", self.graph.const(1), e.args[1]), e.args[0]]
+            else:
+                factors.append(e)
+        return number, factors
+
+    def product(self, factors: Sequence[Expr]) -> Expr:
+        total = factors[0] if factors else self.graph.const(1)
+        for f in factors[1:]:
+            total = self.graph.make("mul", total, f)
+        return total
+
+    def nonnegative(self, q: Expr) -> bool:
+        """Whether a value is known not to be below 0."""
+        for e in walk([q]):
+            if e.id in self.signs:
+                continue
+            if e.op == "const":
+                self.signs[e.id] = e.attr >= 0
+            elif e.op in ("mul", "fma") and e.args[0] is e.args[1]:
+                self.signs[e.id] = all(self.signs[a.id] for a in e.args[2:])
+            elif e.op == "max":
+                self.signs[e.id] = any(self.signs[a.id] for a in e.args)
+            elif e.op == "select":
+                self.signs[e.id] = all(self.signs[a.id] for a in e.args[1:])
+            elif e.op in _NONNEGATIVE:
+                self.signs[e.id] = all(self.signs[a.id] for a in e.args)
+            else:
+                self.signs[e.id] = e.op in ("abs", "sqrt", "exp")
+        return self.signs[q.id]
