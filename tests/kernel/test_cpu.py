@@ -293,12 +293,12 @@ def exponential(values):
 
 
 def exponential_of_pairs(values):
-    """The same, computed for pairs in SIMD lanes, where the other one is of records."""
+    """The same, computed for pairs in SIMD lanes, where the other one is of records; in a sum it would be folded."""
     dtype = str(values.dtype)
-    f = formula("Exp(x*y)", ["x=Vi(0,1)", "y=Vj(1,1)"])
-    spec = KernelSpec.of(f.node, "Max", 1, dtype, "float64", variables=f.variables)  # sums have one of their own
+    f = formula("Abs(Exp(x*y))", ["x=Vi(0,1)", "y=Vj(1,1)"])
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
     M = len(values)
-    return fold(spec, [values[:, None], np.ones((1, 1), dtype)], M, 1)[:, 0].astype(np.float64)
+    return fold(spec, [values[:, None], np.ones((1, 1), dtype)], M, 1)[:, 0]
 
 
 def ulps32(values):
