@@ -67,6 +67,10 @@ class Monoid:
         Whether some terms may be merged in the compute type before they join the state.
     kahan : str
         The monoid that does the same with compensated sums; "" where there is none.
+    anchored : tuple of str
+        For each field what a term adds to it, as long as the first field, the reference, stays as it was: over the
+        fields of the term (name followed by 1) and the reference (its name). "": the field goes on as ever. It holds
+        where the sums stay finite.
     """
 
     fields: tuple[Field, ...]
@@ -75,6 +79,7 @@ class Monoid:
     rank: int = 0
     chained: bool = True
     kahan: str = ""
+    anchored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank:
@@ -85,8 +90,13 @@ class Monoid:
     def before(self) -> str:
         """Whether the right state of a ranking comes before the left one."""
         a, q = (f.name for f in self.fields)
-        less = f"{a}1 < {a}0" if self.rank > 0 else f"{a}0 < {a}1"
-        return f"either({less}, both({a}1 == {a}0, {q}1 < {q}0))"
+        return f"either({self.less}, both({a}1 == {a}0, {q}1 < {q}0))"
+
+    @property
+    def less(self) -> str:
+        """The same for a right state whose index is larger, if the left one has met a term that is no NaN."""
+        a = self.fields[0].name
+        return f"{a}1 < {a}0" if self.rank > 0 else f"{a}0 < {a}1"
 
     @property
     def near(self) -> str:
@@ -183,6 +193,7 @@ MONOIDS: Mapping[str, Monoid] = {
         ("max(m1, m0)", _scaled("s")),
         _FACTORS,
         kahan="exponentials_kahan",
+        anchored=("", "exp(m1 - m) * s1"),
     ),
     "exponentials_kahan": Monoid(
         (_REFERENCE, Field("s", "sum", 0.0, "G", ("F", "G")), Field("c", "sum", 0.0, "0", ("F", "G"))),
@@ -195,6 +206,7 @@ MONOIDS: Mapping[str, Monoid] = {
         ("max(m1, m0)", _scaled("z"), _scaled("s")),
         _FACTORS,
         kahan="softmax_kahan",
+        anchored=("", "exp(m1 - m) * z1", "exp(m1 - m) * s1"),
     ),
     "softmax_kahan": Monoid(
         (_REFERENCE, Field("z", "sum", 0.0, "1"), Field("d", "sum", 0.0, "0"),

@@ -195,13 +195,14 @@ def build(program: Program, cost: float = 1.0, cpu: str | None = None, features:
 def _shares(kernel: Compiled, M: int, N: int, threads: int) -> Iterator[list[Span]]:
     """For each thread its rows, in calls that are short enough; columns are cut at multiples of the chain alone."""
     program = kernel.program
-    tiles = -(-M // program.lanes)
+    plan = program.plan
+    tiles = -(-M // plan.tile)
     threads = max(1, min(threads, tiles, int(M * N * kernel.cost / SHARE)))
     most = CALL / kernel.cost  # pairs of a call
-    rows = program.rows * max(1, int(most / (program.rows * N)))
-    columns = program.panel * max(1, int(most / (min(rows, M) * program.panel)))
+    rows = plan.rows * max(1, int(most / (plan.rows * N)))
+    columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
     for t in range(threads):
-        first, last = (min(M, tiles * n // threads * program.lanes) for n in (t, t + 1))
+        first, last = (min(M, tiles * n // threads * plan.tile) for n in (t, t + 1))
         yield [
             (i, min(i + rows, last), j, min(j + columns, N))
             for i in range(first, last, rows)
@@ -226,7 +227,7 @@ def _calls(
     states = _pointers(state)
     strides = np.zeros(1 + len(arrays), np.int64)
     pitch = state[0].shape[1]
-    tiles = -(-max(last - first for first, last, _, _ in spans) // program.lanes) if spans else 0
+    tiles = -(-max(last - first for first, last, _, _ in spans) // program.plan.tile) if spans else 0
     redo = np.full((tiles if program.hoisted else 0, 2), -1, np.int64)
     for first, last, start, end in spans:
         if stop.is_set():
@@ -234,20 +235,20 @@ def _calls(
         items, intervals = np.array([[0, first, last, 0, 1, 0]], np.int64), np.array([[start, end]], np.int64)
         tables = (strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data)
         kernel.function(variables, *tables, states, pitch, aligned, *numbers, redo.ctypes.data)
-        if careful and program.hoisted and (again := list(_again(redo, program.lanes, first, last, end))):
+        if careful and program.hoisted and (again := list(_again(redo, program.plan.tile, first, last, end))):
             _calls(careful(), arrays, state, again, numbers, stop)
             redo[:] = -1
 
 
-def _again(redo: NDArray[np.int64], lanes: int, first: int, last: int, end: int) -> Iterator[Span]:
+def _again(redo: NDArray[np.int64], tile: int, first: int, last: int, end: int) -> Iterator[Span]:
     """What is left of one call, rows that go on from the same column together."""
-    starts = redo[: -(-(last - first) // lanes), 1]
+    starts = redo[: -(-(last - first) // tile), 1]
     if starts.max() < 0:
         return
     cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1), len(starts)]
     for n, m in pairwise(cuts):
         if starts[n] >= 0:
-            yield first + int(n) * lanes, min(first + int(m) * lanes, last), int(starts[n]), end
+            yield first + int(n) * tile, min(first + int(m) * tile, last), int(starts[n]), end
 
 
 def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from dred.formula.node import I
-from dred.kernel.ir import IJ, Expr, Graph, Post, Root, contract, walk
+from dred.formula.node import I, J
+from dred.kernel.ir import IJ, Expr, Graph, Post, Quick, Root, contract, walk
 from dred.kernel.primitives import SHIFT
 
 Factors = tuple[Fraction, list[Expr]]
 """A product: a number and what else there is."""
 
 LOG2E = Fraction(1.4426950408889634)
+LEVELS = (0, I, J, IJ)
 # below these a value that is not finite leaves none that is: of "div", the numerator
 _OPEN = frozenset({"add", "sub", "mul", "neg", "div", "fma", "fold"})
 _NONNEGATIVE = frozenset({"add", "mul", "div", "fma", "fold", "fold_max", "fold_min", "min"})  # of such arguments
@@ -59,23 +60,44 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
     products = {key: rewriting.flat(rewriting.rewritten(term)) for key, term in sums.items()}
     shared = Counter(e for _, factors in products.values() for e in {f.id for f in factors})
 
-    def order(f: Expr) -> tuple[int, int, bool, int]:
-        return -shared[f.id], len(f.free), f.axes == IJ, f.id
+    def order(f: Expr) -> tuple[int, int, int, int]:
+        return len(f.free), -shared[f.id] if f.axes else -len(products), LEVELS.index(f.axes), f.id
 
     out = list(roots)
     for (r, n), (number, factors) in products.items():
-        term = rewriting.product(sorted((f for f in factors if f.axes & ~I), key=order))
-        if term is sums[r, n] or not (number == 0 or 1e-300 < abs(number) < 1e300):
+        if not (number == 0 or 1e-300 < abs(number) < 1e300):
             continue
         root = out[r]
+        # in a large state, what all components have in common costs less once for each pair
+        inside = [f for f in factors if f.axes & ~I or (root.loops and not f.free)]
+        rest = [f for f in factors if not f.axes & ~I and f.free] if root.loops else [f for f in factors if not f.axes & ~I]
+        if root.loops:
+            inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
+        term = rewriting.product(sorted(inside, key=order))
+        if term is sums[r, n]:
+            continue
         (state,) = (a for a in root.steps[n].args if a.op == "state")
-        rest = [f for f in factors if not f.axes & ~I]
-        posts = list(root.posts or [Post()] * len(root.steps))
+        posts = list(root.posts or [None] * len(root.steps))
         posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
         terms, steps = list(root.terms), list(root.steps)
         terms[n], steps[n] = term, contract(graph, state, term)
         out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
-    return out
+    rewriting.kept = set()
+    simple = all(root.places == 1 and not root.loops for root in roots)
+    return [root._replace(quick=_quickened(rewriting, root.quick) if root.quick and simple else None) for root in out]
+
+
+def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
+    """Quick steps with the terms of their sums rewritten."""
+    steps, posts = list(quick.steps), list(quick.posts)
+    for n, post in enumerate(posts):
+        if post is not None:
+            state, term = steps[n].args
+            number, factors = rewriting.flat(rewriting.rewritten(term))
+            rest = [f for f in factors if not f.axes & ~I]
+            posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+            steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f.axes & ~I]))
+    return quick._replace(steps=tuple(steps), posts=tuple(posts))
 
 
 def _sum(root: Root, n: int) -> Expr | None:

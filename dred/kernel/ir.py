@@ -70,6 +70,9 @@ class Slot(NamedTuple):
 FOLDS: dict[str, tuple[str, float]] = {"fold": ("add", 0.0), "fold_max": ("max", -inf), "fold_min": ("min", inf)}
 
 
+STATES = ("state", "other", "stored")
+
+
 class Expr:
     """A scalar value.
 
@@ -80,7 +83,8 @@ class Expr:
         component first; sums by `fma` where the body is a product and by `add` elsewhere), or a leaf:
         "const" (attr: Fraction or float), "load" (attr: `Load`), "counter" (attr: `Index`; a component number as a
         value), "row" (attr: I or J; the global number of a row), "whole" (attr: an integer that row numbers meet),
-        "state" (attr: `Slot`; the running value of a reduction), "other" (the same of the state merged into it).
+        "state" (attr: `Slot`; the running value of a reduction), "other" (the same of the state merged into it),
+        "stored" (the same of the state that the chain's running values will join).
     args : tuple of Expr
     axes : int
         The indices that the value varies with: it belongs into the loops over these and no deeper.
@@ -96,7 +100,7 @@ class Expr:
 
     def __init__(self, op: str, args: tuple[Expr, ...], attr: Any, axes: int, free: frozenset[Loop], id: int) -> None:
         self.op, self.args, self.attr, self.axes, self.free, self.id = op, args, attr, axes, free, id
-        number = op in ("row", "whole") or (op in ("state", "other") and attr.number)
+        number = op in ("row", "whole") or (op in STATES and attr.number)
         self.result = PRIMITIVES[op].result if op in PRIMITIVES else "number" if number else "value"
 
     def __repr__(self) -> str:
@@ -158,7 +162,7 @@ class Graph:
             free = frozenset(attr.loops)
         elif op == "row":
             axes = attr
-        elif op in ("state", "other"):
+        elif op in STATES:
             axes, free = I, frozenset(attr.index.loops)
         elif op in FOLDS:
             free -= {attr}
@@ -214,6 +218,23 @@ def walk(roots: Sequence[Expr]) -> list[Expr]:
     return [seen[k] for k in sorted(seen)]
 
 
+def maximal(roots: Sequence[Expr], wanted: Callable[[Expr], bool]) -> list[Expr]:
+    """The expressions that are wanted and not a part of another one that is, in order of creation."""
+    seen: set[int] = set()
+    found: dict[int, Expr] = {}
+    stack = list(roots)
+    while stack:
+        e = stack.pop()
+        if e.id in seen:
+            continue
+        seen.add(e.id)
+        if wanted(e):
+            found[e.id] = e
+        else:
+            stack.extend(e.args)
+    return [found[k] for k in sorted(found)]
+
+
 class StateField(NamedTuple):
     """A field of the state: an array (size, rows).
 
@@ -256,6 +277,25 @@ class Post(NamedTuple):
     factor: Expr | None = None
 
 
+class Quick(NamedTuple):
+    """Steps of a root that hold for nearly all chains; where they do not, the chain goes by the root's own steps.
+
+    Attributes
+    ----------
+    steps : tuple of Expr
+        Over `state` leaves, and `stored` ones of fields that stay as they are while the chain goes by.
+    holds : Expr
+        Whether the steps have been right: over the running values after the chain.
+    posts : tuple of Post or None
+        For each field that adds up terms which refer to stored fields: what its sum is multiplied with before it is
+        added to the state. Empty: running values join the state as ever.
+    """
+
+    steps: tuple[Expr, ...]
+    holds: Expr
+    posts: tuple[Post | None, ...] = ()
+
+
 class Root(NamedTuple):
     """Fields of the state that advance together: their component `index`, for every turn of its loops.
 
@@ -283,8 +323,9 @@ class Root(NamedTuple):
         Whether the state `other` comes before the state `state`: over leaves in the compute type and numbers.
     near : Expr or None
         What `before` implies, and takes less: it compares values alone.
-    posts : tuple of Post
-        For each field; or empty: nothing has left the terms.
+    posts : tuple of Post or None
+        For each field whose terms have been rewritten; or empty.
+    quick : Quick or None
     """
 
     part: int
@@ -296,12 +337,19 @@ class Root(NamedTuple):
     places: int = 1
     before: Expr | None = None
     near: Expr | None = None
-    posts: tuple[Post, ...] = ()
+    posts: tuple[Post | None, ...] = ()
+    quick: Quick | None = None
 
     @property
     def loops(self) -> tuple[Loop, ...]:
         """The loops, outer ones first."""
         return tuple(sorted(self.index.loops))
+
+
+def factors(roots: Sequence[Root]) -> list[Expr]:
+    """All that sums of roots are multiplied with."""
+    posts = [post for root in roots for post in (*root.posts, *(root.quick.posts if root.quick else ()))]
+    return [post.factor for post in posts if post and post.factor]
 
 
 class Kernel(NamedTuple):
@@ -350,7 +398,7 @@ class Kernel(NamedTuple):
     @property
     def posts(self) -> list[Expr]:
         """All that sums are multiplied with."""
-        return [post.factor for root in self.roots for post in root.posts if post.factor is not None]
+        return factors(self.roots)
 
     @property
     def hoisted(self) -> bool:

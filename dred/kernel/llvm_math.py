@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from dred.formula.construct import nearest
 from dred.kernel.primitives import PRIMITIVES, SHIFT
+from dred.reductions import NONE
 
 Put = Callable[[str], str]
 """Writes an instruction and returns the name of its result."""
@@ -66,7 +67,7 @@ class Lanes:
     @property
     def none(self) -> int:
         """The number of no row."""
-        return 2**31 - 1 if self.local and self.itemsize == 4 else 2**63 - 1
+        return 2**31 - 1 if self.local and self.itemsize == 4 else NONE
 
     @property
     def suffix(self) -> str:
@@ -83,7 +84,8 @@ class Lanes:
         return self._splat(f"i{8 * self.itemsize}", str(value))
 
     def whole(self, value: int) -> str:
-        """The same row number in every lane."""
+        """The same row number in every lane; that of no row is `none`."""
+        value = self.none if value == NONE else value
         return self._splat(f"i{8 * self.itemsize}" if self.local else "i64", str(value))
 
     def _splat(self, element: str, text: str) -> str:

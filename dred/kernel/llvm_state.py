@@ -8,7 +8,6 @@ from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, StateField, walk
 from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_values import Operand, Text, Values
 
-LANES = {"float32": 16, "float64": 8}  # rows of a tile: 64 bytes, whatever the registers of the machine
 ALIGNED = 64  # bytes: of everything in scratch memory
 
 Cells = dict[tuple[int, Index], str]
@@ -22,10 +21,10 @@ class StateText(Text):
     places), and before the values stand those in last place, (components, lanes).
     """
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str) -> None:
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, lanes: int) -> None:
         super().__init__()
         self.kernel, self.dtype, self.acc = kernel, dtype, acc
-        self.one, self.lanes = Lanes(dtype), Lanes(dtype, LANES[dtype])
+        self.one, self.lanes = Lanes(dtype), Lanes(dtype, lanes)
         self.wide = Lanes(acc, self.lanes.width)
         self.near_rows = Lanes(dtype, self.lanes.width, local=True)  # of running values
         self.numbers = range(len(kernel.fields))
@@ -37,7 +36,7 @@ class StateText(Text):
         lasts = {kernel.roots[n].fields[0] for n in self.ranking}
         self.spare = [self.dims[f] * self.lanes.width if f in lasts else 0 for f in self.numbers]
         self.merged = Values(self, self.wide, self._merge_leaf)
-        self.near, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
+        self.close, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
         self.groups = _groups(kernel.roots)
         self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
         self.state_at: list[str] = []
@@ -121,15 +120,20 @@ class StateText(Text):
         vectors = self.put(f"select i1 {whole}, i64 {size}, i64 0")
         lanes = self.put(f"select i1 {whole}, i64 0, i64 {size}")
 
-        def move(component: str, lane: Operand, kind: str) -> list[str]:
-            theirs = self.at(base, self.integer("mul", component, "%pitch"), row, lane, element=one)
+        def move(component: str, place: Operand, lane: Operand, kind: str) -> list[str]:
+            theirs = self.at(base, self.integer("mul", component, "%pitch"), row, place, element=one)
             mine = self.integer("mul", component, self.lanes.width)
             return self._move(kind, theirs, self.at(self.state_at[f], mine, lane, element=one), load)
 
         def single(component: str, _: list[str]) -> list[str]:
-            return self.loop(0, count, 1, [], lambda lane, _: move(component, lane, one))
+            if not load:
+                return self.loop(0, count, 1, [], lambda lane, _: move(component, lane, lane, one))
+            last = self.integer("sub", count, 1)  # lanes left over are like the last row, as their records are
+            return self.loop(
+                0, self.lanes.width, 1, [], lambda lane, _: move(component, self.smaller(lane, last), lane, one)
+            )
 
-        self.loop(0, vectors, 1, [], lambda component, _: move(component, 0, self.lanes.of(one)))
+        self.loop(0, vectors, 1, [], lambda component, _: move(component, 0, 0, self.lanes.of(one)))
         self.loop(0, lanes, 1, [], single)
 
     def _copy_ranking(self, f: int, places: int, base: str, row: str, count: str, load: bool) -> None:
@@ -239,7 +243,7 @@ class StateText(Text):
         def near(term: Sequence[str]) -> str:
             assert root.near is not None
             last = self.load(self.lanes.type, at, self.aligned(value))
-            mask = self._holds(self.near, root.near, {key: last}, {key: term[0]})
+            mask = self._holds(self.close, root.near, {key: last}, {key: term[0]})
             return self.put(f"bitcast {self.lanes.mask} {mask} to {bits}")
 
         def each() -> None:

@@ -14,11 +14,29 @@ from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
 from dred.formula.syntax import evaluate, parse_once, words
 from dred.kernel.hoist import hoisted
-from dred.kernel.ir import FOLDS, IJ, Expr, Graph, Index, Kernel, Loop, Root, Slot, StateField, contract, walk
+from dred.kernel.ir import (
+    FOLDS,
+    IJ,
+    STATES,
+    Expr,
+    Graph,
+    Index,
+    Kernel,
+    Loop,
+    Post,
+    Quick,
+    Root,
+    Slot,
+    StateField,
+    contract,
+    factors,
+    maximal,
+    walk,
+)
 from dred.kernel.pieces import Nest, Piece, Split, divided
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
-from dred.reductions import MONOIDS, Monoid
+from dred.reductions import MONOIDS, NONE, Monoid
 
 # operations of the formula syntax as primitives
 SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minus": "neg",
@@ -270,12 +288,13 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
     if hoist:
         roots = hoisted(lowering.graph, roots, spec.dtype)
     steps = [e for root in roots for e in root.steps]
-    tops = [*steps, *(post.factor for root in roots for post in root.posts if post.factor is not None)]
+    quick = [e for root in roots if root.quick for e in root.quick.steps]
+    tops = [*steps, *quick, *factors(roots)]
     merges = [e for root in roots for e in root.merge]
     frontier = _frontier(tops)
     slots = {axes: [e for e in frontier if e.axes == axes] for axes in (I, J)}
     placed = {axes: _placed(slots[axes]) for axes in (I, J)}
-    pair = [e for e in walk(steps) if e.axes == IJ]
+    pair = [e for e in walk([*steps, *quick]) if e.axes == IJ]
     everything = walk([*tops, *merges])
     return Kernel(
         fields=tuple(StateField(f.kind, f.size, f.identity) for f in spec.fields),
@@ -333,8 +352,30 @@ def _roots(lowering: Lowering, spec: KernelSpec, part: int) -> list[Root]:
             else:
                 steps = [_step(g, e) for e in monoid_texts(g, monoid, state | terms, mine)]
                 merge = monoid_texts(g, monoid, stored | other, mine)
-                out.append(Root(part, index, fields, values, tuple(steps), tuple(merge)))
+                reference = leaves("stored", "", index, False)
+                quick = _quick(g, monoid, state, terms | reference, mine)
+                out.append(Root(part, index, fields, values, tuple(steps), tuple(merge), quick=quick))
     return out
+
+
+def _quick(
+    g: Graph, monoid: Monoid, state: dict[str, Expr], terms: dict[str, Expr], mine: Sequence[int]
+) -> Quick | None:
+    """The quick steps of some fields: terms of a ranking come in order, references seldom change."""
+    names = [monoid.fields[n].name for n in mine]
+    if monoid.rank:
+        less = scalar_text(g, monoid.less, state | terms, "less")
+        steps = tuple(g.make("select", less, terms[f"{name}1"], state[f"{name}0"]) for name in names)
+        return Quick(steps, g.make("ne", state[f"{names[1]}0"], g.make("whole", attr=NONE)))
+    if not monoid.anchored:
+        return None
+    own = monoid_texts(g, monoid, state | terms, mine)
+    added = [monoid.anchored[n] for n in mine]
+    more = [text and scalar_text(g, text, terms, "anchored") for text in added]
+    finite = [g.make("lt", g.make("abs", state[f"{name}0"]), g.const(inf)) for name, text in zip(names, added) if text]
+    holds = reduce(lambda a, b: g.make("both", a, b), finite) if finite else g.make("eq", g.const(0), g.const(0))
+    steps = tuple(g.make("add", state[f"{name}0"], e) if e else step for name, e, step in zip(names, more, own))
+    return Quick(steps, holds, tuple(Post() if e else None for e in more))
 
 
 def _as_field(graph: Graph, kind: str, e: Expr) -> Expr:
@@ -378,35 +419,18 @@ def _placed(slots: Sequence[Expr]) -> tuple[tuple[tuple[Expr, int], ...], int]:
     return tuple(out), at
 
 
-def _maximal(roots: Sequence[Expr], wanted: Callable[[Expr], bool]) -> list[Expr]:
-    """The expressions that are wanted and not a part of another one that is, in order of creation."""
-    seen: set[int] = set()
-    found: dict[int, Expr] = {}
-    stack = list(roots)
-    while stack:
-        e = stack.pop()
-        if e.id in seen:
-            continue
-        seen.add(e.id)
-        if wanted(e):
-            found[e.id] = e
-        else:
-            stack.extend(e.args)
-    return [found[k] for k in sorted(found)]
-
-
 def _frontier(roots: Sequence[Expr]) -> list[Expr]:
     """The maximal expressions that vary with one index alone; row numbers are no values, and never in records."""
     stateful: set[int] = set()
     for e in walk(roots):
-        if e.op in ("state", "other") or any(a.id in stateful for a in e.args):
+        if e.op in STATES or any(a.id in stateful for a in e.args):
             stateful.add(e.id)
-    return _maximal(roots, lambda e: e.axes in (I, J) and e.id not in stateful and e.result != "number")
+    return maximal(roots, lambda e: e.axes in (I, J) and e.id not in stateful and e.result != "number")
 
 
 def _once(roots: Sequence[Expr]) -> list[Expr]:
     """The maximal expressions that vary with nothing and are inside no loop."""
-    return _maximal(roots, lambda e: e.axes == 0 and not e.free and e.op not in ("const", "whole"))
+    return maximal(roots, lambda e: e.axes == 0 and not e.free and e.op not in ("const", "whole"))
 
 
 def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:

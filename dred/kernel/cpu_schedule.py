@@ -1,0 +1,163 @@
+"""How a CPU kernel is cut into tiles, chains and threads' shares: from sizes alone, never from the machine."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+from dred.formula.node import I, J
+from dred.kernel.ir import FOLDS, IJ, Kernel, Root, walk
+from dred.kernel.primitives import PRIMITIVES
+
+LANES = {"float32": 16, "float64": 8}  # of a vector: 64 bytes, whatever the registers of the machine
+ROWS_BYTES, ROWS_MOST = 1 << 20, 1024  # of row records that are staged together: they stay in the L2 or L3 cache
+PANEL_BYTES, PANEL_MOST = 1 << 19, 4096  # of column records: they stay in the L2 cache while all tiles meet them
+PANEL_LEAST = 256  # columns, if that takes the L3 cache: once per panel a tile's state is read and written
+FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
+UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
+SHARE = 2e6  # instructions that are worth a share of their own
+STATES = 1 << 25  # bytes of all splits' states, at most
+
+
+class Schedule(NamedTuple):
+    """Blocking of a kernel. Neither it nor anything else that decides about bits depends on the machine.
+
+    The lanes of a vector are rows (`along` = I; a column's record is broadcast), or columns where there are few rows
+    (`along` = J; a row's record is broadcast, and every lane has a state of its own). In what follows a step is one
+    column, or one vector of columns.
+
+    Attributes
+    ----------
+    along : int
+        I or J.
+    lanes : int
+    chain : int
+        Steps whose terms are added in the compute type before they join the state.
+    steps : int
+        Steps whose pairs are written next to each other: they share what is loaded for rows, and hide each other's
+        latency. A divisor of the chain.
+    components : int
+        Components of a large state that are in registers at a time, while pairs go by.
+    span : int
+        Steps of pairs that go by. Where a large state is a plain sum they are more than a chain: sums of half as many
+        steps as a chain has, of which half as many are added up, have the rounding error of a chain.
+    rows : int
+        Rows whose records are staged together.
+    panel : int
+        Columns whose records are staged together: a number of whole chains.
+    """
+
+    along: int
+    lanes: int
+    chain: int
+    steps: int
+    components: int
+    span: int
+    rows: int
+    panel: int
+
+    @property
+    def columns(self) -> int:
+        """Columns of a step."""
+        return self.lanes if self.along == J else 1
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return self.lanes if self.along == I else 1
+
+
+def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule:
+    """Blocking of a kernel.
+
+    Costs are counted in vector instructions. A step of a short formula is loads of its column's record plus
+    `Kernel.cost`: four at once hide the latency of an exponential, as long as their text is short. A component of a
+    long vector is one load for the row, and one load and two operations for each step: four to eight steps spread the
+    former. A component of a large state costs a load, a conversion and a store of the accumulator per chain, and one
+    load of the pair's value for each step, which several components share: as many as there are registers for.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    dtype : str
+    chain : int
+        Columns that are added in the compute type, at most.
+    along : int
+        I or J: what the lanes are.
+    """
+    itemsize = {"float32": 4, "float64": 8}[dtype]
+    lanes = LANES[dtype]
+    tile, columns = (lanes, 1) if along == I else (1, lanes)
+    large = [root for root in kernel.roots if root.loops and root.places == 1]
+    span = (chain // 2) ** 2 if large and chain >= 8 and all(plain_sum(root) for root in large) else chain
+    rows = min(ROWS_MOST, max(1, ROWS_BYTES // (max(1, kernel.size_i) * itemsize)))
+    panel = max(min(PANEL_MOST, PANEL_BYTES // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
+    fields = max((len(root.fields) for root in large), default=1)
+    return Schedule(
+        along,
+        lanes,
+        chain,
+        _steps(kernel, chain),
+        max(1, 4 // fields),
+        span,
+        ceil(rows / tile) * tile,
+        max(1, panel // (span * columns)) * span * columns,
+    )
+
+
+def plain_sum(root: Root) -> bool:
+    """Whether a root adds up terms of pairs, and reads no other field."""
+    sums = (step.op in ("add", "fma") and merge.op == "add" for step, merge in zip(root.steps, root.merge, strict=True))
+    states = [e for e in walk(root.steps) if e.op == "state"]
+    return all(sums) and len(states) == len(root.fields)
+
+
+def _steps(kernel: Kernel, chain: int) -> int:
+    """Steps whose pairs are written next to each other."""
+    pair = [e for e in walk(kernel.steps) if e.axes == IJ]
+    most = 4 if any(e.op in FOLDS for e in pair) else 4
+    text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
+    if any(e.op in FOLDS for e in pair) or any(root.loops or root.places > 1 for root in kernel.roots):
+        return most if chain % most == 0 else 1
+    return next((n for n, longest in ((4, 80), (2, 160)) if text <= longest and chain % n == 0), 1)
+
+
+class Split(NamedTuple):
+    """How a call is cut for threads.
+
+    Attributes
+    ----------
+    along : int
+        What the lanes are: I, or J where there are few rows.
+    parts : int
+        Parts of the columns, each with states of its own, which are merged in a fixed order.
+    """
+
+    along: int
+    parts: int
+
+
+def split(M: int, N: int, cost: float, dtype: str, state: int, chain: int) -> Split:
+    """How M rows and N columns are cut.
+
+    Lanes are columns where more than a quarter of the lanes would be no rows, and there are columns for several
+    chains of such vectors. Columns are split where there are less than `UNITS` tiles of rows for threads, and as long
+    as a part is worth it.
+
+    Parameters
+    ----------
+    M, N : int
+    cost : float
+        Instructions per pair.
+    dtype : str
+    state : int
+        Bytes of the state of a row.
+    chain : int
+        As of `schedule`.
+    """
+    lanes = LANES[dtype]
+    tiles = ceil(M / lanes)
+    few = M < FEW * tiles * lanes and tiles <= 2 and N >= 4 * chain * lanes
+    units, states = (M, M * lanes) if few else (tiles, M)
+    most = min(UNITS // units, int(M * N * cost / SHARE), int(STATES / (states * state)), N // (4 * chain * lanes))
+    return Split(J if few else I, max(1, most))
