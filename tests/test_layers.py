@@ -46,6 +46,7 @@ ORDER = [
     "dred.kernel.llvm_values",
     "dred.kernel.llvm_state",
     "dred.kernel.llvm_records",
+    "dred.kernel.llvm_large",
     "dred.kernel.llvm",
     "dred.kernel.cpu",
     "dred.kernel.cuda_schedule",

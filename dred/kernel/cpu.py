@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import BackendError, InputError, OptionError
+from dred.formula.node import I, J
+from dred.kernel.cpu_schedule import SHARE, split
+from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
+from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
-SHARE = 2e6  # instructions that are worth a thread of their own
 CACHED = 128  # compiled kernels that are kept
 THREADS = 256
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
@@ -31,6 +34,8 @@ LARGE = 1_000_000  # characters of a program whose registers are allocated in ha
 State = tuple[NDArray[Any], ...]
 Span = tuple[int, int, int, int]
 """First and one past the last row, first and one past the last column of one call."""
+Share = list[tuple[int, list[Span]]]
+"""What one thread does: parts of the columns, and calls."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,40 @@ def fold(
     if M == 0 or N == 0:
         return new
     arrays = _checked(spec, arrays, M, N)
-    kernel = compiled(spec)
-    careful = partial(compiled, spec, hoist=False)
-    shares = list(_shares(kernel, M, N, thread_count() if threads is None else threads))
-    _run([lambda stop, s=share: _calls(kernel, arrays, new, s, (i0, j0), stop, careful) for share in shares])  # type: ignore[misc]
-    return new
+    along, parts = split(spec, M, N)
+    kernel = compiled(spec, along)
+    careful = partial(compiled, spec, along, hoist=False)
+    lanes = kernel.program.plan.lanes if along == J else 1
+    states = [new] if len(parts) == lanes == 1 else [empty(spec, M * lanes) for _ in parts]
+
+    shares = _shares(kernel, M, parts, thread_count() if threads is None else threads)
+
+    def work(share: Share, stop: threading.Event) -> None:
+        for part, spans in share:
+            _calls(kernel, arrays, states[part], spans, (i0, j0), stop, careful)
+
+    _run([partial(work, share) for share in shares])
+    return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
+
+
+def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
+    """The union of the states of parts of columns, and of lanes, which are next to each other: halves in turn."""
+    fields = [
+        np.stack([state[f].reshape(len(state[f]), -1, lanes) for state in states], 1) for f in range(len(states[0]))
+    ]
+    parts = [np.moveaxis(a, 3, 2).reshape(len(a), -1, a.shape[2]) for a in fields]  # (size, parts and lanes, rows)
+    while (count := parts[0].shape[1]) > 1:
+        half = count // 2
+        left, right = (
+            tuple(np.ascontiguousarray(a[:, part]).reshape(len(a), -1) for a in parts)
+            for part in (slice(0, half), slice(half, 2 * half))
+        )
+        joined = merge_states(spec, left, right)
+        parts = [
+            np.concatenate([a.reshape(len(a), half, -1), b[:, 2 * half :]], 1)
+            for a, b in zip(joined, parts, strict=True)
+        ]
+    return tuple(a[:, 0] for a in parts)
 
 
 def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -> list[NDArray[Any]]:
@@ -145,16 +179,16 @@ def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -
     return [np.ascontiguousarray(a) for a in arrays]
 
 
-def compiled(spec: KernelSpec, hoist: bool = True) -> Compiled:
+def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
     """The machine code of a kernel, compiled once per process however many threads ask."""
-    key = spec.digest if hoist else f"{spec.digest} with all factors inside"
+    key = f"{spec.digest} {along} {hoist}"
     if (found := _find(key)) is not None:
         return found
     with _compile:
         if (found := _find(key)) is not None:
             return found
         kernel = lower(spec, UNROLL, hoist)
-        new = build(render(kernel, spec.dtype, spec.acc, spec.chain), kernel.cost)
+        new = build(render(kernel, spec.dtype, spec.acc, spec.chain, along), kernel.cost)
         with _lookup:
             _kernels[key] = new
             while len(_kernels) > CACHED:
@@ -192,22 +226,31 @@ def build(program: Program, cost: float = 1.0, cpu: str | None = None, features:
     return Compiled(program, cost, prototype(engine.get_function_address("fold")), engine)
 
 
-def _shares(kernel: Compiled, M: int, N: int, threads: int) -> Iterator[list[Span]]:
-    """For each thread its rows, in calls that are short enough; columns are cut at multiples of the chain alone."""
-    program = kernel.program
-    plan = program.plan
+def _shares(kernel: Compiled, M: int, parts: Sequence[tuple[int, int]], threads: int) -> list[Share]:
+    """For each thread its tiles of rows of its parts of the columns, in calls that are short enough; within a part,
+    columns are cut at whole panels alone."""
+    plan = kernel.program.plan
     tiles = -(-M // plan.tile)
-    threads = max(1, min(threads, tiles, int(M * N * kernel.cost / SHARE)))
+    pairs = M * (parts[-1][1] - parts[0][0])
+    units = tiles * len(parts)
+    threads = max(1, min(threads, units, int(pairs * kernel.cost / SHARE)))
     most = CALL / kernel.cost  # pairs of a call
-    rows = plan.rows * max(1, int(most / (plan.rows * N)))
-    columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
+    out: list[Share] = []
     for t in range(threads):
-        first, last = (min(M, tiles * n // threads * plan.tile) for n in (t, t + 1))
-        yield [
-            (i, min(i + rows, last), j, min(j + columns, N))
-            for i in range(first, last, rows)
-            for j in range(0, N, columns)
-        ]
+        low, high = units * t // threads, units * (t + 1) // threads
+        share: Share = []
+        for part, (start, stop) in enumerate(parts):
+            first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
+            rows = plan.rows * max(1, int(most / (plan.rows * (stop - start))))
+            columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
+            spans = [
+                (i, min(i + rows, last), j, min(j + columns, stop))
+                for i in range(first, last, rows)
+                for j in range(start, stop, columns)
+            ]
+            share += [(part, spans)] if spans else []
+        out.append(share)
+    return out
 
 
 def _calls(

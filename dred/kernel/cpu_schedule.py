@@ -8,11 +8,13 @@ from typing import NamedTuple
 from dred.formula.node import I, J
 from dred.kernel.ir import FOLDS, IJ, Kernel, Root, walk
 from dred.kernel.primitives import PRIMITIVES
+from dred.kernel.spec import KernelSpec
 
 LANES = {"float32": 16, "float64": 8}  # of a vector: 64 bytes, whatever the registers of the machine
 ROWS_BYTES, ROWS_MOST = 1 << 20, 1024  # of row records that are staged together: they stay in the L2 or L3 cache
 PANEL_BYTES, PANEL_MOST = 1 << 19, 4096  # of column records: they stay in the L2 cache while all tiles meet them
 PANEL_LEAST = 256  # columns, if that takes the L3 cache: once per panel a tile's state is read and written
+CHOICES = 64  # steps of a chain that adds nothing up
 FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a share of their own
@@ -88,6 +90,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     itemsize = {"float32": 4, "float64": 8}[dtype]
     lanes = LANES[dtype]
     tile, columns = (lanes, 1) if along == I else (1, lanes)
+    if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
+        chain = CHOICES  # no rounding, whatever the order
     large = [root for root in kernel.roots if root.loops and root.places == 1]
     span = (chain // 2) ** 2 if large and chain >= 8 and all(plain_sum(root) for root in large) else chain
     rows = min(ROWS_MOST, max(1, ROWS_BYTES // (max(1, kernel.size_i) * itemsize)))
@@ -115,10 +119,9 @@ def plain_sum(root: Root) -> bool:
 def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
-    most = 4 if any(e.op in FOLDS for e in pair) else 4
     text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
     if any(e.op in FOLDS for e in pair) or any(root.loops or root.places > 1 for root in kernel.roots):
-        return most if chain % most == 0 else 1
+        return 4 if chain % 4 == 0 else 1
     return next((n for n, longest in ((4, 80), (2, 160)) if text <= longest and chain % n == 0), 1)
 
 
@@ -129,35 +132,28 @@ class Split(NamedTuple):
     ----------
     along : int
         What the lanes are: I, or J where there are few rows.
-    parts : int
-        Parts of the columns, each with states of its own, which are merged in a fixed order.
+    parts : tuple of (int, int)
+        Parts of the columns, first and one past the last, each with states of its own, which are merged in a fixed
+        order.
     """
 
     along: int
-    parts: int
+    parts: tuple[tuple[int, int], ...]
 
 
-def split(M: int, N: int, cost: float, dtype: str, state: int, chain: int) -> Split:
+def split(spec: KernelSpec, M: int, N: int) -> Split:
     """How M rows and N columns are cut.
 
     Lanes are columns where more than a quarter of the lanes would be no rows, and there are columns for several
     chains of such vectors. Columns are split where there are less than `UNITS` tiles of rows for threads, and as long
-    as a part is worth it.
-
-    Parameters
-    ----------
-    M, N : int
-    cost : float
-        Instructions per pair.
-    dtype : str
-    state : int
-        Bytes of the state of a row.
-    chain : int
-        As of `schedule`.
+    as a part is worth it: a pair is taken for two instructions per value that is read, and some more.
     """
-    lanes = LANES[dtype]
-    tiles = ceil(M / lanes)
-    few = M < FEW * tiles * lanes and tiles <= 2 and N >= 4 * chain * lanes
+    lanes = LANES[spec.dtype]
+    tiles, least = ceil(M / lanes), 4 * CHOICES * lanes
+    few = tiles <= 2 and FEW * tiles * lanes > M and least <= N
     units, states = (M, M * lanes) if few else (tiles, M)
-    most = min(UNITS // units, int(M * N * cost / SHARE), int(STATES / (states * state)), N // (4 * chain * lanes))
-    return Split(J if few else I, max(1, most))
+    cost = 10 + 2 * sum(v.dim for v in spec.read)
+    state = 8 * states * sum(field.size for field in spec.fields)
+    most = min(UNITS // units, int(M * N * cost / SHARE), STATES // state, N // least)
+    cut = ceil(N / max(1, most) / least) * least
+    return Split(J if few else I, tuple((start, min(start + cut, N)) for start in range(0, N, cut)))

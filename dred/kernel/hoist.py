@@ -70,7 +70,11 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
         root = out[r]
         # in a large state, what all components have in common costs less once for each pair
         inside = [f for f in factors if f.axes & ~I or (root.loops and not f.free)]
-        rest = [f for f in factors if not f.axes & ~I and f.free] if root.loops else [f for f in factors if not f.axes & ~I]
+        rest = (
+            [f for f in factors if not f.axes & ~I and f.free]
+            if root.loops
+            else [f for f in factors if not f.axes & ~I]
+        )
         if root.loops:
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
         term = rewriting.product(sorted(inside, key=order))

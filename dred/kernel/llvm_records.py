@@ -35,6 +35,7 @@ class RecordText(StateText):
         self.slots = {I: {e.id: at for e, at in kernel.slots_i}, J: {e.id: at for e, at in kernel.slots_j}}
         self.sizes = {I: kernel.size_i, J: kernel.size_j}
         self.scalars = Values(self, self.one, self._scalar_leaf)
+        self.vectors = Values(self, self.lanes, self._vector_leaf)
         groups = {f.id: group for group in kernel.folds.values() for f in group}
         self.pairs = PairValues(self, self.lanes, self._pair_leaf, groups)
         self.pairs.records = frozenset(self.slots[I]) | frozenset(self.slots[J])
@@ -72,17 +73,26 @@ class RecordText(StateText):
 
             self.loop(0, count, 1, [], plain)
             return
-        padded = self.integer("and", self.integer("add", count, width - 1), -width)
-        most = self.integer("sub", count, 1)
+        last = self.integer("sub", count, 1)
+        whole: Operand = 0
+        if axis == J:  # there are few rows for every column: staging is a large part of the work
+
+            def tile(k: str, _: list[str]) -> list[str]:
+                self.row = self.integer("add", first, k)
+                self._stage(slots, self.at(records, self.integer("mul", k, size), element=self.one.scalar), width, True)
+                return []
+
+            whole = self.integer("and", count, -width)
+            self.loop(0, whole, width, [], tile)
 
         def lane(k: str, _: list[str]) -> list[str]:
-            self.row = self.integer("add", first, self.smaller(k, most))
+            self.row = self.integer("add", first, self.smaller(k, last))
             tile, place = self.integer("sdiv", k, width), self.integer("srem", k, width)
             tile = self.integer("mul", tile, size * width)
             self._stage(slots, self.at(records, tile, place, element=self.one.scalar), width)
             return []
 
-        self.loop(0, padded, 1, [], lane)
+        self.loop(whole, self.integer("and", self.integer("add", count, width - 1), -width), 1, [], lane)
 
     def stride(self, axis: int) -> int:
         """Distance between values of a record."""
@@ -90,21 +100,25 @@ class RecordText(StateText):
             return self.plan.lanes
         return self.plan.steps if axis == J else 1
 
-    def _stage(self, slots: Sequence[tuple[Expr, int]], record: str, stride: int) -> None:
+    def _stage(self, slots: Sequence[tuple[Expr, int]], record: str, stride: int, vector: bool = False) -> None:
+        """A record, or those of all lanes of a tile."""
+        values = self.vectors if vector else self.scalars
+        lanes = values.lanes
+
         def slot(e: Expr, at: int) -> list[str]:
-            if loops := sorted(e.free - self.scalars.counters.keys()):
-                for want in self.scalars.invariants(loops[0], [e]):
-                    self.scalars.get(*want)
-                unroll = 1 if loops[1:] or any(b.op in FOLDS and loops[0] in b.free for b in walk([e])) else 4
-                return self.scalars.components(loops[0], [], lambda _: slot(e, at), unroll)
-            value = self.scalars.get(e)
+            if loops := sorted(e.free - values.counters.keys()):
+                for want in values.invariants(loops[0], [e]):
+                    values.get(*want)
+                unroll = 1 if vector or loops[1:] or any(b.op in FOLDS and loops[0] in b.free for b in walk([e])) else 4
+                return values.components(loops[0], [], lambda _: slot(e, at), unroll)
+            value = values.get(e)
             if e.boolean:
-                value = self.put(f"uitofp i1 {value} to {self.one.scalar}")
+                value = self.put(f"uitofp {lanes.mask} {value} to {lanes.type}")
             where = self.at(record, *self._position(e, stride), at * stride, element=self.one.scalar)
-            self.store(self.one.scalar, value, where, self.one.itemsize)
+            self.store(lanes.type, value, where, lanes.nbytes)
             return []
 
-        with self.scalars.scope():
+        with values.scope():
             for e, at in slots:
                 slot(e, at)
 
@@ -116,6 +130,29 @@ class RecordText(StateText):
         if e.op == "row":
             return self.integer("add", self.row, self._zero(e.attr))
         return self._variable(e, self.scalars) if e.op == "load" else None
+
+    def _vector_leaf(self, e: Expr, _: int) -> str | None:
+        """The same for the lanes of a tile that begins with the row that is being staged."""
+        if (known := self._fixed(e, self.vectors)) is not None:
+            return known
+        if e.op == "row":
+            return self._numbered(self.lanes, self.integer("add", self.row, self._zero(e.attr)), "i64", True)
+        if e.op != "load":
+            return None
+        ind, dim, axes, index = e.attr
+        if not axes:
+            return self.broadcast(self.lanes, self._variable(e, self.vectors))
+        one, lanes = self.one, self.lanes
+        first = self.at(
+            self.base[ind], self.times(self.row, dim), *self._counted(index, self.vectors), element=one.scalar
+        )
+        if dim == 1:
+            return self.load(lanes.type, first, one.itemsize)
+        value = "poison"
+        for lane in range(lanes.width):
+            x = self.load(one.scalar, self.at(first, lane * dim, element=one.scalar), one.itemsize)
+            value = self.put(f"insertelement {lanes.type} {value}, {one.scalar} {x}, i32 {lane}")
+        return value
 
     def _pair_leaf(self, e: Expr, step: int) -> str | None:
         if (known := self._fixed(e, self.pairs)) is not None:
@@ -225,7 +262,7 @@ class RecordText(StateText):
 
     def _position(self, e: Expr, stride: int) -> list[Operand]:
         """Where a value is inside its slot: the loop of greatest depth is the fastest."""
-        values = self.scalars if e.free <= self.scalars.counters.keys() else self.pairs
+        values = next(v for v in (self.scalars, self.vectors, self.pairs) if e.free <= v.counters.keys())
         out: list[Operand] = []
         for loop in sorted(e.free, reverse=True):
             out.append(self.times(values.counters[loop], stride))

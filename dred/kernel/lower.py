@@ -372,9 +372,15 @@ def _quick(
     own = monoid_texts(g, monoid, state | terms, mine)
     added = [monoid.anchored[n] for n in mine]
     more = [text and scalar_text(g, text, terms, "anchored") for text in added]
-    finite = [g.make("lt", g.make("abs", state[f"{name}0"]), g.const(inf)) for name, text in zip(names, added) if text]
+    finite = [
+        g.make("lt", g.make("abs", state[f"{name}0"]), g.const(inf))
+        for name, text in zip(names, added, strict=True)
+        if text
+    ]
     holds = reduce(lambda a, b: g.make("both", a, b), finite) if finite else g.make("eq", g.const(0), g.const(0))
-    steps = tuple(g.make("add", state[f"{name}0"], e) if e else step for name, e, step in zip(names, more, own))
+    steps = tuple(
+        g.make("add", state[f"{name}0"], e) if e else step for name, e, step in zip(names, more, own, strict=True)
+    )
     return Quick(steps, holds, tuple(Post() if e else None for e in more))
 
 

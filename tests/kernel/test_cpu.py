@@ -134,7 +134,7 @@ def test_columns_around_chains_and_panels(N):
 
 def test_small_panels_have_edges_too():
     spec = make(FORMULAS["gradient"][0], 1000)
-    panel = cpu.compiled(spec).program.panel
+    panel = cpu.compiled(spec).program.plan.panel
     assert panel % spec.chain == 0
     for N in (panel - 1, panel, panel + 1):
         arrays = data(spec, 5, N)
@@ -183,7 +183,7 @@ def test_threads_and_calls_change_no_bit(monkeypatch):
         results = {fold(spec, arrays, M, N, threads=t).tobytes() for t in (1, 2, 3, 7)}
         monkeypatch.setattr(cpu, "CALL", 1e4)  # and one call were to last a few microseconds
         kernel = cpu.compiled(spec)
-        calls = [span for share in cpu._shares(kernel, M, N, 3) for span in share]
+        calls = [span for share in cpu._shares(kernel, M, [(0, N)], 3) for _, spans in share for span in spans]
         assert len(calls) > 3
         results |= {fold(spec, arrays, M, N, threads=t).tobytes() for t in (1, 2, 3)}
         assert len(results) == 1
@@ -201,14 +201,24 @@ def test_rows_do_not_depend_on_their_place():
 def test_shares_cover_every_pair_once():
     spec = make(FORMULAS["gaussian"][0])
     kernel = dataclasses.replace(cpu.compiled(spec), cost=1e6)
-    for M, N, threads in [(1, 1, 8), (100, 9000, 3), (2000, 50, 2), (5000, 10000, 4)]:
-        shares = list(cpu._shares(kernel, M, N, threads))
+    panel = kernel.program.plan.panel
+    for M, N, threads, cuts in [
+        (1, 1, 8, [1]),
+        (100, 9000, 3, [4000, 9000]),
+        (2000, 50, 2, [50]),
+        (5000, 10000, 4, [10000]),
+    ]:
+        parts = list(zip([0, *cuts], cuts, strict=False))
+        shares = cpu._shares(kernel, M, parts, threads)
         assert 1 <= len(shares) <= threads
         seen = np.zeros((M, N), np.int8)
-        for first, last, start, stop in (span for share in shares for span in share):
-            assert start % kernel.program.panel == 0
-            assert (last - first) * (stop - start) * kernel.cost <= cpu.CALL or stop - start <= kernel.program.panel
-            seen[first:last, start:stop] += 1
+        for share in shares:
+            for part, spans in share:
+                for first, last, start, stop in spans:
+                    assert (start - parts[part][0]) % panel == 0
+                    assert parts[part][0] <= start < stop <= parts[part][1]
+                    assert (last - first) * (stop - start) * kernel.cost <= cpu.CALL or stop - start <= panel
+                    seen[first:last, start:stop] += 1
         assert (seen == 1).all()
 
 
@@ -242,7 +252,9 @@ def call(kernel, arrays, strides, items, intervals, states, pitch):
     pointers = [(ctypes.c_void_p * len(a))(*(x.ctypes.data for x in a)) for a in (arrays, states)]
     tables = [np.ascontiguousarray(t, np.int64) for t in (strides, items, intervals)]
     s, i, v = (t.ctypes.data for t in tables)
-    redo = np.full((sum(-(-(last - first) // kernel.program.lanes) for _, first, last, *_ in items), 2), -1, np.int64)
+    redo = np.full(
+        (sum(-(-(last - first) // kernel.program.plan.tile) for _, first, last, *_ in items), 2), -1, np.int64
+    )
     kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address, 0, 0, redo.ctypes.data)
     return redo
 

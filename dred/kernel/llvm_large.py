@@ -1,0 +1,236 @@
+"""Large states in LLVM IR: what their components read of a pair is kept in memory, then pairs go by a few of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dred.formula.node import I, J
+from dred.kernel.cpu_schedule import Schedule
+from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, Loop, Post, maximal, walk
+from dred.kernel.llvm_records import RecordText
+from dred.kernel.llvm_values import Operand
+
+
+class LargeText(RecordText):
+    """Text of a function that goes by the components of large roots."""
+
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule) -> None:
+        super().__init__(kernel, dtype, acc, plan)
+        chained = [n for n, root in enumerate(kernel.roots) if root.places == 1]
+        self.flat = [n for n in chained if not kernel.roots[n].loops]
+        self.large = [n for n in chained if kernel.roots[n].loops]
+        self._share()
+        self.staged: dict[int, str] = {}  # records, by index
+        self.panel_column = self.panel_size = self.shared_base = ""
+        self.span_step = ""  # number of the first step of the chain, within the span
+
+    def _share(self) -> None:
+        """What the components of large states read of a pair: it is computed once, and kept for a chain."""
+        self.wanted = {n: self._pair_values(n) for n in self.large}
+        self.places: dict[int, int] = {}
+        self.kept: list[Expr] = []
+        at = 0
+        for e in {e.id: e for n in self.large for e in self.wanted[n]}.values():
+            self.places[e.id] = at
+            self.kept.append(e)
+            size = 1
+            for loop in e.free:
+                size *= loop.length
+            at += size
+        self._shared_size = at
+
+    @property
+    def shared_size(self) -> int:
+        return self._shared_size
+
+    def _pair_values(self, n: int) -> list[Expr]:
+        """The maximal values of pairs that a large root reads and that are the same for all of its components."""
+        root = self.kernel.roots[n]
+        heads, loops = {e.id for e in self._heads(root.steps)}, set(root.loops)
+
+        def same(e: Expr) -> bool:
+            if e.id in heads:
+                return True
+            if e.axes != IJ or e.id in self.stateful or e.result == "number" or e.free & loops:
+                return False
+            return not e.free or any(b.op in FOLDS for b in walk([e]))  # a vector: if it is costly
+
+        return maximal(root.steps, same)
+
+    @staticmethod
+    def _heads(steps: Sequence[Expr]) -> list[Expr]:
+        """The maximal expressions that read running values, and none of those inside loops."""
+        mine: set[int] = set()  # read those of a component
+        theirs: set[int] = set()  # read those of fields of one component
+        for e in walk(steps):
+            if (e.op == "state" and e.free) or any(a.id in mine for a in e.args):
+                mine.add(e.id)
+            elif e.op == "state" or any(a.id in theirs for a in e.args):
+                (theirs if not e.free else mine).add(e.id)
+        found = {a.id: a for e in walk(steps) if e.id in mine for a in e.args if a.id in theirs}
+        return [found[key] for key in sorted(found)]
+
+    def _stateless(self, steps: Sequence[Expr]) -> list[Expr]:
+        """The maximal expressions of steps that read no running value, but for what heads read."""
+        heads = {e.id for e in self._heads(steps)}
+        found = maximal(steps, lambda e: e.id in heads or e.id not in self.stateful)
+        return [e for e in found if e.id not in heads]
+
+    def _keep_all(self, e: Expr, steps: int) -> None:
+        """Keeps a value of pairs, or a vector of them."""
+        if loops := sorted(e.free - self.pairs.counters.keys()):
+            for want in self.pairs.invariants(loops[0], [e]):
+                self.pairs.get(*want)
+            self.pairs.components(loops[0], [], lambda _: self._keep_all(e, steps) or [], 1)  # type: ignore[func-returns-value]
+            return
+        for s in range(steps):
+            self._keep(e, s, self.pairs.get(e, s))
+
+    def _keep(self, e: Expr, step: int, value: str) -> None:
+        if e.boolean:
+            value = self.put(f"uitofp {self.lanes.mask} {value} to {self.lanes.type}")
+        self.store(self.lanes.type, value, self.shared_place(e, self.places[e.id], step, self.shared_size), 64)
+
+    def _step(self, start: str, step: str, masked: bool) -> str:
+        """Goes to a step of a chain; returns which lanes are columns, or nothing: all are."""
+        plan, size = self.plan, self.kernel.size_j
+        place = self.integer("add", start, step)
+        column = self.integer("mul", place, plan.columns)
+        self.first[J] = self.integer("add", self.panel_column, column)
+        self.near = self.integer("mul", step, plan.columns)
+        if plan.along == I:
+            inside = self.integer("and", place, plan.steps - 1)
+            group = self.integer("sub", place, inside)
+            record = self.integer("add", self.integer("mul", group, size), inside)
+        else:
+            record = self.integer("mul", column, size)
+        self.records[J] = self.at(self.staged[J], record, element=self.one.scalar)
+        if self.shared_size:
+            kept = self.integer("add", self.span_step, step) if self.span_step else step
+            record = self.integer("mul", kept, self.shared_size * self.lanes.width)
+            self.shared_at = self.at(self.shared_base, record, element=self.one.scalar)
+        if not masked:
+            return ""
+        kind = self.lanes.of("i64")
+        left = self.broadcast(self.lanes, self.integer("sub", self.panel_size, column), "i64")
+        return self.put(f"icmp sgt {kind} {left}, <{', '.join(f'i64 {k}' for k in range(self.lanes.width))}>")
+
+    def _chosen(self, mask: str, kind: str, new: str, old: str) -> str:
+        return self.put(f"select {self.lanes.mask} {mask}, {kind} {new}, {kind} {old}") if mask else new
+
+    def _large(self, n: int, start: str, count: Operand, masked: bool) -> None:
+        """All components of a large root: a chain of pairs goes by a few of them at a time."""
+        root = self.kernel.roots[n]
+        inner = root.loops[-1]
+        nested = any(e.op in FOLDS and e.free & set(root.loops) for e in walk(root.steps) if e.id not in self.places)
+        width = 1 if nested else min(self.plan.components, inner.length)
+        steps = self.plan.steps if nested else min(2, self.plan.steps)
+        if not isinstance(count, int):
+            steps = 1
+        half = self.plan.chain // 2
+        records, self.shared = self.pairs.records, self.places
+        self.pairs.records = records | self.places.keys()
+
+        def several(first: Operand, width: int) -> None:
+            places = [
+                self.integer("add", first, u) if u and isinstance(first, str) else _plus(first, u) for u in range(width)
+            ]
+            carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
+
+            def go_by(at: str, held: list[str]) -> list[str]:
+                first = self.integer("and", at, self.plan.chain - 1)
+                chain = self.integer("sub", at, first)
+                self.span_step, begin = chain, self.integer("add", start, chain)
+                last = self.integer("add", first, half)
+                more = self.loop(
+                    first, last, steps, carry, lambda k, mine: self._go_by(n, places, begin, k, steps, masked, mine)
+                )
+                return [self.put(f"fadd {kind} {a}, {b}") for (kind, _), a, b in zip(carry, held, more, strict=True)]
+
+            if count == self.plan.span != self.plan.chain:
+                held = self.loop(0, count, half, carry, go_by)
+            else:
+                held = self.loop(
+                    0, count, steps, carry, lambda k, mine: self._go_by(n, places, start, k, steps, masked, mine)
+                )
+            for u, place in enumerate(places):
+                self.pairs.counters[inner] = place
+                self._join_component(n, held[u * len(root.fields) : (u + 1) * len(root.fields)])
+            self.pairs.counters.pop(inner)
+
+        def nest(loops: Sequence[Loop]) -> list[str]:
+            if loops:
+                return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
+            full = inner.length - inner.length % width
+            self.loop(0, full, width, [], lambda k, _: several(k, width) or [])  # type: ignore[func-returns-value]
+            if full < inner.length:
+                several(full, inner.length - full)
+            return []
+
+        nest(root.loops[:-1])
+        self.pairs.records, self.shared = records, {}
+
+    def _go_by(
+        self, n: int, places: Sequence[Operand], start: str, step: str, steps: int, masked: bool, held: Sequence[str]
+    ) -> list[str]:
+        """Some steps for some components of a large root."""
+        root = self.kernel.roots[n]
+        mask = self._step(start, step, masked)
+        self.pairs.columns = steps
+        out: list[str] = []
+        fields, reads = len(root.fields), self._stateless(root.steps)
+        with self.pairs.scope():
+            for e in self.wanted[n]:
+                if not e.free and e.id not in self.stateful:
+                    for s in range(steps):
+                        self.pairs.get(e, s)
+            for u, place in enumerate(places):
+                self.pairs.counters[root.loops[-1]] = place
+                values = list(held[u * fields : (u + 1) * fields])
+                with self.pairs.scope():
+                    for s in range(steps):
+                        for e in reads:
+                            self.pairs.get(e, s)
+                        self.running = {(f, root.index): value for f, value in zip(root.fields, values, strict=True)}
+                        with self.steps.scope():
+                            new = [self.steps.get(e, s) for e in root.steps]
+                        values = [
+                            self._chosen(mask, self.running_type(f), a, b)
+                            for f, a, b in zip(root.fields, new, values, strict=True)
+                        ]
+                out += values
+        self.pairs.counters.pop(root.loops[-1])
+        return out
+
+    def _join_component(self, n: int, running: Sequence[str]) -> None:
+        root = self.kernel.roots[n]
+        with self.merged.scope():
+            merged = self.merge_root(n, self._widened(n, running))
+            for f, value in zip(root.fields, merged, strict=True):
+                self.write_state(f, root.index, value)
+
+    def _widened(self, n: int, running: Sequence[str], posts: Sequence[Post | None] | None = None) -> list[str]:
+        """Running values as they are merged: with the factors that have left the terms."""
+        root, wide = self.kernel.roots[n], self.wide
+        out = [self.widened(f, value) for f, value in zip(root.fields, running, strict=True)]
+        for k, post in enumerate(root.posts if posts is None else posts):
+            if post is None:
+                continue
+            if post.scale != 1.0:
+                out[k] = self.put(f"fmul {wide.type} {out[k]}, {wide.literal(post.scale)}")
+            if post.factor is not None:
+                with self.pairs.scope():
+                    factor = self.cast(self.pairs.get(post.factor), self.one.scalar, wide.scalar)
+                out[k] = self.put(f"fmul {wide.type} {out[k]}, {factor}")
+        return out
+
+    def _heads_of_merge(self, n: int) -> list[Expr]:
+        """What the merge of a large root computes once for all components."""
+        merge = self.kernel.roots[n].merge
+        inside = {e.id for e in walk(merge) if e.free}
+        found = {a.id: a for e in walk(merge) if e.id in inside for a in e.args if a.id not in inside}
+        return [found[key] for key in sorted(found)]
+
+
+def _plus(a: Operand, b: int) -> Operand:
+    return a + b if isinstance(a, int) else a
