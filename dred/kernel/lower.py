@@ -285,8 +285,7 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
     """The kernel with vectors of exactly so many components unrolled."""
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n)]
-    if hoist:
-        roots = hoisted(lowering.graph, roots, spec.dtype)
+    roots = hoisted(lowering.graph, roots, spec.dtype) if hoist else [root._replace(quick=None) for root in roots]
     steps = [e for root in roots for e in root.steps]
     quick = [e for root in roots if root.quick for e in root.quick.steps]
     tops = [*steps, *quick, *factors(roots)]

@@ -162,13 +162,14 @@ def test_the_state_given_is_not_written_and_is_added_to():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "D"), [("gaussian", 3), ("gaussian", 33), ("gradient", 33)])
-def test_cuts_at_multiples_of_the_chain_change_no_bit(name, D, dtype):
+def test_cuts_at_multiples_of_the_span_change_no_bit(name, D, dtype):
     spec = make(FORMULAS[name][0], D, dtype=dtype)
     M, N = 25, 700
     arrays = data(spec, M, N)
     whole = cpu.fold(spec, empty(spec, M), arrays, M, N)
     state = empty(spec, M)
-    for start, stop in [(0, 32), (32, 352), (352, 700)]:
+    assert cpu.compiled(spec).program.plan.span in (16, 64)
+    for start, stop in [(0, 64), (64, 384), (384, 700)]:
         part = [a[start:stop] if spec.level(v.cat) == 2 else a for v, a in zip(spec.variables, arrays, strict=True)]
         state = cpu.fold(spec, state, part, M, stop - start)
     assert whole[0].tobytes() == state[0].tobytes()
@@ -543,7 +544,7 @@ def test_the_cache_keeps_the_kernels_used_last(monkeypatch):
     cpu.compiled(b)
     assert cpu.compiled(a) is first
     cpu.compiled(c)
-    assert list(cpu._kernels) == [a.digest, c.digest]
+    assert [key.split()[0] for key in cpu._kernels] == [a.digest, c.digest]
 
 
 def test_folding_inside_the_threads_of_the_pool_does_not_block(monkeypatch):
