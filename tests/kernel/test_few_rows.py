@@ -1,0 +1,129 @@
+"""Few rows and many columns: lanes are columns, columns are split, and what each part has met is merged in order."""
+
+import numpy as np
+import pytest
+
+from dred.formula.node import I, J
+from dred.kernel import cpu, cpu_schedule, llvm
+from dred.kernel.cpu_schedule import LANES, split
+from dred.kernel.lower import lower
+from dred.kernel.output import empty
+from tests.kernel.test_hoist import fold, made
+from tests.kernel.test_reductions_cpu import EVERY, check, computed, data, problem, wanted
+from tests.monoid_cases import Case
+
+N = 4 * cpu_schedule.CHOICES * 16 + 5  # two parts of columns, and a vector that is not full
+
+
+def lanes_of(spec, M, N):
+    return split(spec, M, N).along
+
+
+@EVERY
+@pytest.mark.parametrize(("dtype", "M"), [("float32", 3), ("float64", 1)])
+def test_every_reduction(case, dtype, M):
+    spec, f, g = problem(case, 2, 1, dtype, 3)
+    arrays = data(2, M, N, dtype, 3)
+    assert lanes_of(spec, M, N) == J
+    check(case, computed(case, spec, arrays), wanted(case, f, g, 1, arrays), dtype)
+
+
+@pytest.mark.parametrize("case", [Case("Sum"), Case("ArgKMin", False, 3), Case("SoftMax", True)], ids=str)
+def test_long_vectors(case):
+    spec, f, g = problem(case, 40, 1, "float32", 40)
+    arrays = data(40, 2, N, "float32", 40)
+    assert lanes_of(spec, 2, N) == J
+    check(case, computed(case, spec, arrays), wanted(case, f, g, 1, arrays), "float32")
+
+
+@pytest.mark.parametrize("more", [0, 1, 15, 16, 17, 255, 1024])
+@pytest.mark.parametrize("case", [Case("Sum"), Case("Min_ArgMin"), Case("LogSumExp"), Case("Count")], ids=str)
+def test_any_number_of_columns(case, more):
+    n = 4 * cpu_schedule.CHOICES * 16 + more
+    spec, f, g = problem(case, 2, 1, "float32", 1)
+    arrays = data(2, 2, n, "float32", 1)
+    check(case, computed(case, spec, arrays), wanted(case, f, g, 1, arrays), "float32")
+
+
+@pytest.mark.parametrize("name", ["Sum", "LogSumExp", "ArgMin", "Variance"])
+@pytest.mark.parametrize("M", [1, 5, 100])
+def test_threads_and_calls_change_no_bit(name, M, monkeypatch):
+    spec = made("Exp(-SqDist(x,y))*b", reduction=name)
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s).astype("f4") for s in ((M, 3), (20_000, 3), (20_000, 1))]
+    arrays += [np.empty(0, "f4")] * 4
+    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_schedule, "SHARE", 1.0)
+    assert len(split(spec, M, 20_000).parts) > 1
+    found = {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2, 3, 7)}
+    monkeypatch.setattr(cpu, "CALL", 1e4)
+    found |= {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2)}
+    assert len(found) == 1
+
+
+def test_the_state_given_is_added_to():
+    spec = made("x*y")
+    arrays = [np.ones((2, 3), "f4"), np.ones((N, 3), "f4"), *[np.empty(0, "f4")] * 5]
+    state = (np.full((3, 2), 7.0),)
+    (new,) = cpu.fold(spec, state, arrays, 2, N)
+    assert (new == 7 + N).all()
+    assert (state[0] == 7).all()
+
+
+def test_the_lowest_row_number_of_equal_terms():
+    spec = made("Sum(x*y)", reduction="ArgMin")
+    arrays = [np.ones((3, 3), "f4"), np.ones((N, 3), "f4"), *[np.empty(0, "f4")] * 5]
+    for first in (0, 17, 4000, N - 1):
+        arrays[1][:] = 1
+        arrays[1][first::50] = -1
+        state = cpu.fold(spec, empty(spec, 3), arrays, 3, N)
+        assert (state[1] == first).all()
+    arrays[1][:] = np.inf  # a row of infinity has its first column
+    assert (cpu.fold(spec, empty(spec, 3), arrays, 3, N)[1] == 0).all()
+    arrays[1][:] = np.nan
+    assert (cpu.fold(spec, empty(spec, 3), arrays, 3, N)[1] == 2**63 - 1).all()
+
+
+def test_a_part_that_is_not_finite_is_done_again():
+    spec = made("e*Square(x+y)")
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s).astype("f4") for s in ((3, 3), (N, 3), (N, 1), (1,), (3, 1))]
+    arrays += [np.empty(0, "f4")] * 2
+    arrays[0][1], arrays[4][:] = 1e19, 1e-30
+    x, y, e = (arrays[k].astype(np.float64) for k in (0, 1, 4))
+    np.testing.assert_allclose(fold(spec, arrays, 3, N), (e * np.square(x[:, None] + y).sum(1)).T, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "along", "parts"),
+    [(1, 10**7, J, range(32, 65)), (10, 10**7, J, range(4, 7)), (12, 10**7, I, range(32, 65)),
+     (100, 10**7, I, range(8, 10)), (2000, 10**6, I, [1]), (10**6, 10**6, I, [1]), (10, 100, I, [1]),
+     (1, N, J, range(1, 3))],
+)  # fmt: skip
+def test_how_calls_are_cut(M, N, along, parts):
+    spec = made("Exp(-g*SqDist(x,y))*b")
+    found = split(spec, M, N)
+    assert found.along == along
+    assert len(found.parts) in parts
+    assert found.parts[0][0] == 0
+    assert found.parts[-1][1] == N
+    assert all(
+        a[1] == b[0] and a[1] % LANES["float32"] == 0 for a, b in zip(found.parts, found.parts[1:], strict=False)
+    )
+
+
+def test_large_states_bound_the_parts():
+    narrow, wide = made("x*y"), made("e*v*w*Exp(v|w)")
+    assert len(split(wide, 2, 10**7).parts) <= len(split(narrow, 2, 10**7).parts)
+    for parts in [split(wide, 2, 10**7).parts]:
+        assert 8 * 40 * 2 * 16 * len(parts) <= cpu_schedule.STATES
+
+
+def test_plans_are_printable_and_from_sizes_alone():
+    kernel = lower(made("Exp(-g*SqDist(x,y))*b"), 8, hoist=True)
+    for along in (I, J):
+        plan = llvm.render(kernel, "float32", "float64", 16, along).plan
+        assert plan == cpu_schedule.schedule(kernel, "float32", 16, along)
+        assert plan.panel % (plan.span * plan.columns) == 0
+        assert plan.rows % plan.tile == 0
+        assert plan.chain % plan.steps == 0
