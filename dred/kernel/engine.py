@@ -115,9 +115,9 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    more = {"cuda": {"device_id": device_id}, "cpu": {"threads": threads}}.get(backend, {})
+    own: dict[str, dict[str, Any]] = {"cuda": {"device_id": device_id}, "cpu": {"threads": threads}}
     module = importlib.import_module(_MODULES[backend])
-    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **more)
+    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **own.get(backend, {}))
     return result
 
 

@@ -18,7 +18,8 @@ import pytest
 from dred.errors import BackendError, InputError
 from dred.formula.language import Variable, formula, read
 from dred.formula.oracle import dense
-from dred.kernel import cpu, llvm, llvm_math, llvm_values, threads
+from dred.kernel import cpu, llvm, llvm_math, llvm_values
+from dred.kernel import threads as turns
 from dred.kernel.lower import lower
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
@@ -539,12 +540,12 @@ def test_the_cache_keeps_the_kernels_used_last(monkeypatch):
 def test_folding_inside_the_threads_of_the_pool_does_not_block(monkeypatch):
     monkeypatch.setattr(cpu, "SHARE", 1.0)
     monkeypatch.setenv("DRED_NUM_THREADS", "4")
-    monkeypatch.setattr(threads, "THREADS", 2)
-    monkeypatch.setattr(threads, "_pool", None)
+    monkeypatch.setattr(turns, "THREADS", 2)
+    monkeypatch.setattr(turns, "_pool", None)
     spec = make(FORMULAS["gaussian"][0])
     arrays = data(spec, 64, 64)
     want = fold(spec, arrays, 64, 64, threads=1).tobytes()
-    futures = [threads.pool().submit(fold, spec, arrays, 64, 64, threads=4) for _ in range(8)]
+    futures = [turns.pool().submit(fold, spec, arrays, 64, 64, threads=4) for _ in range(8)]
     assert {f.result(timeout=60).tobytes() for f in futures} == {want}
 
 

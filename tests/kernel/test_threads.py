@@ -156,9 +156,10 @@ def test_what_an_interrupt_leaves_behind_is_forgotten(four):
     def fail(*args):
         raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threads, "pool", fail)
-        threads.run([lambda stop: None] * 2)
+        with pytest.raises(KeyboardInterrupt):
+            threads.run([lambda stop: None] * 2)
     until(lambda: len(threads._jobs) == 0)
     counter = Counter()
     barrier = threading.Barrier(4)
