@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import stat
 import struct
 import time
@@ -75,7 +74,7 @@ class Store:
         size = len(payload) + _HEAD.size
         if path is None or size > self.most // 8 or not _made(path.parent):
             return
-        beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        beside = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
         try:
             number = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
             try:

@@ -9,11 +9,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dred.errors import OptionError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 THREADS = 256
 
@@ -215,6 +217,8 @@ if hasattr(os, "register_at_fork"):
 def pool() -> ThreadPoolExecutor:
     """The threads that help."""
     global _pool
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms, which one thread alone need not wait for
+
     with _turns:
         if _pool is None:
             _pool = ThreadPoolExecutor(THREADS, "dred")
