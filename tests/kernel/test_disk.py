@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from dred.errors import BackendError, OptionError
 from dred.formula.language import formula
 from dred.formula.ops import OPS
-from dred.kernel import cpu, disk, machine, sources
+from dred.kernel import cpu, cuda, disk, machine, sources
 from dred.kernel.disk import Store
 from dred.kernel.output import empty
 from dred.kernel.primitives import PRIMITIVES
@@ -452,6 +453,22 @@ def test_a_new_field_of_a_program_is_kept(process):
     program = cpu.compiled(problem()).program
     kept = cpu.json.loads(cpu._packed(program, 2.5, b"code").partition(b"\n")[0])
     assert kept == {"cost": 2.5, "program": {**program._asdict(), "text": ""}}
+
+
+def test_a_cubin_is_compiled_once(tmp_path, monkeypatch):
+    """For each source, architecture and compiler."""
+    monkeypatch.setenv("DRED_CACHE_DIR", str(tmp_path))
+    version, compiled = (13, 0), []
+    monkeypatch.setattr(cuda, "_nvrtc", lambda: types.SimpleNamespace(getVersion=lambda: version))
+    monkeypatch.setattr(cuda, "compile_cubin", lambda *args: (compiled.append(args) or repr(args).encode(), "log"))
+    for _ in range(2):
+        assert cuda.cubin("text", "sm_90") == b"('text', 'sm_90')"
+        assert cuda.cubin("other", "sm_90") == b"('other', 'sm_90')"
+        assert cuda.cubin("text", "sm_80") == b"('text', 'sm_80')"
+    assert len(compiled) == 3
+    version = (13, 1)
+    cuda.cubin("text", "sm_90")
+    assert len(compiled) == 4
 
 
 # -- sources -------------------------------------------------------------------------------------------------------
