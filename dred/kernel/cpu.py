@@ -181,24 +181,32 @@ def build(
     machine = chosen()
     machine = Machine(machine.cpu if cpu is None else cpu, machine.features if features is None else features)
     code = emit(program.text, machine, 2 if len(program.text) < LARGE else 0)
-    if keep is not None:
-        keep(_packed(program, cost, code))
+    if keep is not None and (entry := _packed(program, cost, code)) is not None:
+        keep(entry)
     return _loaded(program, cost, code)
 
 
-def _packed(program: Program, cost: float, code: bytes) -> bytes:
-    """What is kept of a kernel: one line of JSON, then object code."""
-    about = {"cost": cost, "program": {**program._asdict(), "text": ""}}
-    return json.dumps(about).encode() + b"\n" + code
+def _packed(program: Program, cost: float, code: bytes) -> bytes | None:
+    """What is kept of a kernel: one line of JSON, then object code; None if JSON cannot say what a program is."""
+    try:
+        head = json.dumps({"cost": cost, "program": {**program._asdict(), "text": ""}}).encode()
+        return head + b"\n" + code if _about(head) == (program._replace(text=""), cost) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _unpacked(entry: bytes) -> Compiled | None:
     head, _, code = entry.partition(b"\n")
     try:
-        about = json.loads(head)
-        return _loaded(Program(**about["program"]), about["cost"], code)
+        return _loaded(*_about(head), code)
     except (BackendError, KeyError, TypeError, ValueError):  # then it is compiled
         return None
+
+
+def _about(head: bytes) -> tuple[Program, float]:
+    about = json.loads(head)
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about["program"].items()}
+    return Program(**fields), about["cost"]
 
 
 def _loaded(program: Program, cost: float, code: bytes) -> Compiled:

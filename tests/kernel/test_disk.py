@@ -448,11 +448,17 @@ def test_a_folder_that_cannot_be_written_costs_compilations_only(process, tmp_pa
         assert len(count) == 1
 
 
-def test_a_new_field_of_a_program_is_kept(process):
+@pytest.mark.parametrize(
+    ("field", "kept"),
+    [(7, True), ("a word", True), ((1, 2), True), (None, True), (b"bytes", False), (((1, 2),), False)],
+)
+def test_every_field_of_a_program_is_kept_or_the_kernel_is_not(process, field, kept):
     process()
-    program = cpu.compiled(problem()).program
-    kept = cpu.json.loads(cpu._packed(program, 2.5, b"code").partition(b"\n")[0])
-    assert kept == {"cost": 2.5, "program": {**program._asdict(), "text": ""}}
+    program = cpu.compiled(problem()).program._replace(panel=field)
+    entry = cpu._packed(program, 2.5, b"code")
+    assert (entry is not None) == kept
+    if kept:
+        assert cpu._about(entry.partition(b"\n")[0]) == (program._replace(text=""), 2.5)
 
 
 def test_a_cubin_is_compiled_once(tmp_path, monkeypatch):
