@@ -68,8 +68,16 @@ def chosen() -> Machine:
 
 @cache
 def _host() -> Machine:
-    llvm = _llvm()
-    return Machine(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    features = sorted(_features().items())
+    return Machine(_llvm().get_host_cpu_name(), ",".join(f"{'+' if have else '-'}{name}" for name, have in features))
+
+
+def _features() -> dict[str, bool]:
+    """What this machine can by LLVM's names; nothing where LLVM cannot tell, and then the name of the CPU says all."""
+    try:
+        return dict(_llvm().get_host_cpu_features())
+    except RuntimeError:
+        return {}
 
 
 def _named(name: str) -> Machine:
@@ -84,9 +92,8 @@ def _named(name: str) -> Machine:
 
 def runnable() -> dict[str, Machine]:
     """The instruction sets by name that this machine can run."""
-    llvm = _llvm()
-    architecture = llvm.get_default_triple().split("-")[0]
-    have = llvm.get_host_cpu_features()
+    architecture = _llvm().get_default_triple().split("-")[0]
+    have = _features()
     named = NAMED.get(_ALIASES.get(architecture, architecture), {})
     return {name: row.machine for name, row in named.items() if all(have.get(f, False) for f in row.needs)}
 

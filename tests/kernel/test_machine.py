@@ -119,11 +119,9 @@ class Known:
         return self.cpu
 
     def get_host_cpu_features(self):
-        class Features(dict):
-            def flatten(self):
-                return ",".join(f"{'+' if have else '-'}{name}" for name, have in self.items())
-
-        return Features(self.features)
+        if self.features is None:
+            raise RuntimeError("failed to get host cpu features.")
+        return self.features
 
 
 @pytest.fixture
@@ -135,6 +133,7 @@ def pretend(monkeypatch, name, triple, have, lack=()):
     known = Known(name, triple, {f: f in have for f in (*sorted(have), *lack)})
     monkeypatch.setattr(machine, "_llvm", lambda: known)
     monkeypatch.setattr(machine, "_host", HOST)
+    return known
 
 
 def test_the_machine_itself_is_the_default(zen3, monkeypatch):
@@ -173,6 +172,13 @@ def test_names_of_another_architecture(monkeypatch, triple):
     pretend(monkeypatch, "power9", "powerpc64le-unknown-linux-gnu", {"vsx"})
     with pytest.raises(OptionError, match=r"\(power9\) can run host;"):
         machine.chosen()
+
+
+def test_a_machine_that_llvm_cannot_ask(monkeypatch):
+    known = pretend(monkeypatch, "generic", "aarch64-unknown-linux-gnu", {"neon"})
+    known.features = None
+    assert machine.chosen() == Machine("generic", "")
+    assert list(machine.runnable()) == ["neon"]
 
 
 def test_every_machine_has_its_own_key(monkeypatch):
