@@ -1,14 +1,22 @@
 """Seconds from the text of a formula to machine code, and what the kernel then errs: short, long, wide and deep ones.
 
-    python benchmarks/compile.py
+    python benchmarks/compile.py [first]
 
 One row per formula: its nodes, milliseconds to read (derivatives included), to lower and write, and to compile by LLVM,
 all of them together, and the largest error beside the largest sum of magnitudes, against dense float64 NumPy. Every
 time is the least of three, each in the state of a process that has compiled before. No cache is used.
+
+Before these (with `first`, alone): medians of what a user waits for until a first result, in processes that have and
+that have not a kernel on disk, and of a small call.
 """
 
+import json
 import os
 import platform
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from importlib.metadata import version
 from typing import NamedTuple
@@ -17,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from dred import Genred
 from dred.formula.language import formula
 from dred.formula.node import toposort
 from dred.formula.oracle import dense
@@ -89,7 +98,7 @@ def best(work):
 def measure(r, dtype):
     reading, f = best(lambda: formula(r.text, r.aliases))
     spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
-    writing, program = best(lambda: llvm.render(lower(spec, cpu.UNROLL), dtype, spec.acc, spec.chain))
+    writing, program = best(lambda: llvm.render(lower(spec, cpu.UNROLL, hoist=True), dtype, spec.acc, spec.chain))
     compiling, _ = best(lambda: cpu.build(program))
     rng = np.random.default_rng(0)
     shapes = [((M, v.dim), (N, v.dim), (v.dim,))[v.cat] for v in f.variables]
@@ -106,6 +115,78 @@ def measure(r, dtype):
           flush=True)  # fmt: skip
 
 
+# -- until the first result ----------------------------------------------------------------------------------------
+
+PROCESSES, CALLS, NEW = 15, 2000, 15
+FIRST = """
+import sys, json, time
+t = [time.perf_counter()]
+import numpy as np
+t.append(time.perf_counter())
+from dred import Genred
+t.append(time.perf_counter())
+if sys.argv[1] == "llvm":
+    import llvmlite.binding
+t.append(time.perf_counter())
+x = np.linspace(0, 1, 90, dtype=np.float32).reshape(30, 3)
+routine = Genred("Exp(-g*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)"], axis=1)
+routine(x, x, x[:, :1].copy(), x[0, :1], backend="cpu")
+t.append(time.perf_counter())
+print(json.dumps([1e3 * (b - a) for a, b in zip(t, t[1:])]))
+"""
+
+
+def first_results(folder, llvm):
+    """Median milliseconds, of fresh processes: import of NumPy, of dred, of llvmlite, the first result."""
+    env = {**os.environ, "DRED_CACHE_DIR": folder}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # dred itself is imported as it is where it was installed
+    times = []
+    for _ in range(PROCESSES):
+        command = [sys.executable, "-c", FIRST, llvm]
+        times.append(json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout))
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def call_times():
+    """Median milliseconds of a new formula, from its text to the result, without a cache; and of a call of it."""
+    os.environ["DRED_CACHE_DIR"] = "off"
+    x = np.linspace(0, 1, 90, dtype=np.float32).reshape(30, 3)
+    args = x, x, x[:, :1].copy(), x[0, :1].copy()
+    cold, calls = [], []
+    for n in range(1 + NEW):
+        start = time.perf_counter()
+        routine = Genred(f"Exp(-g*SqDist(x,y))*b+{n}", [a.format(D=3) for a in GAUSSIAN[:4]], axis=1)
+        routine(*args, backend="cpu")
+        cold.append(1e3 * (time.perf_counter() - start))
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        routine(*args, backend="cpu")
+        calls.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(cold[1:]), statistics.median(calls)  # the first one imports LLVM
+
+
+def first():
+    cold, call = call_times()
+    with tempfile.TemporaryDirectory() as folder:
+        first_results(folder, "")  # leaves the kernel there
+        _, _, _, warm = first_results(folder, "")
+        numpy, dred, llvm, loaded = first_results(folder, "llvm")
+    _, _, _, without = first_results("off", "")
+    print("milliseconds (medians), Gaussian sum, D = 3, M = N = 30, float32")
+    for name, value in [
+        ("import numpy", numpy),
+        ("import dred, after that", dred),
+        ("import llvmlite", llvm),
+        ("first result in a new process: nothing on disk", without),
+        ("    kernel on disk, import of llvmlite counted", warm),
+        ("    kernel on disk, llvmlite imported before", loaded),
+        ("a new formula in a process that has compiled", cold),
+        ("a call", call),
+    ]:
+        print(f"{name:50s} {value:9.3f}", flush=True)
+    print()
+
+
 def main():
     names = " ".join(f"{name} {version(name)}" for name in ("numpy", "llvmlite"))
     try:
@@ -114,6 +195,9 @@ def main():
     except (OSError, StopIteration):
         cpu_name = platform.processor() or platform.machine()
     print(f"{cpu_name}, Python {platform.python_version()}, {names}")
+    first()
+    if sys.argv[1:] == ["first"]:
+        return
     heads = "".join(f"{word:>9s}" for word in ("read", "write", "LLVM", "all"))
     print(f"{'milliseconds':32s} {'':8s} {'nodes':>6s}{heads} {'kB text':>7s} {'error':>9s}")
     for r in rows():

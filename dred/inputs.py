@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,8 @@ class Inputs:
 def kind_of(array: Any) -> str | None:
     """ "numpy", "dask" or "cupy", without importing any of them; None for anything else."""
     module = type(array).__module__.partition(".")[0]
-    if isinstance(array, np.ndarray) and not isinstance(array, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # 30 ms, if it were loaded for the question
+    if isinstance(array, np.ndarray) and not (masked and isinstance(array, masked.MaskedArray)):
         return "numpy"
     if module == "dask" and hasattr(type(array), "chunks") and hasattr(array, "__dask_graph__"):
         return "dask"

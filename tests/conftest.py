@@ -10,6 +10,8 @@ import functools
 import json
 import os
 import platform
+import shutil
+import tempfile
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +37,17 @@ def gpu_count() -> int:
         return 0
     count = ctypes.c_int(0)
     return count.value if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def pytest_configure(config):
+    """Kernels are kept in a folder of this run alone: shared by its processes, and never the user's own."""
+    if not hasattr(config, "workerinput"):
+        config.kernels = os.environ["DRED_CACHE_DIR"] = tempfile.mkdtemp(prefix="dred-kernels-")
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "kernels"):
+        shutil.rmtree(config.kernels, ignore_errors=True)
 
 
 def pytest_addoption(parser):

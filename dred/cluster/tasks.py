@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from dred.formula.node import canonical
 from dred.kernel import engine
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
+from dred.kernel.threads import declared, thread_count
 
 Array = NDArray[Any]
 State = tuple[Array, ...]
@@ -82,7 +84,8 @@ def fold_blocks(
         if state is None:
             state = engine.empty(spec, place.rows)
         arrays = _arrange(spec, place, kept, reduced, parameters)
-        return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0)
+        more = {} if (threads := share()) is None else {"threads": threads}
+        return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0, **more)
     except BackendError as error:
         raise BackendError(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
     except Exception as error:
@@ -114,6 +117,22 @@ def devices() -> int:
     from dred.kernel import cuda
 
     return cuda.device_count()
+
+
+def share() -> int | None:
+    """Threads of one fold, in a worker of a cluster that runs several tasks at once: its part of this process's.
+
+    None where nobody divides them: DRED_NUM_THREADS is meant for a fold, and folds of dask's threaded scheduler, of
+    which there may be one or many, take turns (`dred.kernel.threads`).
+    """
+    distributed = sys.modules.get("distributed.worker")  # where it is not loaded, this is no worker
+    if distributed is None or declared() is not None:
+        return None
+    try:
+        worker = distributed.get_worker()
+    except ValueError:
+        return None
+    return max(1, thread_count() // int(worker.state.nthreads))
 
 
 def describe(spec: KernelSpec, label: str, most: int = 300) -> str:

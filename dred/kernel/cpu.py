@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.errors import BackendError, InputError, OptionError
+from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
-from dred.kernel.cpu_schedule import SHARE, split
+from dred.kernel import disk, sources
+from dred.kernel.cpu_schedule import SHARE, Schedule, split
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
+from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
+from dred.kernel.threads import run as _run
+from dred.kernel.threads import thread_count
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
 CACHED = 128  # compiled kernels that are kept
-THREADS = 256
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
 
 State = tuple[NDArray[Any], ...]
@@ -48,15 +51,14 @@ class Compiled:
     engine: Any
 
 
-# after a fork the threads are gone and locks may be held by nobody
-_pool: ThreadPoolExecutor | None = None
 _kernels: OrderedDict[str, Compiled] = OrderedDict()
 _lookup, _compile = threading.Lock(), threading.Lock()
 
 
 def _renew() -> None:
-    global _pool, _lookup, _compile
-    _pool, _lookup, _compile = None, threading.Lock(), threading.Lock()
+    """After a fork, locks may be held by nobody."""
+    global _lookup, _compile
+    _lookup, _compile = threading.Lock(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -70,25 +72,6 @@ def available() -> bool:
     except (ImportError, OSError):
         return False
     return True
-
-
-def thread_count() -> int:
-    """Threads of one fold: DRED_NUM_THREADS, else OMP_NUM_THREADS, else the CPUs that this process may use.
-
-    Raises
-    ------
-    OptionError
-        DRED_NUM_THREADS is no positive number.
-    """
-    if text := os.environ.get("DRED_NUM_THREADS", "").strip():
-        if not text.isdecimal() or int(text) < 1:
-            raise OptionError(f"DRED_NUM_THREADS is {text!r}: set it to a positive number of threads, or unset it")
-        return min(int(text), THREADS)
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
-    if text.isdecimal() and int(text) > 0:
-        return min(int(text), THREADS)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, THREADS)
 
 
 def source(spec: KernelSpec) -> str:
@@ -180,17 +163,36 @@ def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -
 
 
 def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
-    """The machine code of a kernel, compiled once per process however many threads ask."""
-    key = f"{spec.digest} {along} {hoist}"
-    if (found := _find(key)) is not None:
+    """The machine code of a kernel, compiled once per process however many threads ask, or found on disk.
+
+    What is found has no text in its program: a kernel is neither lowered nor written for that.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+    along : int
+        What the lanes are: I or J.
+    hoist : bool
+        See `lower`.
+    """
+    name = f"{spec.digest} {along} {hoist}"
+    if (found := _find(name)) is not None:
         return found
     with _compile:
-        if (found := _find(key)) is not None:
+        if (found := _find(name)) is not None:
             return found
-        kernel = lower(spec, UNROLL, hoist)
-        new = build(render(kernel, spec.dtype, spec.acc, spec.chain, along), kernel.cost)
+        machine = chosen()
+        version = sources.digest()
+        store = disk.default() if version else disk.Store(None)
+        key = "\n".join(("cpu", name, version or "", machine.key))
+        entry = store.read(key)
+        new = None if entry is None else _unpacked(entry)
+        if new is None:
+            kernel = lower(spec, UNROLL, hoist)
+            program = render(kernel, spec.dtype, spec.acc, spec.chain, along)
+            new = build(program, kernel.cost, *machine[:2], keep=lambda entry: store.write(key, entry))
         with _lookup:
-            _kernels[key] = new
+            _kernels[name] = new
             while len(_kernels) > CACHED:
                 _kernels.popitem(last=False)
         return new
@@ -203,27 +205,62 @@ def _find(digest: str) -> Compiled | None:
         return _kernels.get(digest)
 
 
-def build(program: Program, cost: float = 1.0, cpu: str | None = None, features: str | None = None) -> Compiled:
-    """Machine code of a program, for this machine or for the CPU and features that are named."""
-    import llvmlite.binding as llvm
+def build(
+    program: Program,
+    cost: float = 1.0,
+    cpu: str | None = None,
+    features: str | None = None,
+    keep: Callable[[bytes], None] | None = None,
+) -> Compiled:
+    """Machine code of a program, for this machine or for the CPU and features that are named.
 
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+    Parameters
+    ----------
+    program : Program
+    cost : float
+        Of one pair.
+    cpu, features : str, optional
+        In LLVM's words.
+    keep : callable, optional
+        Is given the bytes of which another process makes the same.
+    """
+    machine = chosen()
+    machine = Machine(machine.cpu if cpu is None else cpu, machine.features if features is None else features)
+    code = emit(program.text, machine, 2 if len(program.text) < LARGE else 0)
+    if keep is not None and (entry := _packed(program, cost, code)) is not None:
+        keep(entry)
+    return _loaded(program, cost, code)
+
+
+def _packed(program: Program, cost: float, code: bytes) -> bytes | None:
+    """What is kept of a kernel: one line of JSON, then object code; None if JSON cannot say what a program is."""
     try:
-        machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
-            features=llvm.get_host_cpu_features().flatten() if features is None else features,
-            opt=2 if len(program.text) < LARGE else 0,
-        )
-        module = llvm.parse_assembly(program.text)
-        module.verify()
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-    except RuntimeError as error:
-        raise BackendError(f"LLVM cannot compile this kernel: {error}") from error
+        head = json.dumps({"cost": cost, "program": {**program._asdict(), "text": ""}}).encode()
+        return head + b"\n" + code if _about(head) == (program._replace(text=""), cost) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _unpacked(entry: bytes) -> Compiled | None:
+    head, _, code = entry.partition(b"\n")
+    try:
+        return _loaded(*_about(head), code)
+    except (BackendError, KeyError, TypeError, ValueError):  # then it is compiled
+        return None
+
+
+def _about(head: bytes) -> tuple[Program, float]:
+    about = json.loads(head)
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about["program"].items()}
+    fields["plan"] = Schedule(*fields["plan"])
+    return Program(**fields), about["cost"]
+
+
+def _loaded(program: Program, cost: float, code: bytes) -> Compiled:
+    address, engine = load(code, "fold")
     kinds = {"p": ctypes.c_void_p, "l": ctypes.c_int64}
     prototype = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))
-    return Compiled(program, cost, prototype(engine.get_function_address("fold")), engine)
+    return Compiled(program, cost, prototype(address), engine)
 
 
 def _shares(kernel: Compiled, M: int, parts: Sequence[tuple[int, int]], threads: int) -> list[Share]:
@@ -296,29 +333,3 @@ def _again(redo: NDArray[np.int64], tile: int, first: int, last: int, end: int) 
 
 def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:
     return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
-
-
-def _run(shares: Sequence[Callable[[threading.Event], None]]) -> None:
-    """Runs every share, the first here. Shares that no thread has begun are taken over, so a full pool never blocks."""
-    stop = threading.Event()
-    others = [(_threads().submit(share, stop), share) for share in shares[1:]]
-    try:
-        shares[0](stop)
-        for future, share in others:
-            if future.cancel():
-                share(stop)
-            else:
-                future.result()
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        wait([future for future, _ in others if not future.cancel()])  # a cancelled one may never be collected
-
-
-def _threads() -> ThreadPoolExecutor:
-    global _pool
-    with _lookup:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(THREADS, "dred")
-        return _pool

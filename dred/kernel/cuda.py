@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import BackendError
+from dred.kernel import disk
 from dred.kernel.cuda_schedule import THREADS, UNROLL
 from dred.kernel.cuda_source import ITEM, Entry, Source, render
 from dred.kernel.lower import lower
@@ -218,6 +219,16 @@ def compile_cubin(text: str, arch: str) -> tuple[bytes, str]:
         nvrtc.destroyProgram(program)
 
 
+def cubin(text: str, arch: str) -> bytes:
+    """Machine code of a source for an architecture, from disk if a process has left it there. Needs no device."""
+    key = "\n".join(("cuda", arch, str(_nvrtc().getVersion()), *OPTIONS, text))
+    store = disk.default()
+    if (code := store.read(key)) is None:
+        code, _ = compile_cubin(text, arch)
+        store.write(key, code)
+    return code
+
+
 _programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
 _lock = threading.Lock()
 
@@ -232,9 +243,8 @@ def _program(spec: KernelSpec, found: Source, device_id: int) -> Program:
     key = (spec.digest, device_id, arch, nvrtc.getVersion(), OPTIONS)
     with _lock:
         if key not in _programs:
-            cubin, _ = compile_cubin(found.text, arch)
             module = function.Module()
-            module.load(cubin)
+            module.load(cubin(found.text, arch))
             _programs[key] = {kind: module.get_function(entry.name) for kind, entry in found.entries.items()}
             while len(_programs) > MODULES:
                 _programs.popitem(last=False)

@@ -86,6 +86,7 @@ def fold(
     i0: int = 0,
     j0: int = 0,
     device_id: int = -1,
+    threads: int | None = None,
 ) -> State:
     """The state after the terms of one block of columns.
 
@@ -105,6 +106,8 @@ def fold(
         Global row numbers of the first kept and the first reduced row.
     device_id : int
         CUDA device; -1: the current one.
+    threads : int, optional
+        Most threads of a CPU; default: all that this process may use. No bit depends on it.
 
     Returns
     -------
@@ -112,9 +115,9 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    more = {"device_id": device_id} if backend == "cuda" else {}
+    own: dict[str, dict[str, Any]] = {"cuda": {"device_id": device_id}, "cpu": {"threads": threads}}
     module = importlib.import_module(_MODULES[backend])
-    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **more)
+    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **own.get(backend, {}))
     return result
 
 

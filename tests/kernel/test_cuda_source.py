@@ -605,6 +605,7 @@ class FakeCuPy:
         monkeypatch.setattr(cuda, "_programs", type(cuda._programs)())
         monkeypatch.setattr(cuda, "_threads", threading.local())
         monkeypatch.setattr(cuda, "compile_cubin", lambda text, arch: (b"cubin", ""))
+        monkeypatch.setenv("DRED_CACHE_DIR", "off")  # a device could not load that
         monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
         self.asarray = asarray
 

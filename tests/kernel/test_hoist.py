@@ -229,10 +229,16 @@ def test_special_values_are_those_of_the_terms(text, seed):
     assert np.isfinite(found[finite]).all()
 
 
+def forget(monkeypatch):
+    """Compiled kernels, also those on disk."""
+    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    monkeypatch.setenv("DRED_CACHE_DIR", "off")
+
+
 def test_a_wrong_bound_is_noticed(monkeypatch):
     """The comparisons above can fail: with an exponential that is cut off too early they do."""
     monkeypatch.setitem(hoist.RANGES, "float32", hoist.RANGES["float32"]._replace(low=-20.0))
-    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    forget(monkeypatch)
     with pytest.raises(AssertionError):
         test_a_folded_scale_costs_the_argument_times_eps("float32")
 
@@ -240,7 +246,7 @@ def test_a_wrong_bound_is_noticed(monkeypatch):
 def test_a_wrong_coefficient_is_noticed(monkeypatch):
     c = llvm_math._EXP2S["float32"]
     monkeypatch.setitem(llvm_math._EXP2S, "float32", (*c[:2], c[2] * (1 + 1e-5), *c[3:]))
-    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    forget(monkeypatch)
     with pytest.raises(AssertionError):
         test_a_folded_scale_costs_the_argument_times_eps("float32")
 
@@ -251,7 +257,7 @@ def test_a_factor_that_is_forgotten_is_noticed(monkeypatch):
         return [r._replace(posts=tuple(p and p._replace(factor=None) for p in r.posts)) for r in found]
 
     monkeypatch.setattr("dred.kernel.lower.hoisted", forgetful)
-    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    forget(monkeypatch)
     with pytest.raises(AssertionError):
         test_rewritten_terms_have_the_same_sum("e*Exp(x+y)", "float32")
 

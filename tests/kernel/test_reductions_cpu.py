@@ -7,7 +7,8 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import cpu, cpu_schedule, engine
+from dred.kernel import cpu, cpu_schedule, engine, llvm
+from dred.kernel.lower import lower
 from dred.kernel.output import Output, empty
 from dred.kernel.spec import CHAIN, KernelSpec, Part
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
@@ -102,7 +103,8 @@ def test_threads_calls_and_instruction_sets_change_no_bit(case, monkeypatch):
     results = {run(t) for t in (1, 2, 3)}
     monkeypatch.setattr(cpu, "CALL", 1e4)
     results |= {run(t) for t in (1, 2, 3)}
-    generic = cpu.build(cpu.compiled(spec).program, cpu="generic", features="")
+    program = llvm.render(lower(spec, cpu.UNROLL, hoist=True), spec.dtype, spec.acc, spec.chain)
+    generic = cpu.build(program, cpu="generic", features="")
     out = empty(spec, M)
     cpu._calls(generic, arrays, out, [(0, M, 0, N)], (0, 0), threading.Event())
     results.add(b"".join(a.tobytes() for a in out))
