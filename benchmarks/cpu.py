@@ -5,14 +5,14 @@
 Every figure of the first table is pairs divided by the CPU time of the process, which computes with one thread; those
 of the second are by wall clock, lower where other processes have the core. Both are medians of rounds in which all
 rivals of a row take turns. A call is from NumPy arrays to a NumPy array, with staging, without compilation. It gets as
-many rows as take about `--budget` seconds, each rival its own number: rates depend on it little. Peers are described in
-`peers.py`; which of them a row has is a matter of the form of its distances:
+many rows as take about `--budget` seconds, each rival its own number (sizes shown are those of dred). Peers are
+described in `peers.py`; which of them a row has is a matter of the form of its distances:
 
     rows named "expanded"   |x|² + |y|² - 2 x·y, a matrix product: `dred` is what it is by differences, beside them
                             "expand", which is `Genred(..., expand=True)`
     all other rows          by differences, which lose no digits
 
-"/best" divides dred by the fastest peer of the row, "exp/best" does so with `expand`. "fma" are the multiply-adds that
+"/best" divides dred by the fastest peer of the row, "e/best" does so with `expand`. "fma" are the multiply-adds that
 a pair needs at least (an exponential counts 8 in float32 and 13 in float64; additions and comparisons are not counted,
 processors have other units for them), "of fma" is their part of the rate of independent multiply-adds that one thread
 reaches in the same rounds: of `expand` where there is one in an expanded row, else of dred.
@@ -73,7 +73,7 @@ FORMULAS = (  # without dtype and form
     Task("Laplacian kernel", f"Exp(-{R})*b", WEIGHTED, "sum", "laplacian"),
     Task("Matern-5/2 kernel", f"(1+{R5}+Square({R5})/3)*Exp(-{R5})*b", WEIGHTED, "sum", "matern"),
     Task("inverse distance", "Rsqrt(SqDist(x,y))*b", WEIGHTED, "sum", "inverse"),
-    *(Task(f"Gaussian, {E} columns", GAUSSIAN, WEIGHTED, "sum", E=E) for E in (64, 1000)),
+    *(Task(f"Gaussian, b of {E}", GAUSSIAN, WEIGHTED, "sum", E=E) for E in (64, 1000)),
     Task("Gaussian, 10 rows", GAUSSIAN, WEIGHTED, "sum", few=10, columns=10_000_000),
     Task("Gaussian, 4 rows", GAUSSIAN, WEIGHTED, "sum", few=4, columns=1_000_000),
     Task("300 calls, 30 x 30", GAUSSIAN, WEIGHTED, "sum", few=30, columns=30, calls=300),
@@ -164,6 +164,7 @@ class Row:
             pairs = self.rows(some) * t.columns * t.calls
             self.cpu[name], self.wall[name] = (pairs / statistics.median(s) for s in zip(*times[name], strict=True))
         self.ceiling = statistics.median(fma)
+        self.size = self.rows(ready["dred"][1]) if "dred" in ready else "?"
 
     def rows(self, v):
         return len(v[self.task.of(rows=True)[0]])
@@ -182,21 +183,20 @@ class Row:
 
     def cells(self, values, show):
         t = self.task
-        name = f"{t.name}{', expanded' if t.expanded else ''}"
         shown = "".join(f"{show(values[rival]) if rival in values else '-':>8s}" for rival in RIVALS)
-        return f"{name:30s} {t.D:4d} {t.dtype[-2:]} {t.columns:8d}{shown}"
+        return line(t.title, t.D, t.dtype[-2:], f"{self.size}x{t.columns}", shown)
 
     def ratios(self):
         """The part of the first table that is behind the rates."""
         best, fma = self.best(self.cpu), self.task.fma
-        rate = self.cpu.get("expand", self.cpu.get("dred")) if self.task.expanded else self.cpu.get("dred")
+        mine = self.cpu.get("expand", self.cpu.get("dred"))
         for name in ("dred", "expand"):
             yield f"{self.cpu[name] / best:.2f}" if best and name in self.cpu else "-"
         yield f"{fma:.0f}" if fma else "-"
-        yield f"{rate * fma / self.ceiling:.0%}" if fma and rate else "-"
+        yield f"{mine * fma / self.ceiling:.0%}" if fma and mine else "-"
 
     def __str__(self):
-        return self.cells(self.cpu, rate) + "".join(f"{cell:>9s}" for cell in self.ratios())
+        return self.cells(self.cpu, rate) + "".join(f"{cell:>7s}" for cell in self.ratios())
 
 
 def rate(pairs):
@@ -205,7 +205,12 @@ def rate(pairs):
     return f"{g:.3f}" if g >= 0.01 else f"{g:.2g}" if g >= 1e-3 else f"{g:.0e}"
 
 
-HEAD = f"{'':30s} {'D':>4s} {'':2s} {'columns':>8s}" + "".join(f"{name:>8s}" for name in RIVALS)
+def line(title, D, dtype, size, cells):
+    return f"{title:29s} {D:>4} {dtype:2s} {size:>12s}{cells}"
+
+
+HEAD = line("", "D", "", "size", "".join(f"{name:>8s}" for name in RIVALS))
+RATIOS = ("/best", "e/best", "fma", "of fma")
 
 
 def two_threads(rounds):
@@ -236,12 +241,12 @@ def header(options):
     simd = [name for name in ("sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "neon", "sve") if features.get(name)]
     print(f"{cpu_name()} ({llvm.get_host_cpu_name()}: {' '.join(simd)}), {os.cpu_count()} CPUs, one thread")
     found = [f"dred {dred_version}"]
-    for package in dict.fromkeys(("llvmlite", "numpy", *(package for package, _ in PEERS.values()))):
+    for package in dict.fromkeys(("numpy", "llvmlite", *(package for package, _ in PEERS.values()))):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             found.append(f"no {package}")
-    print(f"Python {platform.python_version()}, {', '.join(found)}")
+    print(f"Python {platform.python_version()}, {', '.join(found[:3])}\npeers: {', '.join(found[3:])}")
     print(f"{options.rounds} rounds, {options.budget} s per measurement; load average at the beginning: {load()}")
 
 
@@ -252,7 +257,10 @@ def arguments():
     parser.add_argument("--rows", default="", help="only rows with this in their name, as 'Gaussian sum, D = 64'")
     parser.add_argument("--peers", default=",".join(PEERS), help="names, between commas (default: all)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.peers.split(",")) - {*PEERS, ""}:
+        parser.error(f"no peers: {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    return options
 
 
 def main():
@@ -261,14 +269,15 @@ def main():
     names = ["dred", "expand", *(name for name in PEERS if name in options.peers.split(","))]
     ceilings = cache(multiply_add_rate)
     header(options)
-    print(f"\nG pairs/s of one core, by CPU time\n{HEAD}" + "".join(
-        f"{name:>9s}" for name in ("/best", "exp/best", "fma", "of fma")))  # fmt: skip
+    print(f"\nG pairs/s of one core, by CPU time\n{HEAD}" + "".join(f"{name:>7s}" for name in RATIOS))
     rows = []
-    for t in tasks([options.dtype] if options.dtype else ["float32", "float64"]):
-        full = f"{t.name}{', expanded' if t.expanded else ''}, D = {t.D}"
-        if options.rows in full:
-            rows.append(Row(t, names, options, ceilings(t.dtype)))
-            print(rows[-1], flush=True)
+    try:
+        for t in tasks([options.dtype] if options.dtype else ["float32", "float64"]):
+            if options.rows in f"{t.title}, D = {t.D}":
+                rows.append(Row(t, names, options, ceilings(t.dtype)))
+                print(rows[-1], flush=True)
+    except KeyboardInterrupt:
+        print("stopped: the rest is about the rows above")
     print(f"\nG pairs/s by wall clock\n{HEAD}")
     print(*(row.cells(row.wall, rate) for row in rows), sep="\n")
     print(f"\nLargest errors, beside the largest magnitude\n{HEAD}")
@@ -282,8 +291,8 @@ def main():
         for name, note in row.notes.items():
             notes.setdefault(f"{name}: {note}", []).append(row)
     for note, where in notes.items():
-        print(f"- {note} ({len(where)} row{'s' * (len(where) > 1)}, first: {where[0].task.name}, D = {where[0].task.D},"
-              f" {where[0].task.dtype})")  # fmt: skip
+        first = where[0].task
+        print(f"- {note} ({len(where)} of the rows, first: {first.title}, D = {first.D}, {first.dtype})")
     print(f"load average at the end: {load()}")
 
 

@@ -11,7 +11,7 @@
 
 There are two forms of squared distances: by differences, and expanded (|x|² + |y|² - 2 x·y), which is a matrix product
 and loses digits. Rows say which; scikit-learn and FAISS only have the second. Gradients sum w (x - y) as
-x sum w - w y, by BLAS, in both forms where that is the fastest (all but torch below nine dimensions, and numba).
+x sum w - w y, by matrix products, in both forms (but for numba, and for torch where D is small: one loop is faster).
 
 A peer is a function of a row; it returns a `Run`, or None where it has nothing to offer. Imports are inside: what is
 not installed is found out when asked for.
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 MEGABYTE = 1_000_000
-SHORT = 8  # components that are written out
+SHORT = 16  # components that are written out
 
 
 class Task(NamedTuple):
@@ -45,6 +45,10 @@ class Task(NamedTuple):
     few: int = 0  # rows, where there are few of them and many columns
     calls: int = 1
     columns: int = 10_000
+
+    @property
+    def title(self):
+        return f"{self.name}{', expanded' if self.expanded else ''}"
 
     @property
     def variables(self):
@@ -342,20 +346,19 @@ def torch(t):
 def jax(t):
     import jax
 
-    xp = Jax()
-    names = t.of(rows=not t.few)
-    size = 10_000 if t.few else 64 if max(t.D, t.E) <= 64 else 256
+    xp, names = Jax(), t.of(rows=True)
+    size = 64 if max(t.D, t.E) <= 64 else 256
 
     @jax.jit
     def run(v):
-        def block(some):  # components lie together in it
-            return BLOCKS[t.kind](xp, t, v | {name: a.T for name, a in some.items()})
-
         whole = len(v[names[0]])
-        if whole <= size:
+        if t.few or whole <= size:  # few rows are fastest as a whole
             return BLOCKS[t.kind](xp, t, v)
-        out = jax.lax.map(block, {name: v[name].T.reshape(-1, whole // size, size).swapaxes(0, 1) for name in names})
-        return out.sum(0) if t.few else out.reshape(whole, -1)
+        out = jax.lax.map(
+            lambda some: BLOCKS[t.kind](xp, t, v | some),
+            {name: v[name].reshape(-1, size, v[name].shape[1]) for name in names},
+        )
+        return out.reshape(whole, -1)
 
     return Run(lambda v: np.asarray(run(v)), 256)
 
