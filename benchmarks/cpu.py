@@ -1,6 +1,7 @@
 """G pairs per second of one core: dred beside its peers, and beside the machine's own multiply-add rate.
 
-    python benchmarks/cpu.py [--budget SECONDS] [--rounds N] [--rows SUBSTRING] [--peers NAMES] [--dtype TYPE]
+    python benchmarks/cpu.py [--budget SECONDS] [--rounds N] [--rows TEXT ...] [--peers NAMES] [--dtype TYPE]
+                             [--limit SECONDS]
 
 Every figure of the first table is pairs divided by the CPU time of the process, which computes with one thread; those
 of the second are by wall clock, lower where other processes have the core. Both are medians of rounds in which all
@@ -254,7 +255,10 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--budget", type=float, default=0.2, help="seconds of a measurement, about (default 0.2)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each figure (default 5)")
-    parser.add_argument("--rows", default="", help="only rows with this in their name, as 'Gaussian sum, D = 64'")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds after which no row is begun")
+    parser.add_argument(
+        "--rows", nargs="+", default=[""], help="only rows with one of these in their names, as 'Gaussian sum, D = 64'"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="names, between commas (default: all)")
     parser.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
     options = parser.parse_args()
@@ -270,14 +274,15 @@ def main():
     ceilings = cache(multiply_add_rate)
     header(options)
     print(f"\nG pairs/s of one core, by CPU time\n{HEAD}" + "".join(f"{name:>7s}" for name in RATIOS))
-    rows = []
-    try:
-        for t in tasks([options.dtype] if options.dtype else ["float32", "float64"]):
-            if options.rows in f"{t.title}, D = {t.D}":
-                rows.append(Row(t, names, options, ceilings(t.dtype)))
-                print(rows[-1], flush=True)
-    except KeyboardInterrupt:
-        print("stopped: the rest is about the rows above")
+    rows, start = [], time.perf_counter()
+    for t in tasks([options.dtype] if options.dtype else ["float32", "float64"]):
+        if not any(words in f"{t.title}, D = {t.D}" for words in options.rows):
+            continue
+        if time.perf_counter() - start > options.limit:
+            print("the time is over: other rows are left out")
+            break
+        rows.append(Row(t, names, options, ceilings(t.dtype)))
+        print(rows[-1], flush=True)
     print(f"\nG pairs/s by wall clock\n{HEAD}")
     print(*(row.cells(row.wall, rate) for row in rows), sep="\n")
     print(f"\nLargest errors, beside the largest magnitude\n{HEAD}")
