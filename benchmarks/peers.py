@@ -240,7 +240,7 @@ def laplacian(xp, s, g):
 def matern(xp, s, g):
     s *= 5
     r = xp.sqrt(s)
-    return (1 + r + r * r / 3) * xp.exp(-r)
+    return (3 + 3 * r + r * r) * xp.exp(-r)
 
 
 def inverse(xp, s, g):
@@ -380,7 +380,7 @@ def numba(t):
     values = {
         "gaussian": lambda s, g: math.exp(-g * s),
         "laplacian": lambda s, g: math.exp(-math.sqrt(s)),
-        "matern": lambda s, g: (1 + math.sqrt(5 * s) + 5 * s / 3) * math.exp(-math.sqrt(5 * s)),
+        "matern": lambda s, g: (3 + 3 * math.sqrt(5 * s) + 5 * s) * math.exp(-math.sqrt(5 * s)),
         "inverse": lambda s, g: 1 / math.sqrt(s),
     }
     value = njit(values[t.profile])
