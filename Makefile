@@ -14,7 +14,7 @@ help:
 	@echo "make lint       ruff and mypy;   make format   ruff format"
 	@echo "make doctest    the examples in docstrings, README and docs"
 	@echo "make docs       docs/operations.md, printed from the tables"
-	@echo "make bench      dred beside its peers"
+	@echo "make bench      dred beside its peers: those of .venv (.venv/bin/pip install '.[bench]' for all of them)"
 	@echo "make clean      remove .venv, caches and the demo's output"
 
 venv: .venv/.stamp
@@ -68,7 +68,7 @@ docs: venv
 	mv docs/operations.tmp docs/operations.md
 
 bench: venv
-	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit 1; done
+	for script in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
 
 clean:
 	rm -rf .venv demo dist build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
