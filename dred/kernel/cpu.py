@@ -110,23 +110,50 @@ def fold(
     BackendError
         LLVM cannot compile for this machine.
     """
-    new = tuple(np.array(field, order="C") for field in state)
     if M == 0 or N == 0:
-        return new
+        return tuple(np.array(field, order="C") for field in state)
     arrays = _checked(spec, arrays, M, N)
     along, parts = split(spec, M, N)
-    kernel = compiled(spec, along)
-    careful = partial(compiled, spec, along, hoist=False)
-    lanes = kernel.program.plan.lanes if along == J else 1
-    states = [new] if len(parts) == lanes == 1 else [empty(spec, M * lanes) for _ in parts]
+    kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
+    count = thread_count() if threads is None else threads
+    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count)
 
-    shares = _shares(kernel, M, parts, thread_count() if threads is None else threads)
+
+def folded(
+    spec: KernelSpec,
+    kernel: Compiled,
+    careful: Callable[[], Compiled],
+    parts: Sequence[tuple[int, int]],
+    state: State,
+    arrays: Sequence[NDArray[Any]],
+    M: int,
+    numbers: tuple[int, int] = (0, 0),
+    threads: int = 1,
+) -> State:
+    """The state after the terms of some parts of the columns.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+    kernel : Compiled
+    careful : callable
+        Gives the same kernel with all factors inside: it goes on where sums are not finite.
+    parts : sequence of (int, int)
+        First and one past the last column. Where there are several, or lanes are columns, each part and lane has a
+        state of its own, which are merged in the end.
+    state, arrays, M, numbers, threads
+        As of `fold`; `numbers` are i0 and j0.
+    """
+    new = tuple(np.array(field, order="C") for field in state)
+    plan = kernel.program.plan
+    lanes = plan.lanes if plan.along == J else 1
+    states = [new] if len(parts) == lanes == 1 else [empty(spec, M * lanes) for _ in parts]
 
     def work(share: Share, stop: threading.Event) -> None:
         for part, spans in share:
-            _calls(kernel, arrays, states[part], spans, (i0, j0), stop, careful)
+            _calls(kernel, arrays, states[part], spans, numbers, stop, careful)
 
-    _run([partial(work, share) for share in shares])
+    _run([partial(work, share) for share in _shares(kernel, M, parts, threads)])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
 
 

@@ -3,15 +3,13 @@
 10,000 formulas (about half an hour on 2 cores); the slow tier takes a tenth of it, the same ones in every run.
 """
 
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dred.formula.language import Variable
-from dred.formula.node import toposort
+from dred.formula.node import I, J, toposort
 from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.kernel import cpu, engine, llvm
@@ -70,18 +68,22 @@ def wrong(got, want, allowed):
         return (allowed < np.inf) & ~(np.abs(got - want) <= allowed)
 
 
-def folded(spec, backend, arrays, kept, reduced, unroll):
-    """The state after all columns; vectors of at most `unroll` components are no loops on the CPU."""
+def folded(spec, backend, arrays, kept, reduced, unroll, along):
+    """The state after all columns; vectors of at most `unroll` components are no loops on the CPU, whose lanes are rows
+    or columns."""
     state = engine.empty(spec, kept)
-    if backend != "cpu" or unroll == cpu.UNROLL:
+    if backend != "cpu" or (unroll == cpu.UNROLL and along == I):
         return engine.fold(spec, backend, state, arrays, kept, reduced)
-    kernel = lower(spec, unroll)
-    made = cpu.build(llvm.render(kernel, spec.dtype, spec.acc, spec.chain), kernel.cost)
-    cpu._calls(made, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
-    return state
+
+    def made(hoist):
+        kernel = lower(spec, unroll, hoist)
+        return cpu.build(llvm.render(kernel, spec.dtype, spec.acc, spec.chain, along), kernel.cost)
+
+    parts = [(start, min(start + 16, reduced)) for start in range(0, reduced, 16)]
+    return cpu.folded(spec, made(True), lambda: made(False), parts, state, arrays, kept)
 
 
-def check(node, variables, axis, chain, seed, unroll=cpu.UNROLL):
+def check(node, variables, axis, chain, seed, unroll=cpu.UNROLL, along=I):
     """Both backends against the oracle, wherever it is finite and does not hang on the last bits of its input."""
     rng = np.random.default_rng(seed)
     declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
@@ -90,7 +92,9 @@ def check(node, variables, axis, chain, seed, unroll=cpu.UNROLL):
     spec = KernelSpec.of(node, "Sum", axis, "float64", "float64", chain, declared)
     kept, reduced = (M, N) if axis == 1 else (N, M)
     for backend in ("cpu", "numpy"):
-        got = engine.finalize(spec, folded(spec, backend, arrays, kept, reduced, unroll), engine.Output.of("Sum"))[0]
+        got = engine.finalize(
+            spec, folded(spec, backend, arrays, kept, reduced, unroll, along), engine.Output.of("Sum")
+        )[0]
         bad = wrong(got, want, allowed)
         assert not bad.any(), (backend, axis, got[bad], want[bad])
 
@@ -106,9 +110,10 @@ def fuzz(examples, fixed):
         st.sampled_from([1, 32]),
         st.integers(0, 2**32 - 1),
         st.sampled_from([1, 2, cpu.UNROLL]),
+        st.sampled_from([I, I, J]),
     )
-    def run(formula, axis, chain, seed, unroll):
-        check(*formula, axis, chain, seed, unroll)
+    def run(formula, axis, chain, seed, unroll, along):
+        check(*formula, axis, chain, seed, unroll, along)
 
     run()
 
