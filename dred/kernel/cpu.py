@@ -150,8 +150,9 @@ def folded(
     states = [new] if len(parts) == lanes == 1 else [empty(spec, M * lanes) for _ in parts]
 
     def work(share: Share, stop: threading.Event) -> None:
+        scratch = np.empty(kernel.program.scratch + 64, np.uint8)
         for part, spans in share:
-            _calls(kernel, arrays, states[part], spans, numbers, stop, careful)
+            _calls(kernel, arrays, states[part], spans, numbers, stop, careful, scratch)
 
     _run([partial(work, share) for share in _shares(kernel, M, parts, threads)])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
@@ -325,10 +326,12 @@ def _calls(
     numbers: tuple[int, int],
     stop: Any,
     careful: Callable[[], Compiled] | None = None,
+    scratch: NDArray[np.uint8] | None = None,
 ) -> None:
     """Folds one share: one batch, one interval per call; `careful` is what goes on where sums are not finite."""
     program = kernel.program
-    scratch = np.empty(program.scratch + 64, np.uint8)
+    if scratch is None:
+        scratch = np.empty(program.scratch + 64, np.uint8)
     aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
     variables = _pointers(arrays)
     states = _pointers(state)

@@ -17,7 +17,8 @@ PANEL_LEAST = 256  # columns, if that takes the L3 cache: once per panel a tile'
 CHOICES = 64  # steps of a chain that adds nothing up
 FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
-SHARE = 2e6  # instructions that are worth a share of their own
+SHARE = 2e6  # instructions that are worth a thread of their own
+PART = 1e7  # and those that are worth states of their own
 STATES = 1 << 25  # bytes of all splits' states, at most
 
 
@@ -154,6 +155,6 @@ def split(spec: KernelSpec, M: int, N: int) -> Split:
     units, states = (M, M * lanes) if few else (tiles, M)
     cost = 10 + 2 * sum(v.dim for v in spec.read)
     state = 8 * states * sum(field.size for field in spec.fields)
-    most = min(UNITS // units, int(M * N * cost / SHARE), STATES // state, N // least)
+    most = min(UNITS // units, int(M * N * cost / PART), STATES // state, N // least)
     cut = ceil(N / max(1, most) / least) * least
     return Split(J if few else I, tuple((start, min(start + cut, N)) for start in range(0, N, cut)))

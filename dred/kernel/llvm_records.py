@@ -46,6 +46,7 @@ class RecordText(StateText):
         # where the text stands: operands of the loops that are open
         self.base: dict[int, str] = {}
         self.row = ""  # that is being staged
+        self.wide_loads: dict[int, str] = {}  # variables of the tile that is being staged
         self.records: dict[int, str] = {}  # of the tile, and of the step, by index
         self.shared: dict[int, int] = {}  # values of pairs that are read from memory, and where they are
         self.shared_at = ""  # those of the step
@@ -78,7 +79,7 @@ class RecordText(StateText):
         if axis == J:  # there are few rows for every column: staging is a large part of the work
 
             def tile(k: str, _: list[str]) -> list[str]:
-                self.row = self.integer("add", first, k)
+                self.row, self.wide_loads = self.integer("add", first, k), {}
                 self._stage(slots, self.at(records, self.integer("mul", k, size), element=self.one.scalar), width, True)
                 return []
 
@@ -143,11 +144,18 @@ class RecordText(StateText):
         if not axes:
             return self.broadcast(self.lanes, self._variable(e, self.vectors))
         one, lanes = self.one, self.lanes
-        first = self.at(
-            self.base[ind], self.times(self.row, dim), *self._counted(index, self.vectors), element=one.scalar
-        )
-        if dim == 1:
-            return self.load(lanes.type, first, one.itemsize)
+        if dim <= 3:  # all components at once, then every dim-th
+            kind = f"<{lanes.width * dim} x {one.scalar}>"
+            if ind not in self.wide_loads:
+                row = self.at(self.base[ind], self.times(self.row, dim), element=one.scalar)
+                self.wide_loads[ind] = self.load(kind, row, one.itemsize)
+            if dim == 1:
+                return self.wide_loads[ind]
+            which = ", ".join(f"i32 {index.offset + lane * dim}" for lane in range(lanes.width))
+            wide = self.wide_loads[ind]
+            return self.put(f"shufflevector {kind} {wide}, {kind} poison, <{lanes.width} x i32> <{which}>")
+        place = (self.times(self.row, dim), *self._counted(index, self.vectors))
+        first = self.at(self.base[ind], *place, element=one.scalar)
         value = "poison"
         for lane in range(lanes.width):
             x = self.load(one.scalar, self.at(first, lane * dim, element=one.scalar), one.itemsize)

@@ -53,7 +53,7 @@ def test_threads_and_calls_change_no_bit(name, M, monkeypatch):
     arrays = [rng.normal(size=s).astype("f4") for s in ((M, 3), (20_000, 3), (20_000, 1))]
     arrays += [np.empty(0, "f4")] * 4
     monkeypatch.setattr(cpu, "SHARE", 1.0)
-    monkeypatch.setattr(cpu_schedule, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_schedule, "PART", 1.0)
     assert len(split(spec, M, 20_000).parts) > 1
     found = {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2, 3, 7)}
     monkeypatch.setattr(cpu, "CALL", 1e4)
@@ -96,7 +96,7 @@ def test_a_part_that_is_not_finite_is_done_again():
 
 @pytest.mark.parametrize(
     ("M", "N", "along", "parts"),
-    [(1, 10**7, J, range(32, 65)), (10, 10**7, J, range(4, 7)), (12, 10**7, I, range(32, 65)),
+    [(1, 10**7, J, range(16, 65)), (10, 10**7, J, range(4, 7)), (12, 10**7, I, range(32, 65)),
      (100, 10**7, I, range(8, 10)), (2000, 10**6, I, [1]), (10**6, 10**6, I, [1]), (10, 100, I, [1]),
      (1, N, J, range(1, 3))],
 )  # fmt: skip
