@@ -124,7 +124,7 @@ class LargeText(RecordText):
         inner = root.loops[-1]
         nested = any(e.op in FOLDS and e.free & set(root.loops) for e in walk(root.steps) if e.id not in self.places)
         width = 1 if nested else min(self.plan.components, inner.length)
-        steps = self.plan.steps if nested else min(2, self.plan.steps)
+        steps = self.plan.steps if nested else min(4, self.plan.steps)
         if not isinstance(count, int):
             steps = 1
         half = self.plan.chain // 2
