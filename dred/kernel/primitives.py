@@ -42,8 +42,7 @@ class Primitive:
         Meaning on NumPy arrays of the compute type.
     llvm : str
         LLVM text with holes {T} (vector or scalar type), {M} (mask type), {N} (type of row numbers), {n} (suffix such
-        as v16f32), {0} {1} {2} (operands); "" where the renderer supplies a function of its own (`exp`), or the C
-        library does.
+        as v16f32), {0} {1} {2} (operands); "" where the renderer has a recipe of its own, or the C library a function.
     cuda : str
         C++ expression with holes {0} {1} {2}, {T} and {f} ("f" for float, "" for double).
     cost : float
@@ -51,7 +50,7 @@ class Primitive:
     result : str
         "value", "truth", or "number": a row number, int64.
     library : str
-        Name of the function in the C library, for double; that for float ends in "f".
+        Name of a function in the C library, for double; that for float ends in "f". No row of this table needs one.
     """
 
     arity: int
@@ -75,9 +74,9 @@ def _intrinsic(name: str, cuda: str, numpy: Callable[..., Any], cost: float) -> 
     return Primitive(1, numpy, f"call {{T}} @llvm.{name}.{{n}}({{T}} {{0}})", f"{cuda}{{f}}({{0}})", cost)
 
 
-def _library(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1) -> Primitive:
+def _function(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1) -> Primitive:
     operands = ", ".join(f"{{{k}}}" for k in range(arity))
-    return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost, library=name)
+    return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost)
 
 
 PRIMITIVES: dict[str, Primitive] = {
@@ -103,23 +102,24 @@ PRIMITIVES: dict[str, Primitive] = {
     "trunc": _intrinsic("trunc", "trunc", np.trunc, 1),
     "round": _intrinsic("round", "round", _away_from_zero, 4),
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
-    "exp": Primitive(1, np.exp, "", "exp{f}({0})", 12),
-    "expm1": _library("expm1", np.expm1, 60),
-    "log": _library("log", np.log, 40),
-    "log1p": _library("log1p", np.log1p, 60),
-    "sin": _library("sin", np.sin, 40),
-    "cos": _library("cos", np.cos, 40),
-    "tan": _library("tan", np.tan, 60),
-    "asin": _library("asin", np.arcsin, 60),
-    "acos": _library("acos", np.arccos, 60),
-    "atan": _library("atan", np.arctan, 60),
-    "atan2": _library("atan2", np.arctan2, 80, 2),
-    "sinh": _library("sinh", np.sinh, 60),
-    "cosh": _library("cosh", np.cosh, 60),
-    "tanh": _library("tanh", np.tanh, 60),
-    "erf": _library("erf", _erf, 60),
-    "hypot": _library("hypot", np.hypot, 60, 2),
-    "pow": _library("pow", np.power, 80, 2),
+    "exp": _function("exp", np.exp, 12),
+    "exp2": _function("exp2", np.exp2, 12),
+    "expm1": _function("expm1", np.expm1, 60),
+    "log": _function("log", np.log, 40),
+    "log1p": _function("log1p", np.log1p, 60),
+    "sin": _function("sin", np.sin, 40),
+    "cos": _function("cos", np.cos, 40),
+    "tan": _function("tan", np.tan, 60),
+    "asin": _function("asin", np.arcsin, 60),
+    "acos": _function("acos", np.arccos, 60),
+    "atan": _function("atan", np.arctan, 60),
+    "atan2": _function("atan2", np.arctan2, 80, 2),
+    "sinh": _function("sinh", np.sinh, 60),
+    "cosh": _function("cosh", np.cosh, 60),
+    "tanh": _function("tanh", np.tanh, 60),
+    "erf": _function("erf", _erf, 60),
+    "hypot": _function("hypot", np.hypot, 60, 2),
+    "pow": _function("pow", np.power, 80, 2),
     # row numbers, int64: exact where they meet each other and whole constants; elsewhere converted
     "number": Primitive(1, lambda a: a, "sitofp {N} {0} to {T}", "({T}){0}", 2),
     "number_add": Primitive(2, np.add, "add {N} {0}, {1}", "{0} + {1}", 2, "number"),
