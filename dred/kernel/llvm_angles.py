@@ -28,15 +28,18 @@ _TWO_OVER_PI = int(
 def _reduced(c: Code, x: Value) -> tuple[Value, Value, Value]:
     """x = n pi/2 + r + left with |r| <= pi/4, and n modulo 4 in the lowest bits of an integer.
 
-    Cody & Waite (1980), with exact products by fma: the first difference is exact, the second one where it is small.
+    Cody & Waite (1980): n times the first part is exact by fma and so is the difference; of the second difference,
+    where all digits may cancel, what is rounded away is kept (D. E. Knuth's sum of two).
     """
     one, two, three = _QUARTER[c.lanes.dtype]
     n, k = c.rounded(x, 2 / math.pi)
     first = c.fma(n, -one, x)
-    second = c.fma(n, -two, first)
-    # n * two is below the bound: `first` and `second` are near each other and their difference is exact, or ...
-    lost = c.fma(n, -two, first - second)
-    left = c.fma(n, -three, (c.abs(second) > (2.0**-8 if c.single else 2.0**-32)).where(lost, 0.0))
+    product = n * two
+    lost = c.fma(n, two, -product)
+    second = first - product
+    back = second - first
+    rounded = (first - (second - back)) - (product + back)
+    left = rounded - c.fma(n, three, lost)
     r = second + left
     return _moderate(c, x, (r, (second - r) + left, k))
 

@@ -198,13 +198,14 @@ def _log2_edges(a: Value, y: Value) -> Value:
 def _power_single(c: Code, a: Value, y: Value) -> Value:
     """a^y in float64, where neither the error of the logarithm nor denormal results matter."""
     w = Code(c.put, Lanes("float64", c.lanes.width))
-    a, y = (w.write(f"fpext {v.kind} {v.name} to {w.lanes.type}", w.lanes.type) for v in (a, y))
-    m, e, _ = _split(w, a, denormal=False)
-    s = (m - 1.0) / (m + 1.0)
+    m, e, _ = _split(c, a, denormal=True)
+    f, e, y = (
+        w.write(f"fpext {v.kind} {v.name} to {w.lanes.type}", w.lanes.type) for v in (m - 1.0, _log2_edges(a, e), y)
+    )
+    s = f / (f + 2.0)
     square = s * s
     log = s * w.fma(square, w.polynomial(table.LOG_SHORT["float64"], square), 2.0)
-    log2 = w.fma(log, 1 / math.log(2), e)
-    t = w.max(-160.0, w.min(140.0, y * _log2_edges(a, log2)))
+    t = w.max(-160.0, w.min(140.0, y * w.fma(log, 1 / math.log(2), e)))
     n, k = w.rounded(t, 1.0, w.bias)
     r = t - n
     p = w.fma(r, w.polynomial(table.EXP2_SHORT["float64"], r), 1.0) * w.power(k)
