@@ -155,8 +155,7 @@ def _log(c: Code, f: Value, e: Value) -> Value:
 
 def _edges(x: Value, y: Value) -> Value:
     """A logarithm y of x, with its values at 0, infinity, NaN and below 0."""
-    other = x.equals(0.0).where(-math.inf, (x < 0.0).where(math.nan, x))
-    return ((x > 0.0) & (x < math.inf)).where(y, other)
+    return (x > 0.0).where((x < math.inf).where(y, x), x.equals(0.0).where(-math.inf, math.nan))
 
 
 def log(c: Code, x: Value) -> Value:
