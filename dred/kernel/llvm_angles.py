@@ -60,6 +60,10 @@ def _moderate(c: Code, x: Value, usual: tuple[Value, Value, Value]) -> tuple[Val
     return r, left, k
 
 
+DECLARATIONS = "declare i192 @llvm.ctlz.i192(i192, i1)\ndeclare i64 @llvm.fshr.i64(i64, i64, i64)\n"
+"""What @angle needs, whatever the type."""
+
+
 def angle(lanes: Lanes) -> str:
     """The definition of @angle, which puts right what `_moderate` is given where arguments are huge.
 
@@ -86,6 +90,24 @@ def angle(lanes: Lanes) -> str:
             "%left = bitcast double %low to double",
             "%k = bitcast i64 %turns to i64",
         ]
+    window = []
+    for n in range(4):  # words of the window and what is shifted into them
+        window += [
+            f"%word{n} = add i64 %word, {n}",
+            f"%at{n} = getelementptr i64, ptr @angle.digits.{suffix}, i64 %word{n}",
+            f"%digits{n} = load i64, ptr %at{n}",
+        ]
+    for n in range(3):
+        window += [
+            f"%part{n} = call i64 @llvm.fshr.i64(i64 %digits{n + 1}, i64 %digits{n}, i64 %by)",
+            f"%wide{n} = zext i64 %part{n} to i192",
+        ]
+    window += [
+        "%moved1 = shl i192 %wide1, 64",
+        "%moved2 = shl i192 %wide2, 128",
+        "%pair = or i192 %wide0, %moved1",
+        "%window = or i192 %pair, %moved2",
+    ]
     reduce = [
         f"%d = {argument}",
         "%b = bitcast double %d to i64",
@@ -95,9 +117,9 @@ def angle(lanes: Lanes) -> str:
         f"%m = or i64 %fraction, {2**52}",
         # |x| = m 2^(e - 1075); window = floor(2/pi 2^(e - 1075 + 190)) modulo 2^192
         f"%places = sub i64 {1280 + 1075 - 190}, %e",
-        "%by = zext i64 %places to i1280",
-        f"%all = lshr i1280 {_TWO_OVER_PI}, %by",
-        "%window = trunc i1280 %all to i192",
+        "%word = lshr i64 %places, 6",
+        "%by = and i64 %places, 63",
+        *window,
         "%factor = zext i64 %m to i192",
         "%y = mul i192 %window, %factor",  # |x| 2/pi modulo 4, in units of 2^-190
         f"%near = add i192 %y, {2**189}",
@@ -144,7 +166,9 @@ def angle(lanes: Lanes) -> str:
         "%turns = select i1 %negative, i64 %backward, i64 %n",
         *results,
     ]
+    words = [f"i64 {_TWO_OVER_PI >> 64 * n & 2**64 - 1}" for n in range(21)]
     lines = [
+        f"@angle.digits.{suffix} = internal constant [{len(words)} x i64] [{', '.join(words)}]",
         f"define internal void @angle.{suffix}(ptr %xs, ptr %rs, ptr %lefts, ptr %ks, i64 %count) #1 {{",
         "entry:",
         "  br label %head",
@@ -172,7 +196,6 @@ def angle(lanes: Lanes) -> str:
         "out:",
         "  ret void",
         "}",
-        "declare i192 @llvm.ctlz.i192(i192, i1)",
         "",
     ]
     return "\n".join(lines)

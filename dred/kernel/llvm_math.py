@@ -109,7 +109,7 @@ def declared(text: str, kinds: Sequence[Lanes]) -> str:
                 declaration, _, definition = library(row.library, row.arity, lanes).partition("\n")
                 parts |= {f"{declaration}\n": None, f"{definition}\n": None}
         if any(f"@angle.{Lanes(lanes.dtype).suffix}(" in part for part in parts):
-            parts[angles.angle(lanes)] = None
+            parts |= {angles.DECLARATIONS: None, angles.angle(lanes): None}
     text = "".join([*parts, text])
     called = sorted(call for call in set(_CALL.findall(text)) if call[1] in _ARITY)
     intrinsics = [

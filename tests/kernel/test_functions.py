@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dred.kernel import coefficients
+from dred.kernel import coefficients, llvm_math
+from dred.kernel.llvm_lanes import Lanes
 from tests.kernel import function_cases
 from tests.kernel.function_cases import CASES, LONG, build, compiled, points, special_numbers, text, worst
 
@@ -132,6 +133,18 @@ def test_next_to_multiples_of_a_quarter_turn(name, dtype):
         array = np.append(array, np.array([16367173 * 2.0**72, np.finfo(dtype).max], dtype))
     error, where = worst(name, dtype, array)
     assert error <= CASES[name].bound, where
+
+
+def test_one_program_with_both_types():
+    """Whatever both need is declared once."""
+    lanes = [Lanes("float32", 16), Lanes("float64", 16), Lanes("float32"), Lanes("float32", 16)]
+    program = text("tan", "float32", 16).partition("define void")[2]
+    calls = "".join(
+        f"define {k.type} @g{n}({k.type} %x) {{ %y = call {k.type} @sin.{k.suffix}({k.type} %x) ret {k.type} %y }}\n"
+        for n, k in enumerate(lanes[:3])
+    )
+    source = llvm_math.declared(f"define void{program}{calls}", lanes)
+    build(source)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
