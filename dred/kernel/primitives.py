@@ -49,16 +49,16 @@ class Primitive:
         Meaning on NumPy arrays of the compute type.
     llvm : str
         LLVM text with holes {T} (vector or scalar type), {M} (mask type), {N} (type of row numbers), {n} (suffix such
-        as v16f32), {0} {1} {2} (operands); "" where the renderer supplies a function of its own (`exp`), or the C
-        library does.
+        as v16f32), {0} {1} {2} (operands); "" where the renderer has a recipe of its own, or the C library a function.
     cuda : str
         C++ expression with holes {0} {1} {2}, {T} and {f} ("f" for float, "" for double).
     cost : float
-        Instructions per value, to weigh formulas against each other.
+        Instructions per vector of float32 on the CPU (a division or a root counts as 8), to weigh formulas against each
+        other.
     result : str
         "value", "truth", or "number": a row number, int64.
     library : str
-        Name of the function in the C library, for double; that for float ends in "f".
+        Name of a function in the C library, for double; that for float ends in "f". No row of this table needs one.
     """
 
     arity: int
@@ -82,9 +82,9 @@ def _intrinsic(name: str, cuda: str, numpy: Callable[..., Any], cost: float) -> 
     return Primitive(1, numpy, f"call {{T}} @llvm.{name}.{{n}}({{T}} {{0}})", f"{cuda}{{f}}({{0}})", cost)
 
 
-def _library(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1) -> Primitive:
+def _function(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1) -> Primitive:
     operands = ", ".join(f"{{{k}}}" for k in range(arity))
-    return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost, library=name)
+    return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost)
 
 
 PRIMITIVES: dict[str, Primitive] = {
@@ -110,25 +110,26 @@ PRIMITIVES: dict[str, Primitive] = {
     "trunc": _intrinsic("trunc", "trunc", np.trunc, 1),
     "round": _intrinsic("round", "round", _away_from_zero, 4),
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
-    "exp": Primitive(1, np.exp, "", "exp{f}({0})", 12),
+    "exp": _function("exp", np.exp, 20),
+    "exp2": _function("exp2", np.exp2, 21),
     # 2^(a + SHIFT), for a in `hoist.RANGES` alone: 0 at the lower end, infinite at the upper one
     "exp2s": Primitive(1, _exp2s, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", 10),
-    "expm1": _library("expm1", np.expm1, 60),
-    "log": _library("log", np.log, 40),
-    "log1p": _library("log1p", np.log1p, 60),
-    "sin": _library("sin", np.sin, 40),
-    "cos": _library("cos", np.cos, 40),
-    "tan": _library("tan", np.tan, 60),
-    "asin": _library("asin", np.arcsin, 60),
-    "acos": _library("acos", np.arccos, 60),
-    "atan": _library("atan", np.arctan, 60),
-    "atan2": _library("atan2", np.arctan2, 80, 2),
-    "sinh": _library("sinh", np.sinh, 60),
-    "cosh": _library("cosh", np.cosh, 60),
-    "tanh": _library("tanh", np.tanh, 60),
-    "erf": _library("erf", _erf, 60),
-    "hypot": _library("hypot", np.hypot, 60, 2),
-    "pow": _library("pow", np.power, 80, 2),
+    "expm1": _function("expm1", np.expm1, 28),
+    "log": _function("log", np.log, 39),
+    "log1p": _function("log1p", np.log1p, 50),
+    "sin": _function("sin", np.sin, 27),
+    "cos": _function("cos", np.cos, 26),
+    "tan": _function("tan", np.tan, 42),
+    "asin": _function("asin", np.arcsin, 30),
+    "acos": _function("acos", np.arccos, 32),
+    "atan": _function("atan", np.arctan, 35),
+    "atan2": _function("atan2", np.arctan2, 56, 2),
+    "sinh": _function("sinh", np.sinh, 34),
+    "cosh": _function("cosh", np.cosh, 32),
+    "tanh": _function("tanh", np.tanh, 44),
+    "erf": _function("erf", _erf, 46),
+    "hypot": _function("hypot", np.hypot, 29, 2),
+    "pow": _function("pow", np.power, 79, 2),
     # row numbers, int64: exact where they meet each other and whole constants; elsewhere converted
     "number": Primitive(1, lambda a: a, "sitofp {N} {0} to {T}", "({T}){0}", 2),
     "number_add": Primitive(2, np.add, "add {N} {0}, {1}", "{0} + {1}", 2, "number"),

@@ -8,7 +8,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import cpu, hoist, llvm_math
+from dred.kernel import coefficients, cpu, hoist
 from dred.kernel.ir import FOLDS, IJ, walk
 from dred.kernel.lower import lower
 from dred.kernel.output import empty
@@ -244,8 +244,8 @@ def test_a_wrong_bound_is_noticed(monkeypatch):
 
 
 def test_a_wrong_coefficient_is_noticed(monkeypatch):
-    c = llvm_math._EXP2S["float32"]
-    monkeypatch.setitem(llvm_math._EXP2S, "float32", (*c[:2], c[2] * (1 + 1e-5), *c[3:]))
+    first, second, *others = coefficients.EXP2S["float32"]
+    monkeypatch.setitem(coefficients.EXP2S, "float32", (first, second * (1 + 1e-5), *others))
     forget(monkeypatch)
     with pytest.raises(AssertionError):
         test_a_folded_scale_costs_the_argument_times_eps("float32")
