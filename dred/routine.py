@@ -94,6 +94,8 @@ class Routine:
         LimitError
             A constant of a formula beyond the largest number of the type.
         """
+        if isinstance(dtype, str) and (known := self._sweeps.get(dtype)):
+            return known
         dtype = checked_dtype("dtype", dtype)
         if dtype not in self._sweeps:
             accumulator(self._how, dtype)
@@ -272,6 +274,8 @@ class Routine:
 
     def _entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
+        if len(results) == 1 and not self._several:
+            return results[0]
         remaining = iter(results)
         entries = []
         for r in self._reduced:
@@ -365,6 +369,10 @@ def _configured() -> str:
 
 def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
     """The results: sweep by sweep, what one leaves is an argument of the next."""
+    if len(planned) == 1:  # nothing that one sweep leaves to another
+        (sweep,) = planned
+        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+        return reducer(sweep, list(inputs.arrays), M, N)
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
@@ -375,12 +383,12 @@ def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[An
 
 
 def _on_host(backend: str, device_id: int) -> Reducer:
-    chosen = engine.local(backend)
+    found = engine.device(backend)
 
     def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
         spec = sweep.spec
-        state = engine.fold(spec, chosen, engine.empty(spec, M), arrays, M, N, device_id=device_id)
-        return engine.finalize(spec, state, sweep.outputs)
+        chosen = engine.placed(found, spec, M, N)
+        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, device_id=device_id)
 
     return reducer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,11 @@ class Sweep:
     def arguments(self, arrays: Mapping[int, Any]) -> list[Any]:
         """By position: those of the variables, and an array of nothing in between."""
         nothing = np.empty(0, self.spec.dtype)
-        last = max((v.ind for v in self.spec.variables), default=-1)
-        return [arrays.get(place, nothing) for place in range(last + 1)]
+        return [arrays.get(place, nothing) for place in range(self._count)]
+
+    @cached_property
+    def _count(self) -> int:
+        return 1 + max((v.ind for v in self.spec.variables), default=-1)
 
 
 def sweeps(

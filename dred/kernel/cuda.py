@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -245,6 +245,7 @@ def _program(spec: KernelSpec, found: Source, device_id: int) -> Program:
 # -- devices -------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _driver() -> bool:
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")

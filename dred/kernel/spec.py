@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise, starmap
 from math import inf
 from typing import Any
 
@@ -165,15 +166,24 @@ class KernelSpec:
             for field in MONOIDS[part.monoid].fields
         )
 
-    @property
+    @cached_property
     def fields(self) -> tuple[Layout, ...]:
         """The fields of the whole state, one array each."""
         return tuple(field for part in self.layout for field in part)
 
+    @cached_property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """For each part, what the fields of its state and the parameter of its reduction are called in texts."""
+        return tuple((*(field.name for field in part), "K") for part in self.layout)
+
     def states(self, part: int) -> slice:
         """Which fields of the state belong to a part."""
-        first = sum(map(len, self.layout[:part]))
-        return slice(first, first + len(self.layout[part]))
+        return self._states[part]
+
+    @cached_property
+    def _states(self) -> tuple[slice, ...]:
+        ends = [*accumulate(map(len, self.layout), initial=0)]
+        return tuple(starmap(slice, pairwise(ends)))
 
     @cached_property
     def _tables(self) -> tuple[tuple[int, int], ...]:
