@@ -92,7 +92,8 @@ class Genred(Routine):
     axis : {0, 1}
         1 reduces over j and keeps one row per i; 0 reduces over i and keeps one row per j.
     dtype : str or dtype, optional
-        "float32" or "float64": the type of all arrays of a call. By default that of the arrays.
+        "float16", "float32" or "float64": the type of all arrays of a call. By default that of the arrays. float16 is
+        computed in float32, and results are rounded to float16 in the end: inf beyond 65504.
     opt_arg : int or sequence of float, optional
         K, ddof or the edges of bins, for the reductions that take them.
     formula2 : str, optional
@@ -100,7 +101,8 @@ class Genred(Routine):
     cuda_type
         Without effect (accepted for compatibility).
     dtype_acc : str
-        Type in which the rows are accumulated: "auto" (float64), "float32" or "float64", not narrower than `dtype`.
+        Type in which the rows are accumulated: "auto" (float64; float32 for arrays of float16), "float32" or "float64",
+        not narrower than `dtype`.
     use_double_acc : bool
         True: ``dtype_acc="float64"``.
     sum_scheme : str
@@ -190,6 +192,13 @@ class Genred(Routine):
     array([[1.25]])
     >>> Genred("x + y", aliases, "Histogram", axis=1, opt_arg=[0, 1, 2, 3])(x, y)
     array([[1, 2, 1]])
+
+    Arrays of float16 are computed in float32; a result beyond 65504 is inf:
+
+    >>> half = np.array([[1.0], [300.0]], "float16")
+    >>> Genred("x * y", aliases, axis=1)(half, half)
+    array([[301.],
+           [ inf]], dtype=float16)
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy as np
 from dred.errors import DtypeError, InputError
 from dred.formula.language import Formula
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float16", "float32", "float64")
 _KINDS = {np.dtype(name): name for name in DTYPES}
 _PLURAL = ("i-variables", "j-variables")
 
@@ -121,7 +121,7 @@ def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs |
 def _check_types(args: Sequence[Any], label: Sequence[str], dtype: str | None) -> None:
     for a, name in zip(args, label, strict=True):
         if str(a.dtype) not in DTYPES:
-            raise DtypeError(f"{name} has type {a.dtype}: dred computes in float32 or float64, convert it with .astype")
+            raise DtypeError(f"{name} has type {a.dtype}: it is float16, float32 or float64, convert it with .astype")
     found = {str(a.dtype): name for a, name in zip(args, label, strict=True)}
     if len(found) > 1:
         each = ", ".join(f"{name} {t}" for t, name in sorted(found.items()))

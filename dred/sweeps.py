@@ -53,6 +53,7 @@ def sweeps(
     acc: str,
     chain: int,
     kahan: bool,
+    given: str = "",
 ) -> tuple[Sweep, ...]:
     """The sweeps that reductions of one output category take; the last one has their results.
 
@@ -68,6 +69,8 @@ def sweeps(
         As in `KernelSpec`.
     kahan : bool
         Compensated sums, where there are any.
+    given : str
+        As in `KernelSpec`.
 
     Returns
     -------
@@ -90,7 +93,8 @@ def sweeps(
             names.setdefault(part, {})[r.name] = None
             outputs += _outputs(r, field, list(names).index(part))
         read = sorted({v for r, _ in wanted for v, _ in r.saved})
-        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read))
+        left = tuple(v.ind for v in read) if given else ()
+        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read), given, left)
         return Sweep(spec, tuple(outputs), ", ".join(map("+".join, names.values())), places)
 
     first = (

@@ -40,8 +40,8 @@ def plan(
     spec : KernelSpec
         Formulas, states, axis and types.
     arrays : sequence of dask.array.Array or numpy.ndarray
-        By position, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,) for
-        parameters. `dred.inputs.check` has seen them.
+        By position, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
+        for parameters. `dred.inputs.check` has seen them.
     outputs : sequence of Output
         The arrays that are read off the states.
     backend : str

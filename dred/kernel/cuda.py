@@ -380,7 +380,7 @@ def reduce_device(
     import cupy
 
     with cupy.cuda.Device(device_id):
-        state = fold_device(spec, None, arrays, M, N)
+        state = fold_device(spec, None, spec.widened(arrays), M, N)
         return tuple(output.read(spec, state) for output in outputs)  # NumPy hands on to CuPy
 
 

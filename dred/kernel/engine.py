@@ -160,8 +160,8 @@ def fold(
     state : State
         Of the M rows; never written to.
     arrays : sequence of ndarray
-        By position, C-contiguous, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
-        for parameters. Without those of `spec.constants`.
+        By position, C-contiguous, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced
+        ones, (dim,) for parameters. Without those of `spec.constants`.
     M, N : int
         Rows kept and reduced.
     i0, j0 : int

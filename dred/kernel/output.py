@@ -70,8 +70,8 @@ class Output:
         result = rows[0] if len(rows) == 1 else xp.concatenate(rows, axis=1)
         if self.truth:
             result = result.astype(bool)
-        elif (not whole or self.saved) and kind != spec.dtype:
-            result = result.astype(spec.dtype)
+        elif not whole or self.saved:
+            result = result.astype(spec.dtype if self.saved else spec.given or spec.dtype, copy=False)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         return xp.ascontiguousarray(result)

@@ -100,6 +100,10 @@ class KernelSpec:
     variables : tuple of Variable
         The inputs by position, also those that no formula reads: they too say how many rows there are. By default
         those that are read.
+    given : str
+        Type of the arrays of a call and of its results, where that is not the compute type: "float16".
+    left : tuple of int
+        Positions of variables that earlier sweeps have left, which are of the compute type.
     """
 
     parts: tuple[Part, ...]
@@ -108,6 +112,8 @@ class KernelSpec:
     acc: str
     chain: int = CHAIN
     variables: tuple[Variable, ...] = ()
+    given: str = ""
+    left: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variables:
@@ -212,13 +218,24 @@ class KernelSpec:
         return out
 
     def arrays(self, given: Any) -> list[Any]:
-        """The arrays by position, with those that every call has."""
+        """The arrays by position and of the compute type, with those that every call has."""
+        arrays = self.widened(given)
         if not self.constants:
-            return list(given)
-        out = [*given, *[None] * (1 + max(self.constants) - len(given))]
+            return arrays
+        out = [*arrays, *[None] * (1 + max(self.constants) - len(arrays))]
         for place, array in self.constants.items():
             out[place] = array
         return [np.empty(0, self.dtype) if a is None else a for a in out]
+
+    def widened(self, arrays: Any) -> list[Any]:
+        """The arrays by position, those of another than the compute type converted."""
+        if not self.given:
+            return list(arrays)
+        return [a if a is None or a.dtype == self.dtype else a.astype(self.dtype) for a in arrays]
+
+    def type_of(self, ind: int) -> str:
+        """Type of the array of a variable, as it is given."""
+        return self.dtype if not self.given or ind in self.left else self.given
 
     def level(self, cat: int) -> int:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
@@ -231,7 +248,8 @@ class KernelSpec:
             (p.monoid, digest(p.formula), "" if p.weight is None else digest(p.weight), p.places, p.edges)
             for p in self.parts
         ]
-        key = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
+        key: tuple[Any, ...] = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
+        key += (self.given, self.left) if self.given else ()
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def __dask_tokenize__(self) -> str:
