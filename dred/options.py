@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dred.errors import DimensionError, OptionError
+from dred.formula.expand import expanded
 from dred.formula.op import MAX_DIM
 from dred.formula.pullback import Reduced, misfit
 from dred.inputs import DTYPES
@@ -206,6 +207,24 @@ def accumulation(
             lacks = f"none of {', '.join(names)} has a {what}" if names[1:] else f"{names[0]} has no {what}"
             raise OptionError(f"{option}: {lacks}, leave it at {default}")
     return Accumulation("float64" if use_double_acc else acc, scheme.chain, scheme.kahan)
+
+
+def expansion(reduced: Sequence[Reduced], expand: Any) -> bool:
+    """Whether squared distances are written out; there must be some.
+
+    Raises
+    ------
+    OptionError
+    """
+    if not isinstance(expand, bool | np.bool_):
+        raise OptionError(f"expand={expand!r}: it is True or False")
+    nodes = [f for r in reduced for f in (*r.formulas, *(g for _, s in r.saved for g in s.reduced.formulas))]
+    if expand and expanded(nodes, lambda v: v) == nodes:
+        raise OptionError(
+            "expand=True: the formula has no SqDist(a, b) of a vector of i and a vector of j, of 2 components or more: "
+            "leave it out"
+        )
+    return bool(expand)
 
 
 def _monoid(reduced: Reduced) -> Monoid:

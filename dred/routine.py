@@ -18,10 +18,11 @@ from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, grad
 from dred.inputs import Inputs, check
 from dred.kernel import engine
+from dred.kernel.centre import centre
 from dred.kernel.spec import KernelSpec
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
-from dred.sweeps import Sweep, sweeps
+from dred.sweeps import Sweep, sweeps, with_expansion
 
 Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
 
@@ -43,6 +44,8 @@ class Routine:
     dtype
         As in `Genred`.
     how : Accumulation
+    expand : bool
+        Whether squared distances are written out.
     """
 
     _rows_added = False  # whether what is left for each row is added up: in the gradient by a parameter
@@ -57,8 +60,9 @@ class Routine:
         *,
         dtype: Any,
         how: Accumulation,
+        expand: bool = False,
     ) -> None:
-        self._how = how
+        self._how, self.expand = how, expand
         self._formula, self._reduced, self._several, self._texts = formula, reduced, several, dict(texts or {})
         names = tuple(r.name for r in reduced)
         self.formula: Any = formula.text
@@ -102,7 +106,7 @@ class Routine:
             found = self._planned(dtype)
             for node in dict.fromkeys(f for sweep in found for part in sweep.spec.parts for f in part.formulas):
                 self._check_constants(node, compute_type(dtype))
-            self._sweeps[dtype] = found
+            self._sweeps[dtype] = with_expansion(found) if self.expand else found
         return self._sweeps[dtype]
 
     def spec(self, dtype: Any) -> KernelSpec:
@@ -348,7 +352,9 @@ class Gradient(Routine):
         formula = Formula(
             text, reduced.node, (*f.variables, *given), (*f.names, *[""] * len(given)), (*f.labels, *labels)
         )
-        super().__init__(formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how)
+        super().__init__(
+            formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how, expand=of.expand
+        )
         self._rows_added, self._cotangents = v.cat == 2, len(given)
 
     def __call__(
@@ -377,7 +383,7 @@ def _configured() -> str:
 
 def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
     """The results: sweep by sweep, what one leaves is an argument of the next."""
-    if len(planned) == 1:  # nothing that one sweep leaves to another
+    if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
         (sweep,) = planned
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
         return reducer(sweep, list(inputs.arrays), M, N)
@@ -385,9 +391,21 @@ def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[An
     found: tuple[Any, ...] = ()
     for sweep in planned:
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+        for place, of in sweep.centres:
+            if place not in arrays:
+                arrays[place] = _centre(inputs.kind, arrays[of], sweep.spec.dtype)
         found = reducer(sweep, sweep.arguments(arrays), M, N)
         arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
     return found
+
+
+def _centre(kind: str, points: Any, dtype: str) -> Any:
+    """The mean of all rows."""
+    if kind != "dask":
+        return centre(points, dtype)
+    from dred.cluster.centre import centre as lazily
+
+    return lazily(points, dtype)
 
 
 def _on_host(backend: str, device_id: int) -> Reducer:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dred.formula.expand import expanded
 from dred.formula.language import Variable
+from dred.formula.node import Node, var
 from dred.formula.pullback import Reduced, Saved
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec, Part
@@ -29,12 +31,15 @@ class Sweep:
         Names of its reductions, in the order of the parts of `spec`: "Sum, KMin+ArgKMin".
     places : tuple of int
         Positions at which its arrays are arguments of later sweeps; none where they are results.
+    centres : tuple of (int, int)
+        Positions of arguments that are the mean of all rows of another one, with the position of that.
     """
 
     spec: KernelSpec
     outputs: tuple[Output, ...]
     label: str
     places: tuple[int, ...] = ()
+    centres: tuple[tuple[int, int], ...] = ()
 
     def arguments(self, arrays: Mapping[int, Any]) -> list[Any]:
         """By position: those of the variables, and an array of nothing in between."""
@@ -129,3 +134,29 @@ def _outputs(r: Reduced, field: str | None, part: int) -> tuple[Output, ...]:
         return (Output(part, (field,), saved=True),)
     results = Output.of(r.name, part, r.parameter)
     return results if field is None else (replace(results[0], places=False, saved=True),)
+
+
+def with_expansion(found: Sequence[Sweep]) -> tuple[Sweep, ...]:
+    """The sweeps with squared distances written out, see `dred.formula.expand`; the same where there are none."""
+    first = 1 + max((v.ind for sweep in found for v in sweep.spec.variables), default=-1)
+    places: dict[Node, int] = {}  # of centres, behind all other variables
+
+    def written_out(sweep: Sweep) -> Sweep:
+        used: dict[Node, Node] = {}
+
+        def centre(v: Node) -> Node:
+            used[v] = var(places.setdefault(v, first + len(places)), v.dim, 2)
+            return used[v]
+
+        spec = sweep.spec
+        parts = []
+        for part in spec.parts:
+            new = expanded(part.formulas, centre)
+            parts.append(replace(part, formula=new[0], weight=new[1] if new[1:] else None))
+        centres = sorted((c.attrs[0], v.attrs[0]) for v, c in used.items())
+        more = sorted(Variable(c.attrs[0], c.dim, 2) for c in used.values())
+        left = (*spec.left, *(c for c, _ in centres)) if spec.given else ()
+        spec = replace(spec, parts=tuple(parts), variables=(*spec.variables, *more), left=left)
+        return replace(sweep, spec=spec, centres=tuple(centres))
+
+    return tuple(map(written_out, found))
