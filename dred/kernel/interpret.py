@@ -193,11 +193,13 @@ def _fold(
     for low in range(0, M, step):
         rows = slice(low, min(low + step, M))
         for start in range(0, N, COLUMNS):
-            block = _Block(arrays, rows, slice(start, min(start + COLUMNS, N)), first, spec, roots, state)
+            columns = slice(start, min(start + COLUMNS, N))
+            block = _Block(arrays, rows, columns, first, spec, roots, state, fresh and start == 0)
             values = flat.template.copy()
             for run in flat.steps:
                 run(values, block)
-            block.merge(fresh and start == 0)
+            if block.found:
+                block.merge()
 
 
 def _beside(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -207,7 +209,7 @@ def _beside(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 class _Block(Block):
     """A block whose terms are merged along the columns, then with the state."""
 
-    __slots__ = ("found", "roots", "shape", "shared", "spec", "state")
+    __slots__ = ("found", "fresh", "roots", "shape", "shared", "spec", "state")
 
     def __init__(
         self,
@@ -218,9 +220,10 @@ class _Block(Block):
         spec: KernelSpec,
         roots: Sequence[_Kept],
         state: State,
+        fresh: bool,
     ) -> None:
         self.arrays, self.rows, self.columns, self.first, self.counters = arrays, rows, columns, first, {}
-        self.spec, self.roots, self.state = spec, roots, state
+        self.spec, self.roots, self.state, self.fresh = spec, roots, state, fresh
         self.shape = (rows.stop - rows.start, columns.stop - columns.start)
         self.shared: dict[int, NDArray[Any]] = {}  # terms of fields of one component
         self.found: dict[int, State] = {}  # by part, the merged fields, where merging is more than adding
@@ -232,7 +235,10 @@ class _Block(Block):
         if root.added:
             for f, term in zip(root.fields, terms, strict=True):
                 target = self.state[f][k, self.rows]
-                np.add(target, np.add.reduce(term, axis=1), out=target)
+                if self.fresh:
+                    np.add.reduce(term, axis=1, out=target, initial=0)
+                else:
+                    np.add(target, np.add.reduce(term, axis=1, initial=0), out=target)
             return
         if root.part not in self.found:
             self.found[root.part] = tuple(np.empty(a[:, self.rows].shape, a.dtype) for a in self.state[root.states])
@@ -271,10 +277,10 @@ class _Block(Block):
             term = tuple(map(_beside, joined, rest)) if n > pairs else joined
         return term
 
-    def merge(self, fresh: bool) -> None:
+    def merge(self) -> None:
         """Merges what adding has not brought into the state yet; that of a fresh one is replaced."""
         for number, block in self.found.items():
             before = tuple(a[:, self.rows] for a in self.state[self.spec.states(number)])
             join = merge_ranking if self.spec.parts[number].places > 1 else merge_part
-            for field, a in zip(before, block if fresh else join(self.spec, number, before, block), strict=True):
+            for field, a in zip(before, block if self.fresh else join(self.spec, number, before, block), strict=True):
                 field[...] = a
