@@ -234,7 +234,8 @@ class Routine:
             do.
         backend : str
             "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
-            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU.
+            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU. There,
+            calls of a few rows are computed by NumPy operations, by their sizes alone: nothing is compiled for them.
         device_id : int
             CUDA device; -1: the current one.
         ranges
@@ -401,7 +402,10 @@ def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[An
 
 def _centre(kind: str, points: Any, dtype: str) -> Any:
     """The mean of all rows."""
-    if kind != "dask":
+    if kind == "cupy":
+        with points.device:
+            return centre(points, dtype)
+    if kind == "numpy":
         return centre(points, dtype)
     from dred.cluster.centre import centre as lazily
 
