@@ -112,12 +112,15 @@ class Program:
     ----------
     template : list
         The list of values at the beginning: constants are in it.
+    wide : int
+        Other values that are kept at a time.
     steps : tuple of callables
     cost : float
         Of the kernel: instructions per pair.
     """
 
     template: Values
+    wide: int
     steps: tuple[Run, ...]
     cost: float
 
@@ -172,7 +175,7 @@ def program(kernel: Kernel, dtype: str) -> Program:
             top.steps.append(_Step(None, root.terms, _turns(number, turns), scope))
     places = _Places(constants)
     steps = places.assigned(top)
-    return Program(places.template, steps, kernel.cost)
+    return Program(places.template, len(places.template) - len(constants), steps, kernel.cost)
 
 
 def counted(root: Root) -> list[tuple[int, dict[Loop, int]]]:
@@ -190,12 +193,12 @@ def position(index: Index, counters: dict[Loop, int]) -> int:
 
 def _emit(scope: _Scope, wanted: Sequence[Expr], dtype: str, constants: dict[int, Any]) -> None:
     """Writes the steps that make the wanted values, each into the outermost scope whose loops it is free of."""
-    there = set(constants).union(*(s.made for s in scope.chain))
+    there = (constants, *(s.made for s in scope.chain))
     found: dict[int, Expr] = {}
     stack = list(wanted)
     while stack:
         e = stack.pop()
-        if e.id not in found and e.id not in there:
+        if e.id not in found and not any(e.id in made for made in there):
             found[e.id] = e
             stack.extend(e.args)
     kind = np.dtype(dtype)

@@ -189,7 +189,7 @@ def _fold(
     if M == 0 or N == 0:
         return
     flat, roots = _program(spec)
-    step = _rows(len(flat.template))
+    step = _rows(flat.wide)
     for low in range(0, M, step):
         rows = slice(low, min(low + step, M))
         for start in range(0, N, COLUMNS):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.formula.language import Variable
-from dred.formula.node import I, J, Node, const, digest, intern, var, variables
+from dred.formula.node import I, J, Node, const, digest, intern, toposort, var, variables
 from dred.formula.rewrite import construct
 from dred.formula.syntax import evaluate, parse_once
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
@@ -144,6 +144,12 @@ class KernelSpec:
         """The variables that the formulas read, by position."""
         found = {n for part in self.parts for f in part.formulas for n in variables(f)}
         return tuple(sorted(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in found))
+
+    @cached_property
+    def operations(self) -> int:
+        """Operations of the formulas, on vectors: at least 1."""
+        found = toposort(f for part in self.parts for f in part.formulas)
+        return max(1, sum(n.op not in ("Var", "Const") for n in found))
 
     @cached_property
     def layout(self) -> tuple[tuple[Layout, ...], ...]:

@@ -129,7 +129,7 @@ def test_long_formulas_take_small_blocks_and_give_the_same_bytes(monkeypatch):
     text = f"({'+'.join(values)}) * ({'*'.join(values)})"  # all are kept until the last factor
     node = formula(text, ["x = Vi(1)", "y = Vj(1)"]).node
     spec = KernelSpec.of(node, "Sum", 1, "float64", "float64")
-    wide = len(interpret._program(spec)[0].template)
+    wide = interpret._program(spec)[0].wide
     assert 1 <= interpret._rows(wide) < ROWS
     arrays = sampled([n for n in toposort([node]) if n.op == "Var"], 300, 300)
     small = checks.reduced(node, arrays, rows=(300, 300))
