@@ -36,11 +36,11 @@ State = tuple[NDArray[Any], ...]
 NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpu_1d": "cuda", "gpu_2d": "cuda"}
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
-# interpreter computes, and nothing is compiled. An operation of NumPy costs about as much before it has computed anything
-# as it does for CALLS pairs. Below TINY the interpreter is about as fast as a compiled kernel that is ready (70 to 100 us
-# a call, measured on one core of Zen 3 with AVX2: 44 x 44 pairs of a Gaussian sum in 3 dimensions, 17 x 17 in 16); where
-# merging is more than adding, slower by less than a hundredth of what compiling takes. Tests of compiled kernels set TINY
-# to 0.
+# interpreter computes, and nothing is compiled. An operation of NumPy costs about as much before it has computed
+# anything as it does for CALLS pairs. Below TINY the interpreter is about as fast as a compiled kernel that is ready
+# (70 to 100 us a call, measured on one core of Zen 3 with AVX2: 44 x 44 pairs of a Gaussian sum in 3 dimensions, 17 x
+# 17 in 16); where merging is more than adding, slower by less than a hundredth of what compiling takes. Tests of
+# compiled kernels set TINY to 0.
 TINY, CALLS = 60_000.0, 1000.0
 
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
