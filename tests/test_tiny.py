@@ -122,6 +122,23 @@ def test_special_values_are_the_same(dtype, tiny, used):
         same_values(got, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("names", TOGETHER)
+def test_without_a_state_the_bits_are_those_of_a_fold(names, dtype):
+    """What tiny calls do instead of merging with a state that has met no term, as tasks of dask do."""
+    routine = Genred(TOGETHER[names], GAUSSIAN[1], axis=1)
+    (sweep,) = routine.sweeps(dtype)
+    for columns in (1, 2, 300):
+        x, y, b, g = data(5, columns, dtype=dtype)
+        x[1], x[2], b[0], y[-1] = np.nan, 1e3, -np.inf, np.inf
+        state = engine.empty(sweep.spec, 5)
+        folded = engine.fold(sweep.spec, "numpy", state, (x, y, b, g), 5, columns)
+        wanted = engine.finalize(sweep.spec, folded, sweep.outputs)
+        got = engine.reduce(sweep.spec, "numpy", (x, y, b, g), 5, columns, sweep.outputs)
+        assert [a.tobytes() for a in got] == [a.tobytes() for a in wanted]
+        assert all(a.tobytes() == e.tobytes() for a, e in zip(state, engine.empty(sweep.spec, 5), strict=True))
+
+
 def test_sums_are_as_accurate_as_those_of_the_kernels(tiny, used):
     """Equal terms, the worst case of chains: exact in the interpreter's float64."""
     routine = Genred("y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
