@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dred.errors import DimensionError, OptionError
+from dred.formula.expand import expanded
 from dred.formula.op import MAX_DIM
 from dred.formula.pullback import Reduced, misfit
 from dred.inputs import DTYPES
@@ -141,7 +142,7 @@ class Accumulation:
     Attributes
     ----------
     acc : str or None
-        Type of the accumulator; None: float64, which is never too narrow.
+        Type of the accumulator; None: float64, which is never too narrow, or float32 for arrays of float16.
     chain : int
         Terms that are added in the compute type before they join the accumulator.
     kahan : bool
@@ -192,7 +193,7 @@ def accumulation(
     if not isinstance(sum_scheme, str) or sum_scheme not in _SCHEMES:
         raise OptionError(f"sum_scheme={sum_scheme!r} is unknown: it is one of {', '.join(_SCHEMES)}")
     automatic = isinstance(dtype_acc, str) and dtype_acc == "auto"
-    acc = None if automatic else checked_dtype("dtype_acc", dtype_acc)
+    acc = None if automatic else checked_dtype("dtype_acc", dtype_acc, DTYPES[1:])
     if use_double_acc and acc == "float32":
         raise OptionError("use_double_acc=True contradicts dtype_acc='float32': give one of them")
     scheme = _SCHEMES[sum_scheme]
@@ -208,12 +209,30 @@ def accumulation(
     return Accumulation("float64" if use_double_acc else acc, scheme.chain, scheme.kahan)
 
 
+def expansion(reduced: Sequence[Reduced], expand: Any) -> bool:
+    """Whether squared distances are written out; there must be some.
+
+    Raises
+    ------
+    OptionError
+    """
+    if not isinstance(expand, bool | np.bool_):
+        raise OptionError(f"expand={expand!r}: it is True or False")
+    nodes = [f for r in reduced for f in (*r.formulas, *(g for _, s in r.saved for g in s.reduced.formulas))]
+    if expand and expanded(nodes, lambda v: v) == nodes:
+        raise OptionError(
+            "expand=True: the formula has no SqDist(a, b) of a vector of i and a vector of j, of 2 components or more: "
+            "leave it out"
+        )
+    return bool(expand)
+
+
 def _monoid(reduced: Reduced) -> Monoid:
     return MONOIDS[monoid_name(REDUCTIONS[reduced.name], reduced.weight is not None)]
 
 
-def checked_dtype(name: str, value: Any) -> str:
-    """The name of a type that dred computes in.
+def checked_dtype(name: str, value: Any, known: tuple[str, ...] = DTYPES) -> str:
+    """The name of a type of arrays, or one that is known for something else.
 
     Raises
     ------
@@ -223,9 +242,14 @@ def checked_dtype(name: str, value: Any) -> str:
         found = "None" if value is None else str(np.dtype(value))  # to NumPy, None is float64
     except TypeError:
         found = str(value)
-    if found not in DTYPES:
-        raise OptionError(f"{name}={value!r}: it is float32 or float64")
+    if found not in known:
+        raise OptionError(f"{name}={value!r}: it is {', '.join(known[:-1])} or {known[-1]}")
     return found
+
+
+def compute_type(dtype: str) -> str:
+    """The type that is computed in for arrays of a type."""
+    return "float32" if dtype == "float16" else dtype
 
 
 def accumulator(how: Accumulation, dtype: str) -> str:
@@ -236,7 +260,7 @@ def accumulator(how: Accumulation, dtype: str) -> str:
     OptionError
         It is narrower.
     """
-    acc = how.acc or "float64"
+    acc = how.acc or ("float32" if dtype == "float16" else "float64")
     if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
         raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
     return acc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -17,10 +18,11 @@ from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, grad
 from dred.inputs import Inputs, check
 from dred.kernel import engine
+from dred.kernel.centre import centre
 from dred.kernel.spec import KernelSpec
-from dred.options import Accumulation, accumulator, checked_dtype
+from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
-from dred.sweeps import Sweep, sweeps
+from dred.sweeps import Sweep, sweeps, with_expansion
 
 Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
 
@@ -42,6 +44,8 @@ class Routine:
     dtype
         As in `Genred`.
     how : Accumulation
+    expand : bool
+        Whether squared distances are written out.
     """
 
     _rows_added = False  # whether what is left for each row is added up: in the gradient by a parameter
@@ -56,8 +60,9 @@ class Routine:
         *,
         dtype: Any,
         how: Accumulation,
+        expand: bool = False,
     ) -> None:
-        self._how = how
+        self._how, self.expand = how, expand
         self._formula, self._reduced, self._several, self._texts = formula, reduced, several, dict(texts or {})
         names = tuple(r.name for r in reduced)
         self.formula: Any = formula.text
@@ -71,7 +76,7 @@ class Routine:
     @property
     def dim(self) -> Any:
         """Components of a row of the result; where it is several arrays, of each."""
-        last = self._planned("float64")[-1]
+        last = self._planned("float32")[-1]
         sizes = tuple(int(np.prod(output.empty(last.spec).shape[1:])) for output in last.outputs)
         return sizes if sizes[1:] or self._several else sizes[0]
 
@@ -81,7 +86,7 @@ class Routine:
         Parameters
         ----------
         dtype : str or dtype
-            "float32" or "float64".
+            "float16", "float32" or "float64".
 
         Returns
         -------
@@ -94,13 +99,14 @@ class Routine:
         LimitError
             A constant of a formula beyond the largest number of the type.
         """
+        if isinstance(dtype, str) and (known := self._sweeps.get(dtype)):
+            return known
         dtype = checked_dtype("dtype", dtype)
         if dtype not in self._sweeps:
-            accumulator(self._how, dtype)
             found = self._planned(dtype)
             for node in dict.fromkeys(f for sweep in found for part in sweep.spec.parts for f in part.formulas):
-                self._check_constants(node, dtype)
-            self._sweeps[dtype] = found
+                self._check_constants(node, compute_type(dtype))
+            self._sweeps[dtype] = with_expansion(found) if self.expand else found
         return self._sweeps[dtype]
 
     def spec(self, dtype: Any) -> KernelSpec:
@@ -108,8 +114,15 @@ class Routine:
         return self.sweeps(dtype)[-1].spec
 
     def _planned(self, dtype: str) -> tuple[Sweep, ...]:
-        how = self._how
-        return sweeps(self._reduced, self._formula.variables, dtype, how.acc or "float64", how.chain, how.kahan)
+        how, acc = self._how, accumulator(self._how, dtype)
+        kind = compute_type(dtype)
+        given = dtype if dtype != kind else ""
+        found = sweeps(self._reduced, self._formula.variables, kind, acc, how.chain, how.kahan, given)
+        if not (given and self._rows_added):
+            return found
+        # rows are added up before they are rounded to the type of the arrays
+        last = replace(found[-1], outputs=tuple(replace(output, saved=True) for output in found[-1].outputs))
+        return (*found[:-1], last)
 
     def _check_constants(self, node: Node, dtype: str) -> None:
         # a float is infinite on purpose: the text of a table says so
@@ -217,10 +230,12 @@ class Routine:
         ----------
         *args : arrays
             One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
-            dask or CuPy, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will do.
+            dask or CuPy, all float16, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will
+            do.
         backend : str
             "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
-            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU.
+            configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU. There,
+            calls of a few rows are computed by NumPy operations, by their sizes alone: nothing is compiled for them.
         device_id : int
             CUDA device; -1: the current one.
         ranges
@@ -257,21 +272,24 @@ class Routine:
         inputs = check(self._formula, args, self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._checked_out(out, inputs, planned[-1])
-        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id))))
+        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id))), inputs.dtype)
         if given is not None:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
             results = given
         return self._entries(results)
 
-    def _added(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _added(self, results: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
         """The results, of which rows are added up where that is due."""
         if not self._rows_added:
             return results
-        return tuple(rows.sum(axis=0, dtype="float64").astype(rows.dtype) for rows in results)
+        with np.errstate(over="ignore"):  # beyond the largest number is inf
+            return tuple(rows.sum(axis=0, dtype="float64").astype(dtype) for rows in results)
 
     def _entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
+        if len(results) == 1 and not self._several:
+            return results[0]
         remaining = iter(results)
         entries = []
         for r in self._reduced:
@@ -292,10 +310,9 @@ class Routine:
             like = output.empty(last.spec)
             rows = () if self._rows_added else (inputs.rows[1 - self.axis],)
             shape = (*rows, *like.shape[1:])
-            if array.shape != shape or array.dtype != like.dtype:
-                raise InputError(
-                    f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {like.dtype}"
-                )
+            kind = inputs.dtype if self._rows_added else like.dtype
+            if array.shape != shape or array.dtype != kind:
+                raise InputError(f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {kind}")
             if not array.flags.c_contiguous or not array.flags.writeable:
                 raise InputError(f"{label} must be C-contiguous and writeable")
         if any(np.may_share_memory(a, b) for n, a in enumerate(given) for b in given[:n]):
@@ -336,7 +353,9 @@ class Gradient(Routine):
         formula = Formula(
             text, reduced.node, (*f.variables, *given), (*f.names, *[""] * len(given)), (*f.labels, *labels)
         )
-        super().__init__(formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how)
+        super().__init__(
+            formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how, expand=of.expand
+        )
         self._rows_added, self._cotangents = v.cat == 2, len(given)
 
     def __call__(
@@ -365,22 +384,41 @@ def _configured() -> str:
 
 def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
     """The results: sweep by sweep, what one leaves is an argument of the next."""
+    if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
+        (sweep,) = planned
+        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+        return reducer(sweep, list(inputs.arrays), M, N)
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+        for place, of in sweep.centres:
+            if place not in arrays:
+                arrays[place] = _centre(inputs.kind, arrays[of], sweep.spec.dtype)
         found = reducer(sweep, sweep.arguments(arrays), M, N)
         arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
     return found
 
 
+def _centre(kind: str, points: Any, dtype: str) -> Any:
+    """The mean of all rows."""
+    if kind == "cupy":
+        with points.device:
+            return centre(points, dtype)
+    if kind == "numpy":
+        return centre(points, dtype)
+    from dred.cluster.centre import centre as lazily
+
+    return lazily(points, dtype)
+
+
 def _on_host(backend: str, device_id: int) -> Reducer:
-    chosen = engine.local(backend)
+    found = engine.device(backend)
 
     def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
         spec = sweep.spec
-        state = engine.fold(spec, chosen, engine.empty(spec, M), arrays, M, N, device_id=device_id)
-        return engine.finalize(spec, state, sweep.outputs)
+        chosen = engine.placed(found, spec, M, N)
+        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, device_id=device_id)
 
     return reducer
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dred.formula.expand import expanded
 from dred.formula.language import Variable
+from dred.formula.node import Node, var
 from dred.formula.pullback import Reduced, Saved
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec, Part
@@ -28,18 +31,24 @@ class Sweep:
         Names of its reductions, in the order of the parts of `spec`: "Sum, KMin+ArgKMin".
     places : tuple of int
         Positions at which its arrays are arguments of later sweeps; none where they are results.
+    centres : tuple of (int, int)
+        Positions of arguments that are the mean of all rows of another one, with the position of that.
     """
 
     spec: KernelSpec
     outputs: tuple[Output, ...]
     label: str
     places: tuple[int, ...] = ()
+    centres: tuple[tuple[int, int], ...] = ()
 
     def arguments(self, arrays: Mapping[int, Any]) -> list[Any]:
         """By position: those of the variables, and an array of nothing in between."""
         nothing = np.empty(0, self.spec.dtype)
-        last = max((v.ind for v in self.spec.variables), default=-1)
-        return [arrays.get(place, nothing) for place in range(last + 1)]
+        return [arrays.get(place, nothing) for place in range(self._count)]
+
+    @cached_property
+    def _count(self) -> int:
+        return 1 + max((v.ind for v in self.spec.variables), default=-1)
 
 
 def sweeps(
@@ -49,6 +58,7 @@ def sweeps(
     acc: str,
     chain: int,
     kahan: bool,
+    given: str = "",
 ) -> tuple[Sweep, ...]:
     """The sweeps that reductions of one output category take; the last one has their results.
 
@@ -64,6 +74,8 @@ def sweeps(
         As in `KernelSpec`.
     kahan : bool
         Compensated sums, where there are any.
+    given : str
+        As in `KernelSpec`.
 
     Returns
     -------
@@ -86,7 +98,8 @@ def sweeps(
             names.setdefault(part, {})[r.name] = None
             outputs += _outputs(r, field, list(names).index(part))
         read = sorted({v for r, _ in wanted for v, _ in r.saved})
-        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read))
+        left = tuple(v.ind for v in read) if given else ()
+        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read), given, left)
         return Sweep(spec, tuple(outputs), ", ".join(map("+".join, names.values())), places)
 
     first = (
@@ -121,3 +134,29 @@ def _outputs(r: Reduced, field: str | None, part: int) -> tuple[Output, ...]:
         return (Output(part, (field,), saved=True),)
     results = Output.of(r.name, part, r.parameter)
     return results if field is None else (replace(results[0], places=False, saved=True),)
+
+
+def with_expansion(found: Sequence[Sweep]) -> tuple[Sweep, ...]:
+    """The sweeps with squared distances written out, see `dred.formula.expand`; the same where there are none."""
+    first = 1 + max((v.ind for sweep in found for v in sweep.spec.variables), default=-1)
+    places: dict[Node, int] = {}  # of centres, behind all other variables
+
+    def written_out(sweep: Sweep) -> Sweep:
+        used: dict[Node, Node] = {}
+
+        def centre(v: Node) -> Node:
+            used[v] = var(places.setdefault(v, first + len(places)), v.dim, 2)
+            return used[v]
+
+        spec = sweep.spec
+        parts = []
+        for part in spec.parts:
+            new = expanded(part.formulas, centre)
+            parts.append(replace(part, formula=new[0], weight=new[1] if new[1:] else None))
+        centres = sorted((c.attrs[0], v.attrs[0]) for v, c in used.items())
+        more = sorted(Variable(c.attrs[0], c.dim, 2) for c in used.values())
+        left = (*spec.left, *(c for c, _ in centres)) if spec.given else ()
+        spec = replace(spec, parts=tuple(parts), variables=(*spec.variables, *more), left=left)
+        return replace(sweep, spec=spec, centres=tuple(centres))
+
+    return tuple(map(written_out, found))

@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dred.kernel import engine
+
 NO_GPU = "no GPU"
 PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite")
 
@@ -26,6 +28,23 @@ PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite")
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+TINY = engine.TINY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled():
+    """No problem is tiny: tests of small arrays are tests of the compiled kernels, unless they take `tiny`."""
+    engine.TINY = 0.0
+    yield
+    engine.TINY = TINY
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Tiny problems go to the interpreter, as they do for users."""
+    monkeypatch.setattr(engine, "TINY", TINY)
 
 
 @functools.cache

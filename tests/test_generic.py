@@ -67,7 +67,7 @@ def test_options_are_those_of_genred(given):
 
 THERE_ARE = (
     "there are dtype, opt_arg, formula2, cuda_type, dtype_acc, use_double_acc, sum_scheme, enable_chunks, "
-    "rec_multVar_highdim, use_fast_math"
+    "rec_multVar_highdim, use_fast_math, expand"
 )
 
 

@@ -440,10 +440,10 @@ KNOWN = suggestion("zzz", [*REDUCTIONS])
         ({"axis": -1}, "axis=-1: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": True}, "axis=True: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": None}, "axis=None: it is 0 (reduce over i) or 1 (reduce over j)"),
-        ({"dtype": "float16"}, "dtype='float16': it is float32 or float64"),
-        ({"dtype": "int64"}, "dtype='int64': it is float32 or float64"),
-        ({"dtype": "single precision"}, "dtype='single precision': it is float32 or float64"),
-        ({"dtype": ">f4"}, "dtype='>f4': it is float32 or float64"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16': it is float16, float32 or float64"),
+        ({"dtype": "int64"}, "dtype='int64': it is float16, float32 or float64"),
+        ({"dtype": "single precision"}, "dtype='single precision': it is float16, float32 or float64"),
+        ({"dtype": ">f4"}, "dtype='>f4': it is float16, float32 or float64"),
         ({"dtype_acc": "float16"}, "dtype_acc='float16': it is float32 or float64"),
         ({"dtype": "float64", "dtype_acc": "float32"},
          "dtype_acc='float32' is narrower than the arrays' type float64: use 'auto' or 'float64'"),
@@ -718,7 +718,7 @@ def test_that_the_engine_was_replaced(nothing_runs):
 x, y, a, p = arrays()
 f4 = np.float32
 TAKES = "the routine takes 4 arrays (x, y, a, p), got "
-CONVERT = "dred computes in float32 or float64, convert it with .astype"
+CONVERT = "it is float16, float32 or float64, convert it with .astype"
 BAD_INPUTS = {
     "none": ((), InputError, TAKES + "0"),
     "too few": ((x, y, a), InputError, TAKES + "3"),
@@ -737,7 +737,8 @@ BAD_INPUTS = {
                "argument 0 (x) is a masked array: pass a NumPy, dask or CuPy array of shape (M, 3)"),
     "integers": ((x, y, a.astype(int), p), DtypeError, "argument 2 (a) has type int64: " + CONVERT),
     "booleans": ((x > 0, y, a, p), DtypeError, "argument 0 (x) has type bool: " + CONVERT),
-    "half": ((x.astype(np.float16), y, a, p), DtypeError, "argument 0 (x) has type float16: " + CONVERT),
+    "long double": ((x.astype(np.longdouble), y, a, p), DtypeError,
+                    f"argument 0 (x) has type {np.dtype(np.longdouble)}: " + CONVERT),
     "complex": ((x + 0j, y, a, p), DtypeError, "argument 0 (x) has type complex128: " + CONVERT),
     "objects": ((x.astype(object), y, a, p), DtypeError, "argument 0 (x) has type object: " + CONVERT),
     "other byte order": ((x.astype(x.dtype.newbyteorder()), y, a, p), DtypeError,

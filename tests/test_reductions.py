@@ -347,11 +347,13 @@ def test_a_wrong_monoid_is_caught(name, case, fields, check, monkeypatch):
     for key, value in fields.items():
         object.__setattr__(wrong, key, value)
     monkeypatch.setitem(MONOIDS, name, wrong)
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
+    interpret._joined.cache_clear()
     cpu._kernels.clear()
     try:
         with pytest.raises(AssertionError):
             check(case)
     finally:
-        interpret._kernel.cache_clear()
+        interpret._programs.clear()
+        interpret._joined.cache_clear()
         cpu._kernels.clear()

@@ -20,6 +20,7 @@ from dask.task_spec import List, Task, TaskRef
 from dred.cluster import config, inputs, tasks
 from dred.cluster.backend import resolve
 from dred.cluster.plan import Plan
+from dred.kernel import engine
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
@@ -39,8 +40,8 @@ def plan(
     spec : KernelSpec
         Formulas, states, axis and types.
     arrays : sequence of dask.array.Array or numpy.ndarray
-        By position, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,) for
-        parameters. `dred.inputs.check` has seen them.
+        By position, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
+        for parameters. `dred.inputs.check` has seen them.
     outputs : sequence of Output
         The arrays that are read off the states.
     backend : str
@@ -58,7 +59,8 @@ def plan(
         The backend is not there, see `backend.resolve`.
     """
     sizes = inputs.measure(spec, arrays, outputs)
-    return Plan.choose(label, resolve(backend, arrays), sizes, config.settings())
+    chosen = engine.placed(resolve(backend, arrays), spec, sizes.x.rows, sizes.y.rows, local=False)
+    return Plan.choose(label, chosen, sizes, config.settings())
 
 
 def reduce(

@@ -36,18 +36,23 @@ def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) 
     """
     for variable in spec.read:
         _travels(variable, arrays[variable.ind])
-    itemsize = np.dtype(spec.dtype).itemsize
-    parameters = [v.dim for v in spec.read if v.cat == 2]
+    parameters = [v for v in spec.read if v.cat == 2]
     return Sizes(
         x=_axis(spec, arrays, 1 - spec.axis),
         y=_axis(spec, arrays, spec.axis),
         parameters=len(parameters),
-        parameter_bytes=itemsize * sum(parameters),
+        parameter_bytes=_bytes_of(spec, parameters),
         state_row_bytes=sum(field.nbytes for field in engine.empty(spec, 1)),
         out_row_bytes=sum(_row_bytes(output.empty(spec)) for output in outputs),
         operations=operations(spec),
         outputs=len(outputs),
+        widened=np.dtype(spec.dtype).itemsize // np.dtype(spec.given).itemsize if spec.given else 0,
     )
+
+
+def _bytes_of(spec: KernelSpec, variables: Sequence[Variable]) -> int:
+    """Bytes of a row of variables."""
+    return sum(np.dtype(spec.type_of(v.ind)).itemsize * v.dim for v in variables)
 
 
 def _row_bytes(array: Any) -> int:
@@ -81,10 +86,10 @@ def _axis(spec: KernelSpec, arrays: Sequence[Any], category: int) -> Axis:
     if not there:
         return Axis(rows=1, row_bytes=0, arrays=0, chunks=(1,))
     cuts = [array.chunks[0] for array in there if isinstance(array, da.Array)]
-    read = [v.dim for v in spec.read if v.cat == category]
+    read = [v for v in spec.read if v.cat == category]
     return Axis(
         rows=int(there[0].shape[0]),
-        row_bytes=np.dtype(spec.dtype).itemsize * sum(read),
+        row_bytes=_bytes_of(spec, read),
         arrays=len(read),
         chunks=tuple(map(int, cuts[0])) if cuts else None,
     )

@@ -85,6 +85,8 @@ class Sizes:
         Instructions per pair (i, j).
     outputs : int
         Arrays of results.
+    widened : int
+        Times the bytes of its inputs that a fold holds besides, converted to the compute type.
     """
 
     x: Axis
@@ -95,6 +97,7 @@ class Sizes:
     out_row_bytes: int
     operations: int
     outputs: int = 1
+    widened: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,12 +243,12 @@ class Plan:
     def fold_bytes(self) -> int:
         """Most bytes that one fold task holds: its blocks, the state it was given and the state it returns.
 
-        Several y blocks are held twice, by themselves and joined.
+        Several y blocks are held twice, by themselves and joined; float16 is held as float32 besides.
         """
         s = self.sizes
-        x = max(self.x_blocks) * (s.x.row_bytes + 2 * s.state_row_bytes)
+        x = max(self.x_blocks) * ((1 + s.widened) * s.x.row_bytes + 2 * s.state_row_bytes)
         copies = 2 if any(len(step) > 1 for lane in self.schedule for step in lane) else 1
-        return x + copies * self.panel_rows * s.y.row_bytes + s.parameter_bytes
+        return x + (copies + s.widened) * self.panel_rows * s.y.row_bytes + (1 + s.widened) * s.parameter_bytes
 
     def bytes_moved(self, workers: int) -> int:
         """Most bytes that cross between `workers` processes once the blocks are cut as planned.

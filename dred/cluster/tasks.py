@@ -160,7 +160,7 @@ def _arrange(
     arrays = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for v in spec.read:
         blocks = [
-            _checked(block, v.ind, (*head, v.dim), np.dtype(spec.dtype))
+            _checked(block, v.ind, (*head, v.dim), np.dtype(spec.type_of(v.ind)))
             for block, head in zip(next(given[v.cat]), heads[v.cat], strict=True)
         ]
         arrays[v.ind] = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,6 +255,7 @@ def _program(spec: KernelSpec, found: Source, device_id: int) -> Program:
 # -- devices -------------------------------------------------------------------------------------------------------
 
 
+@cache
 def _driver() -> bool:
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -389,7 +390,7 @@ def reduce_device(
     import cupy
 
     with cupy.cuda.Device(device_id):
-        state = fold_device(spec, None, arrays, M, N)
+        state = fold_device(spec, None, spec.widened(arrays), M, N)
         return tuple(output.read(spec, state) for output in outputs)  # NumPy hands on to CuPy
 
 

@@ -11,16 +11,38 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dred.errors import BackendError
-from dred.kernel.interpret import merge_states
+from dred.kernel import interpret
 from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
 
-__all__ = ["NAMES", "Output", "State", "empty", "finalize", "fold", "local", "merge", "named"]
+__all__ = [
+    "NAMES",
+    "Output",
+    "State",
+    "device",
+    "empty",
+    "finalize",
+    "fold",
+    "local",
+    "merge",
+    "named",
+    "placed",
+    "reduce",
+]
 
 State = tuple[NDArray[Any], ...]
 
 # what users may write, as KeOps spells it -> backend
 NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpu_1d": "cuda", "gpu_2d": "cuda"}
+
+# Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
+# interpreter computes, and nothing is compiled. An operation of NumPy costs about as much before it has computed
+# anything as it does for CALLS pairs. Below TINY the interpreter is about as fast as a compiled kernel that is ready
+# (70 to 100 us a call, measured on one core of Zen 3 with AVX2: 44 x 44 pairs of a Gaussian sum in 3 dimensions, 17 x
+# 17 in 16); where merging is more than adding, slower by less than a hundredth of what compiling takes. Tests of
+# compiled kernels set TINY to 0.
+TINY, CALLS = 60_000.0, 1000.0
+
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
 
 
@@ -39,9 +61,8 @@ def named(backend: str) -> str:
     return found
 
 
-def local(backend: str) -> str:
-    """The backend that computes in this process: "auto" is cuda where there is a device, else cpu; without llvmlite
-    the interpreter stands in for cpu, with a warning.
+def device(backend: str) -> str:
+    """What computes in this process, "cuda" or "cpu": "auto" is cuda where there is a device.
 
     Raises
     ------
@@ -49,16 +70,44 @@ def local(backend: str) -> str:
         Where cuda is asked for and there is no device.
     """
     if backend in ("auto", "cuda"):
-        from dred.kernel import cuda
-
-        if cuda.device_count() > 0:
+        if _module("cuda").device_count() > 0:
             return "cuda"
         if backend == "cuda":
             raise BackendError(
                 "backend='cuda' needs an NVIDIA GPU, and none is usable in this process: check nvidia-smi and that"
                 " CuPy is installed (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
             )
-    return "cpu" if _llvm() else "numpy"
+    return "cpu"
+
+
+def local(backend: str) -> str:
+    """The same, but without llvmlite the interpreter, "numpy", stands in for cpu, with a warning."""
+    found = device(backend)
+    return found if found != "cpu" or _llvm() else "numpy"
+
+
+def placed(found: str, spec: KernelSpec, M: int, N: int, local: bool = True) -> str:
+    """The backend of one call, by its sizes: tiny problems of "cpu" go to the interpreter, "numpy".
+
+    Parameters
+    ----------
+    found : str
+        What `device` gave.
+    spec : KernelSpec
+    M, N : int
+        All rows of the call, kept and reduced.
+    local : bool
+        Whether this process computes, so that without llvmlite the interpreter stands in, with a warning.
+    """
+    if found != "cpu":
+        return found
+    return "numpy" if tiny(spec, M, N) or (local and not _llvm()) else "cpu"
+
+
+def tiny(spec: KernelSpec, M: int, N: int) -> bool:
+    """Whether a problem is so small that compiling it is not worth while: by its sizes alone."""
+    pairs = M * N + CALLS
+    return pairs * spec.operations < TINY and pairs * interpret.cost(spec) < TINY  # the first is known at once
 
 
 @cache
@@ -70,9 +119,25 @@ def _llvm() -> bool:
     warnings.warn(
         "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
         RuntimeWarning,
-        stacklevel=5,  # the call of the routine
+        stacklevel=6,  # the call of the routine
     )
     return False
+
+
+def reduce(
+    spec: KernelSpec,
+    backend: str,
+    arrays: Sequence[NDArray[Any]],
+    M: int,
+    N: int,
+    outputs: Sequence[Output],
+    *,
+    device_id: int = -1,
+) -> tuple[NDArray[Any], ...]:
+    """The arrays (M, ...) that are read off the state of all terms: `fold` of an empty state, then `finalize`."""
+    if backend == "numpy":
+        return interpret.reduce(spec, spec.arrays(arrays), M, N, outputs)
+    return finalize(spec, fold(spec, backend, empty(spec, M), arrays, M, N, device_id=device_id), outputs)
 
 
 def fold(
@@ -98,8 +163,8 @@ def fold(
     state : State
         Of the M rows; never written to.
     arrays : sequence of ndarray
-        By position, C-contiguous, of type `spec.dtype`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
-        for parameters. Without those of `spec.constants`.
+        By position, C-contiguous, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced
+        ones, (dim,) for parameters. Without those of `spec.constants`.
     M, N : int
         Rows kept and reduced.
     i0, j0 : int
@@ -116,14 +181,19 @@ def fold(
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
     own: dict[str, dict[str, Any]] = {"cuda": {"device_id": device_id}, "cpu": {"threads": threads}}
-    module = importlib.import_module(_MODULES[backend])
-    result: State = module.fold(spec, state, spec.arrays(arrays), M, N, i0=i0, j0=j0, **own.get(backend, {}))
+    arrays = spec.arrays(arrays)
+    result: State = _module(backend).fold(spec, state, arrays, M, N, i0=i0, j0=j0, **own.get(backend, {}))
     return result
+
+
+@cache
+def _module(backend: str) -> Any:
+    return importlib.import_module(_MODULES[backend])
 
 
 def merge(spec: KernelSpec, left: State, right: State) -> State:
     """The union of two states of the same rows."""
-    return merge_states(spec, left, right)
+    return interpret.merge_states(spec, left, right)
 
 
 def finalize(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[NDArray[Any], ...]:

@@ -1,64 +1,107 @@
-"""The NumPy interpreter of the kernel IR: no compilation, for platforms without LLVM."""
+"""The NumPy interpreter of the kernel IR: no compilation, for tiny problems and for platforms without LLVM."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.formula.construct import nearest
-from dred.formula.node import I, J
-from dred.formula.syntax import evaluate, parse_once
-from dred.kernel.ir import FOLDS, Expr, Index, Kernel, Loop, Root, walk
-from dred.kernel.lower import SYNTAX, lower
-from dred.kernel.primitives import PRIMITIVES
+from dred.kernel.flat import Block, Program, Values, program, straight
+from dred.kernel.ir import Root
+from dred.kernel.lower import lower
+from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
-from dred.reductions import MONOIDS, NONE
+from dred.reductions import MONOIDS, NONE, stored
 
 UNROLL = 16
 ROWS, COLUMNS = 256, 256  # of a block; COLUMNS fixes the order of summation and never changes
-VALUES = 64  # of a formula that blocks of so many rows are meant for: longer formulas get fewer rows
+VALUES = 64  # values at a time that blocks of so many rows are meant for: formulas that keep more get fewer rows
+CACHED = 128  # programs that are kept
 
 State = tuple[NDArray[Any], ...]
 
 
-def array_text(text: str, names: Mapping[str, Any]) -> Any:
-    """Scalar text of a table on NumPy arrays."""
+class _Kept(NamedTuple):
+    """A root of a kernel, and what is known of its fields beforehand."""
 
-    def call(name: str, args: Sequence[Any], named: dict[str, Any]) -> Any:
-        return PRIMITIVES[SYNTAX.get(name, name)].numpy(*args)
+    part: int
+    places: int
+    rank: int  # of the monoid
+    added: bool  # merging adds, field by field
+    fields: tuple[int, ...]
+    kinds: tuple[np.dtype[Any], ...]
+    states: slice  # of the fields of the part
 
-    known = {"inf": np.inf, "nan": np.nan, **names}
-    return evaluate(parse_once(text), float, known.__getitem__, call)
+
+# by the digest of the spec; the oldest is forgotten. Looking up takes no lock: it is a part of every tiny call
+_programs: dict[str, tuple[Program, tuple[_Kept, ...]]] = {}
+
+
+def _program(spec: KernelSpec) -> tuple[Program, tuple[_Kept, ...]]:
+    """What is run for a spec, made once."""
+    found = _programs.get(spec.digest)
+    if found is None:
+        kernel = lower(spec, UNROLL)
+        found = program(kernel, spec.dtype), tuple(_kept(spec, root) for root in kernel.roots)
+        while len(_programs) >= CACHED:
+            _programs.pop(next(iter([*_programs]), ""), None)
+        _programs[spec.digest] = found
+    return found
+
+
+def _kept(spec: KernelSpec, root: Root) -> _Kept:
+    entry = MONOIDS[spec.parts[root.part].monoid]
+    added = root.places == 1 and entry.merge == tuple(f"{f.name}0 + {f.name}1" for f in entry.fields)
+    kinds = tuple(np.dtype(stored(spec.fields[f].kind, spec.dtype, spec.acc)) for f in root.fields)
+    return _Kept(root.part, root.places, entry.rank, added, root.fields, kinds, spec.states(root.part))
+
+
+def cost(spec: KernelSpec) -> float:
+    """Estimated instructions per pair; known after the first time."""
+    return _program(spec)[0].cost
 
 
 def merge_states(spec: KernelSpec, left: State, right: State) -> State:
     """The union of two states of the same rows."""
-    out: list[NDArray[Any]] = []
     with np.errstate(all="ignore"):
-        for n, part in enumerate(spec.parts):
-            mine = spec.states(n)
-            join = merge_ranking if part.places > 1 else merge_part
-            out += join(spec, n, left[mine], right[mine])
+        return _merged(spec, left, right)
+
+
+def _merged(spec: KernelSpec, left: State, right: State) -> State:
+    out: list[NDArray[Any]] = []
+    for n, part in enumerate(spec.parts):
+        mine = spec.states(n)
+        join = merge_ranking if part.places > 1 else merge_part
+        out += join(spec, n, left[mine], right[mine])
     return tuple(out)
 
 
 def merge_part(spec: KernelSpec, part: int, left: State, right: State) -> State:
     """The union of two states of one part, of any shapes that broadcast where the components do."""
-    monoid = MONOIDS[spec.parts[part].monoid]
-    names: dict[str, Any] = {}
-    for field, a, b in zip(spec.layout[part], left, right, strict=True):
-        kind = np.int64 if field.kind in ("count", "index") else spec.acc
-        names[f"{field.name}0"], names[f"{field.name}1"] = a.astype(kind, copy=False), b.astype(kind, copy=False)
-    for name, text in monoid.let:
-        names[name] = array_text(text, names)
-    return tuple(
-        np.broadcast_to(np.asarray(array_text(text, names)), np.broadcast_shapes(a.shape, b.shape)).astype(a.dtype)
-        for text, a, b in zip(monoid.merge, left, right, strict=True)
-    )
+    kinds, join = _joined(spec.parts[part].monoid, spec.acc)
+    given = [*(a.astype(k, copy=False) for a, k in zip(left, kinds, strict=True))]
+    given += [a.astype(k, copy=False) for a, k in zip(right, kinds, strict=True)]
+    return tuple(_shaped(f, a, b) for f, a, b in zip(join(given), left, right, strict=True))
+
+
+def _shaped(found: Any, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """A merged field as its states are: of their type, and of the shape that both have together."""
+    shape = a.shape if a.shape == b.shape else np.broadcast_shapes(a.shape, b.shape)
+    if isinstance(found, np.ndarray) and found.shape == shape and found.dtype == a.dtype:
+        return found
+    return np.broadcast_to(found, shape).astype(a.dtype)
+
+
+@cache
+def _joined(monoid: str, acc: str) -> tuple[tuple[np.dtype[Any], ...], Any]:
+    """The types that merging computes in, and the function of all left, then all right fields."""
+    entry = MONOIDS[monoid]
+    kinds = tuple(np.dtype("int64" if f.kind in ("count", "index") else acc) for f in entry.fields)
+    names = (*(f"{f.name}0" for f in entry.fields), *(f"{f.name}1" for f in entry.fields))
+    return kinds, straight(names, entry.let, entry.merge)
 
 
 def merge_ranking(spec: KernelSpec, part: int, left: State, right: State) -> State:
@@ -76,6 +119,24 @@ def ranked(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) 
     values, numbers = np.where(nan, rank * np.inf, values).astype(values.dtype), np.where(nan, NONE, numbers)
     order = np.lexsort((numbers, values if rank > 0 else -values), axis=0)[:places]
     values, numbers = (np.take_along_axis(a, order, 0) for a in (values, numbers))
+    return filled(rank, values, numbers, places)
+
+
+def foremost(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) -> State:
+    """The same of columns (rows, columns) whose numbers increase, as (places, rows)."""
+    order = np.argsort(values if rank > 0 else -values, axis=1, kind="stable")[:, :places]  # NaN is last
+    rows = np.arange(len(order))[:, None]
+    values, numbers = values[rows, order].T, numbers[rows, order].T
+    nan = np.isnan(values)
+    if nan.any():
+        values, numbers = np.where(nan, values.dtype.type(rank * np.inf), values), np.where(nan, NONE, numbers)
+    return filled(rank, values, numbers, places)
+
+
+def filled(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) -> State:
+    """All places, those that are left over without a term."""
+    if len(values) == places:
+        return values, numbers
     missing = [(0, places - len(values)), *[(0, 0)] * (values.ndim - 1)]
     return (
         np.pad(values, missing, constant_values=rank * np.inf),
@@ -83,14 +144,9 @@ def ranked(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) 
     )
 
 
-@lru_cache(maxsize=64)
-def _kernel(spec_digest: str, spec: KernelSpec) -> Kernel:
-    return lower(spec, UNROLL)
-
-
-def _rows(kernel: Kernel) -> int:
-    """Rows of a block; all values of a block are kept in memory, so that long formulas get small blocks."""
-    return max(1, ROWS * VALUES // max(VALUES, len(walk([e for root in kernel.roots for e in root.terms]))))
+def _rows(wide: int) -> int:
+    """Rows of a block: formulas that keep many values at a time get small blocks."""
+    return max(1, ROWS * VALUES // max(VALUES, wide))
 
 
 def fold(
@@ -104,140 +160,127 @@ def fold(
     j0: int = 0,
 ) -> State:
     """See `dred.kernel.engine.fold`."""
-    kernel = _kernel(spec.digest, spec)
     new = tuple(field.copy() for field in state)
     with np.errstate(all="ignore"):
-        step = _rows(kernel)
-        for low in range(0, M, step):
-            rows = slice(low, min(low + step, M))
-            for start in range(0, N, COLUMNS):
-                columns = slice(start, min(start + COLUMNS, N))
-                part = tuple(field[:, rows] for field in new)
-                block = _Block(spec, kernel, arrays, rows, columns, (i0, j0)).state(part)
-                for field, merged in zip(new, merge_states(spec, part, block), strict=True):
-                    field[:, rows] = merged
+        _fold(spec, new, arrays, M, N, (i0, j0))
     return new
 
 
-class _Block:
-    """All pairs of a block of rows and columns, as arrays that broadcast to (rows, columns)."""
+def reduce(
+    spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, outputs: Sequence[Output]
+) -> tuple[NDArray[Any], ...]:
+    """The arrays that are read off the state of all terms: what tiny calls do, without detours."""
+    with np.errstate(all="ignore"):
+        state = empty(spec, M)
+        _fold(spec, state, arrays, M, N, (0, 0), fresh=True)
+        return tuple([output.found(spec, state) for output in outputs])
+
+
+def _fold(
+    spec: KernelSpec,
+    state: State,
+    arrays: Sequence[NDArray[Any]],
+    M: int,
+    N: int,
+    first: tuple[int, int],
+    fresh: bool = False,
+) -> None:
+    """Merges all terms into the state, which has met none where it is fresh."""
+    if M == 0 or N == 0:
+        return
+    flat, roots = _program(spec)
+    step = _rows(flat.wide)
+    for low in range(0, M, step):
+        rows = slice(low, min(low + step, M))
+        for start in range(0, N, COLUMNS):
+            columns = slice(start, min(start + COLUMNS, N))
+            block = _Block(arrays, rows, columns, first, spec, roots, state, fresh and start == 0)
+            values = flat.template.copy()
+            for run in flat.steps:
+                run(values, block)
+            if block.found:
+                block.merge()
+
+
+def _beside(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([a, b], axis=1)
+
+
+class _Block(Block):
+    """A block whose terms are merged along the columns, then with the state."""
+
+    __slots__ = ("found", "fresh", "roots", "shape", "shared", "spec", "state")
 
     def __init__(
         self,
-        spec: KernelSpec,
-        kernel: Kernel,
         arrays: Sequence[NDArray[Any]],
         rows: slice,
         columns: slice,
         first: tuple[int, int],
+        spec: KernelSpec,
+        roots: Sequence[_Kept],
+        state: State,
+        fresh: bool,
     ) -> None:
-        self.first = first
-        self.spec, self.kernel, self.arrays = spec, kernel, arrays
-        self.rows, self.columns = rows, columns
+        self.arrays, self.rows, self.columns, self.first, self.counters = arrays, rows, columns, first, {}
+        self.spec, self.roots, self.state, self.fresh = spec, roots, state, fresh
         self.shape = (rows.stop - rows.start, columns.stop - columns.start)
-        self.type = np.dtype(spec.dtype)
+        self.shared: dict[int, NDArray[Any]] = {}  # terms of fields of one component
+        self.found: dict[int, State] = {}  # by part, the merged fields, where merging is more than adding
 
-    def state(self, like: State) -> State:
-        """The merged state of the block's columns, of the shape and types of `like`."""
-        spec = self.spec
-        out = tuple(np.empty(field.shape, field.dtype) for field in like)
-        cache: dict[int, Any] = {}
-        shared: dict[int, NDArray[Any]] = {}  # terms of fields of one component
-        for root in self.kernel.roots:
-            mine = spec.states(root.part)
-            for k, counters in _counters(root):
-                terms = [self.term(e, f, counters, cache) for e, f in zip(root.terms, root.fields, strict=True)]
-                if root.places > 1:
-                    self.rank(root, k, terms, out)
-                    continue
-                known = shared | dict(zip(root.fields, terms, strict=True))
-                if any(f not in known for f in range(mine.start, mine.stop)):
-                    shared |= known  # the others of the part come later, and all are merged together
-                    continue
-                total = self.merged(root.part, tuple(known[f] for f in range(mine.start, mine.stop)))
-                for f, a in zip(range(mine.start, mine.stop), total, strict=True):
-                    out[f][k if f in root.fields else 0] = a[:, 0]
-        return out
+    def finish(self, number: int, k: int, values: Values) -> None:
+        """Merges the terms of component k of a root."""
+        root = self.roots[number]
+        terms = [self.term(value, kind) for value, kind in zip(values, root.kinds, strict=True)]
+        if root.added:
+            for f, term in zip(root.fields, terms, strict=True):
+                target = self.state[f][k, self.rows]
+                if self.fresh:
+                    np.add.reduce(term, axis=1, out=target, initial=0)
+                else:
+                    np.add(target, np.add.reduce(term, axis=1, initial=0), out=target)
+            return
+        if root.part not in self.found:
+            self.found[root.part] = tuple(np.empty(a[:, self.rows].shape, a.dtype) for a in self.state[root.states])
+        out = self.found[root.part]
+        if rank := root.rank:
+            best = foremost(rank, terms[0], terms[1], root.places)
+            for field, a in zip(out, best, strict=True):
+                field[k :: len(field) // root.places] = a
+            return
+        known = self.shared | dict(zip(root.fields, terms, strict=True))
+        everything = range(root.states.start, root.states.stop)
+        if any(f not in known for f in everything):
+            self.shared |= known  # the others of the part come later, and all are merged together
+            return
+        total = self.merged(root.part, tuple(known[f] for f in everything))
+        for f, field, a in zip(everything, out, total, strict=True):
+            field[k if f in root.fields else 0] = a[:, 0]
 
-    def term(self, e: Expr, field: int, counters: Mapping[Loop, int], cache: dict[int, Any]) -> NDArray[Any]:
-        """A field of the state of every pair."""
-        kind = self.kernel.fields[field].stored(self.spec.dtype, self.spec.acc)
-        return np.asarray(np.broadcast_to(self.value(e, counters, cache), self.shape), kind)
-
-    def rank(self, root: Root, k: int, terms: Sequence[NDArray[Any]], out: State) -> None:
-        """The places of component k of a ranking."""
-        values, numbers = (np.ascontiguousarray(term.T) for term in terms)
-        found = ranked(MONOIDS[self.spec.parts[root.part].monoid].rank, values, numbers, root.places)
-        for f, a in zip(root.fields, found, strict=True):
-            out[f][k :: self.kernel.fields[f].size // root.places] = a
+    def term(self, value: Any, kind: np.dtype[Any]) -> NDArray[Any]:
+        """A field of the state of every pair, contiguous."""
+        whole = value if value.shape == self.shape else np.broadcast_to(value, self.shape)
+        return np.asarray(whole, kind, order="C")
 
     def merged(self, part: int, term: State) -> State:
         """Neighbouring columns merged, until one is left."""
-        fields = self.spec.layout[part]
-        empty = tuple(np.full((1, 1), f.identity, a.dtype) for f, a in zip(fields, term, strict=True))
-        term = merge_part(self.spec, part, empty, term)  # a NaN that is passed over becomes the identity
+        kinds, join = _joined(self.spec.parts[part].monoid, self.spec.acc)
+        empty = [np.array([[f.identity]], kind) for f, kind in zip(self.spec.layout[part], kinds, strict=True)]
+        term = tuple(a.astype(kind, copy=False) for a, kind in zip(term, kinds, strict=True))
+        # a NaN that is passed over becomes the identity
+        term = tuple(map(_shaped, join([*empty, *term]), term, term))
         while (n := term[0].shape[1]) > 1:
             pairs = n - n % 2
-            left, right = (tuple(f[:, k:pairs:2] for f in term) for k in (0, 1))
-            joined = merge_part(self.spec, part, left, right)
-            term = tuple(np.concatenate([j, f[:, pairs:]], axis=1) for j, f in zip(joined, term, strict=True))
+            left, right = [f[:, :pairs:2] for f in term], [f[:, 1:pairs:2] for f in term]
+            joined = tuple(map(_shaped, join([*left, *right]), left, right))
+            rest = [f[:, pairs:] for f in term]
+            term = tuple(map(_beside, joined, rest)) if n > pairs else joined
         return term
 
-    def value(self, root: Expr, counters: Mapping[Loop, int], shared: dict[int, Any]) -> Any:
-        """One expression for given loop counters; `shared` keeps what is inside no loop."""
-        local: dict[int, Any] = {}
-        skip: set[int] = set()  # bodies of folds are evaluated by their loops
-        order = walk([root])
-        for e in order:
-            if e.op in FOLDS:
-                skip |= {b.id for b in walk(e.args) if b.free}
-        for e in order:
-            if e.id in shared or (e.id in skip and not e.free <= counters.keys()):
-                continue
-            into = local if e.free else shared
-            into[e.id] = self.apply(e, counters, lambda a: local[a.id] if a.free else shared[a.id], shared)
-        return local[root.id] if root.free else shared[root.id]
-
-    def apply(self, e: Expr, counters: Mapping[Loop, int], of: Any, shared: dict[int, Any]) -> Any:
-        if e.op == "const":
-            return np.asarray(nearest(e.attr, self.spec.dtype), self.type)[()]
-        if e.op == "load":
-            return self.load(e, counters)
-        if e.op == "whole":
-            return np.int64(e.attr)
-        if e.op == "row":
-            rows, first = (self.rows, self.first[0]) if e.attr == I else (self.columns, self.first[1])
-            numbers = first + np.arange(rows.start, rows.stop, dtype=np.int64)
-            return numbers[:, None] if e.attr == I else numbers
-        if e.op == "counter":
-            return self.type.type(position(e.attr, counters))
-        if e.op in FOLDS:
-            loop, body = e.attr, e.args[0]
-            name, start = FOLDS[e.op]
-            total: Any = self.type.type(start)
-            for k in range(loop.length):
-                total = PRIMITIVES[name].numpy(self.value(body, {**counters, loop: k}, shared), total)
-            return total
-        result = PRIMITIVES[e.op].numpy(*map(of, e.args))
-        return np.asarray(result, self.type) if e.result == "value" else result
-
-    def load(self, e: Expr, counters: Mapping[Loop, int]) -> Any:
-        ind, _, axes, index = e.attr
-        k = position(index, counters)
-        a = self.arrays[ind]
-        if axes == I:
-            return a[self.rows, k][:, None]
-        return a[self.columns, k][None, :] if axes == J else a[k]
-
-
-def position(index: Index, counters: Mapping[Loop, int]) -> int:
-    """The component that an index means for given loop counters."""
-    return index.offset + sum(c * counters[loop] for loop, c in index.terms)
-
-
-def _counters(root: Root) -> list[tuple[int, dict[Loop, int]]]:
-    """Components of a root with the loop counters that select them."""
-    turns: list[dict[Loop, int]] = [{}]
-    for loop in root.loops:
-        turns = [{**turn, loop: k} for turn in turns for k in range(loop.length)]
-    return [(position(root.index, turn), turn) for turn in turns]
+    def merge(self) -> None:
+        """Merges what adding has not brought into the state yet; that of a fresh one is replaced."""
+        for number, block in self.found.items():
+            before = tuple(a[:, self.rows] for a in self.state[self.spec.states(number)])
+            join = merge_ranking if self.spec.parts[number].places > 1 else merge_part
+            for field, a in zip(before, block if self.fresh else join(self.spec, number, before, block), strict=True):
+                field[...] = a

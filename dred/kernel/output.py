@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.kernel.interpret import array_text
+from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec
 from dred.reductions import NONE, REDUCTIONS, stored
 
@@ -53,24 +53,29 @@ class Output:
 
     def read(self, spec: KernelSpec, state: State) -> Any:
         """The array (M, ...) of a state, of NumPy or CuPy."""
-        mine = spec.layout[self.part]
-        names: dict[str, Any] = {f.name: a for f, a in zip(mine, state[spec.states(self.part)], strict=True)}
-        if self.parameter is not None:
-            names["K"] = self.parameter
         with np.errstate(all="ignore"):
-            rows = [array_text(text, names).T for text in self.texts]
-            whole = rows[0].dtype == np.int64
-            xp = array_module(rows[0])
-            if whole:
-                rows = [xp.where(row == NONE, -1, row) for row in rows]
-            numbers = {f.name for f in mine if f.kind == "index"}
-            if self.saved and numbers.intersection(self.texts):
+            return self.found(spec, state)
+
+    def found(self, spec: KernelSpec, state: State) -> Any:
+        """The same, inside an `np.errstate` that ignores all."""
+        mine = spec.layout[self.part]
+        fields = state[spec.states(self.part)]
+        if len(fields) == 1 and self.texts == (mine[0].name,) and mine[0].places == 1 and not self.truth:
+            rows = [fields[0].T]  # as in sums, without a detour
+        else:
+            read = straight(spec.names[self.part], (), self.texts)
+            rows = [values.T for values in read([*fields, self.parameter])]
+        kind = rows[0].dtype
+        xp = array_module(rows[0])
+        if whole := kind.kind == "i":
+            rows = [xp.where(row == NONE, -1, row) for row in rows]
+            if self.saved and {f.name for f in mine if f.kind == "index"}.intersection(self.texts):
                 rows = [half for row in rows for half in (row >> 20, row & 0xFFFFF)]
-            result = rows[0] if len(rows) == 1 else xp.concatenate(rows, axis=1)
-            if self.truth:
-                result = result.astype(bool)
-            elif not whole or self.saved:
-                result = result.astype(spec.dtype)
+        result = rows[0] if len(rows) == 1 else xp.concatenate(rows, axis=1)
+        if self.truth:
+            result = result.astype(bool)
+        elif not whole or self.saved:
+            result = result.astype(spec.dtype if self.saved else spec.given or spec.dtype, copy=False)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         return xp.ascontiguousarray(result)
@@ -87,4 +92,10 @@ def array_module(array: Any) -> Any:
 
 def empty(spec: KernelSpec, M: int) -> State:
     """The state of M rows that have met no term: per field an array (size, M)."""
-    return tuple(np.full((f.size, M), f.identity, stored(f.kind, spec.dtype, spec.acc)) for f in spec.fields)
+    return tuple([_filled((f.size, M), f.identity, stored(f.kind, spec.dtype, spec.acc)) for f in spec.fields])
+
+
+def _filled(shape: tuple[int, int], value: float, dtype: str) -> NDArray[Any]:
+    array = np.empty(shape, dtype)  # faster than np.full, which matters for tiny problems
+    array.fill(value)
+    return array

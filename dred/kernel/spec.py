@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise, starmap
 from math import inf
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.formula.language import Variable
-from dred.formula.node import I, J, Node, const, digest, intern, var, variables
+from dred.formula.node import I, J, Node, const, digest, intern, toposort, var, variables
 from dred.formula.rewrite import construct
 from dred.formula.syntax import evaluate, parse_once
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
@@ -99,6 +100,10 @@ class KernelSpec:
     variables : tuple of Variable
         The inputs by position, also those that no formula reads: they too say how many rows there are. By default
         those that are read.
+    given : str
+        Type of the arrays of a call and of its results, where that is not the compute type: "float16".
+    left : tuple of int
+        Positions of variables that earlier sweeps have left, which are of the compute type.
     """
 
     parts: tuple[Part, ...]
@@ -107,6 +112,8 @@ class KernelSpec:
     acc: str
     chain: int = CHAIN
     variables: tuple[Variable, ...] = ()
+    given: str = ""
+    left: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variables:
@@ -139,6 +146,12 @@ class KernelSpec:
         return tuple(sorted(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in found))
 
     @cached_property
+    def operations(self) -> int:
+        """Operations of the formulas, on vectors: at least 1."""
+        found = toposort(f for part in self.parts for f in part.formulas)
+        return max(1, sum(n.op not in ("Var", "Const") for n in found))
+
+    @cached_property
     def layout(self) -> tuple[tuple[Layout, ...], ...]:
         """For each part, the fields of its state."""
         return tuple(map(self._fields, self.parts, self._tables))
@@ -165,15 +178,24 @@ class KernelSpec:
             for field in MONOIDS[part.monoid].fields
         )
 
-    @property
+    @cached_property
     def fields(self) -> tuple[Layout, ...]:
         """The fields of the whole state, one array each."""
         return tuple(field for part in self.layout for field in part)
 
+    @cached_property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """For each part, what the fields of its state and the parameter of its reduction are called in texts."""
+        return tuple((*(field.name for field in part), "K") for part in self.layout)
+
     def states(self, part: int) -> slice:
         """Which fields of the state belong to a part."""
-        first = sum(map(len, self.layout[:part]))
-        return slice(first, first + len(self.layout[part]))
+        return self._states[part]
+
+    @cached_property
+    def _states(self) -> tuple[slice, ...]:
+        ends = [*accumulate(map(len, self.layout), initial=0)]
+        return tuple(starmap(slice, pairwise(ends)))
 
     @cached_property
     def _tables(self) -> tuple[tuple[int, int], ...]:
@@ -202,13 +224,24 @@ class KernelSpec:
         return out
 
     def arrays(self, given: Any) -> list[Any]:
-        """The arrays by position, with those that every call has."""
+        """The arrays by position and of the compute type, with those that every call has."""
+        arrays = self.widened(given)
         if not self.constants:
-            return list(given)
-        out = [*given, *[None] * (1 + max(self.constants) - len(given))]
+            return arrays
+        out = [*arrays, *[None] * (1 + max(self.constants) - len(arrays))]
         for place, array in self.constants.items():
             out[place] = array
         return [np.empty(0, self.dtype) if a is None else a for a in out]
+
+    def widened(self, arrays: Any) -> list[Any]:
+        """The arrays by position, those of another than the compute type converted."""
+        if not self.given:
+            return list(arrays)
+        return [a if a is None or a.dtype == self.dtype else a.astype(self.dtype) for a in arrays]
+
+    def type_of(self, ind: int) -> str:
+        """Type of the array of a variable, as it is given."""
+        return self.dtype if not self.given or ind in self.left else self.given
 
     def level(self, cat: int) -> int:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
@@ -221,7 +254,8 @@ class KernelSpec:
             (p.monoid, digest(p.formula), "" if p.weight is None else digest(p.weight), p.places, p.edges)
             for p in self.parts
         ]
-        key = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
+        key: tuple[Any, ...] = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
+        key += (self.given, self.left) if self.given else ()
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def __dask_tokenize__(self) -> str:

@@ -229,7 +229,7 @@ def test_a_formula_10000_deep():
     x, y, e = np.array([[0.3], [0.5]]), np.array([[0.7]]), np.array([1.0])
     assert checks.reduced(g, [x, y, e], rows=(2, 1)) == pytest.approx(dense(g, [x, y, e])[:, 0], rel=1e-12)
     alive = weakref.ref(g)
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
     del n, g
     gc.collect()
     assert alive() is None

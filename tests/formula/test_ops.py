@@ -183,9 +183,9 @@ def corrupt(monkeypatch):
         monkeypatch.setitem(OPS, name, dataclasses.replace(OPS[name], **fields))
         return OPS[name]
 
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
     yield change
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
 
 
 def _no_first_component(c, m):
@@ -218,7 +218,7 @@ def _no_first_component(c, m):
 )
 def test_a_wrong_entry_is_caught(corrupt, check, name, fields):
     check(OPS[name])
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
     op = corrupt(name, **fields)
     with pytest.raises(AssertionError):
         check(op)

@@ -24,10 +24,10 @@ def unrolled(monkeypatch):
 
     def change(n):
         monkeypatch.setattr(interpret, "UNROLL", n)
-        interpret._kernel.cache_clear()
+        interpret._programs.clear()
 
     yield change
-    interpret._kernel.cache_clear()
+    interpret._programs.clear()
 
 
 def sampled(variables, M, N, seed=0):
@@ -51,13 +51,13 @@ def test_random_formulas(unroll, axis, monkeypatch):
 
     @given(formulas(MILD, steps=8), st.integers(0, 5))
     def agree(node, seed):
-        interpret._kernel.cache_clear()
+        interpret._programs.clear()
         agrees(node, sampled(VARIABLES, 2, 3, seed), 2, 3, axis)
 
     try:
         agree()
     finally:
-        interpret._kernel.cache_clear()
+        interpret._programs.clear()
 
 
 LONG = ["u = Vi(40)", "v = Vj(40)", "w = Vj(25)", "a = Vj(1)", "e = Pm(40)"]
@@ -125,15 +125,16 @@ def formula_variables(node):
 
 
 def test_long_formulas_take_small_blocks_and_give_the_same_bytes(monkeypatch):
-    text = "+".join(f"Sin(x * {k} + y)" for k in range(1, 60))
+    values = [f"Cos(x * {k} + y)" for k in range(1, 80)]
+    text = f"({'+'.join(values)}) * ({'*'.join(values)})"  # all are kept until the last factor
     node = formula(text, ["x = Vi(1)", "y = Vj(1)"]).node
     spec = KernelSpec.of(node, "Sum", 1, "float64", "float64")
-    kernel = interpret._kernel(spec.digest, spec)
-    assert 1 <= interpret._rows(kernel) < ROWS
+    wide = interpret._program(spec)[0].wide
+    assert 1 <= interpret._rows(wide) < ROWS
     arrays = sampled([n for n in toposort([node]) if n.op == "Var"], 300, 300)
     small = checks.reduced(node, arrays, rows=(300, 300))
     monkeypatch.setattr(interpret, "VALUES", 10**9)
-    assert interpret._rows(kernel) == ROWS
+    assert interpret._rows(wide) == ROWS
     assert checks.reduced(node, arrays, rows=(300, 300)).tobytes() == small.tobytes()
 
 

@@ -5,7 +5,7 @@ import pytest
 from dred.errors import LimitError
 from dred.formula.language import formula
 from dred.formula.node import I, J
-from dred.kernel.interpret import _counters
+from dred.kernel.flat import counted
 from dred.kernel.ir import IJ, Index, Loop, walk
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
@@ -90,7 +90,7 @@ def test_where_products_are_fused(text, fused):
 
 def covered(k):
     """Components of the roots."""
-    return sorted(c for root in k.roots for c, _ in _counters(root))
+    return sorted(c for root in k.roots for c, _ in counted(root))
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 3, 16, 40, 100])
