@@ -70,7 +70,7 @@ class Monoid:
     anchored : tuple of str
         For each field what a term adds to it, as long as the first field, the reference, stays as it was: over the
         fields of the term (name followed by 1) and the reference (its name). "": the field goes on as ever. It holds
-        where the sums stay finite.
+        where the sums stay finite, and no term is far above the reference.
     """
 
     fields: tuple[Field, ...]

@@ -65,7 +65,7 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
 
     out = list(roots)
     for (r, n), (number, factors) in products.items():
-        if not (number == 0 or 1e-300 < abs(number) < 1e300):
+        if not _moderate(number):
             continue
         root = out[r]
         # in a large state, what all components have in common costs less once for each pair
@@ -98,10 +98,17 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
         if post is not None:
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
+            if not _moderate(number):
+                continue
             rest = [f for f in factors if not f.axes & ~I]
             posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
             steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f.axes & ~I]))
     return quick._replace(steps=tuple(steps), posts=tuple(posts))
+
+
+def _moderate(number: Fraction) -> bool:
+    """Whether a float64 holds a number."""
+    return number == 0 or 1e-300 < abs(number) < 1e300
 
 
 def _sum(root: Root, n: int) -> Expr | None:
@@ -151,19 +158,28 @@ class _Rewriting:
         return new.get(term.id, term)
 
     def exp(self, a: Expr) -> Expr:
-        """exp(a): the scale of the argument that varies with the row at most is one factor."""
+        """exp(a): the scale of the argument that varies with the row at most is one factor.
+
+        Only if a single factor is left: a product in another order may overflow where the argument does not, and the
+        exponential of -inf is 0. For the same reason a scale that is not finite becomes NaN.
+        """
         g = self.graph
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
-        scale, q = g.const(number * LOG2E), self.product([f for f in factors if f.axes & ~I])
+        inside = [f for f in factors if f.axes & ~I]
+        if len(inside) > 1:
+            number, rest, inside = Fraction(1), [], [a]
+        scale, q = g.const(number * LOG2E), self.product(inside)
         low, high = map(g.const, self.range)
         sign = 0  # of a; -1 also where a positive one is made NaN
         if self.nonnegative(q):
             sign = -1 if number < 0 or rest else 1
         if rest:
             scale = g.make("mul", scale, self.product(rest))
+            fine = g.make("lt", g.make("abs", scale), g.const(math.inf))
             if sign:
-                scale = g.make("select", g.make("le", scale, g.const(0)), scale, g.const(math.nan))
+                fine = g.make("both", fine, g.make("le", scale, g.const(0)))
+            scale = g.make("select", fine, scale, g.const(math.nan))
         exponent = g.make("mul", q, scale)
         if sign <= 0:
             exponent = g.make("max", low, exponent)
