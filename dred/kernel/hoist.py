@@ -30,6 +30,9 @@ class _Range(NamedTuple):
 
 
 RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
+# what leaves a sum: below the largest factor, what underflows without it is next to nothing with it; products of
+# factors that are smaller than the smallest one may have underflowed themselves
+FACTORS = {"float32": _Range(2.0**-100, 2.0**24), "float64": _Range(2.0**-960, 2.0**53)}
 
 
 def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
@@ -37,7 +40,8 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
 
     A sum of rewritten terms that is not finite may be so only because partial products were taken in another order,
     because a factor was left out, or because the exponential of a large argument was cut off. Then it has to be
-    computed from the given roots.
+    computed from the given roots. So it is where what has left a sum is so large that terms may have underflowed
+    without it: such a factor is NaN.
 
     - Factors that vary with the row alone, and numbers, leave the sum (`Root.posts`).
     - What several sums have in common is multiplied first, and once.
@@ -65,8 +69,6 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
 
     out = list(roots)
     for (r, n), (number, factors) in products.items():
-        if not _moderate(number):
-            continue
         root = out[r]
         # in a large state, what all components have in common costs less once for each pair
         inside = [f for f in factors if f.axes & ~I or (root.loops and not f.free)]
@@ -76,13 +78,16 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
             else [f for f in factors if not f.axes & ~I]
         )
         if root.loops:
+            if number and not FACTORS[dtype].low <= abs(number) <= FACTORS[dtype].high:
+                continue
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
         term = rewriting.product(sorted(inside, key=order))
-        if term is sums[r, n]:
+        post = rewriting.post(number, rest)
+        if term is sums[r, n] or post is None:
             continue
         (state,) = (a for a in root.steps[n].args if a.op == "state")
         posts = list(root.posts or [None] * len(root.steps))
-        posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+        posts[n] = post
         terms, steps = list(root.terms), list(root.steps)
         terms[n], steps[n] = term, contract(graph, state, term)
         out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
@@ -98,17 +103,12 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
         if post is not None:
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
-            if not _moderate(number):
-                continue
             rest = [f for f in factors if not f.axes & ~I]
-            posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+            if (new := rewriting.post(number, rest)) is None:
+                continue
+            posts[n] = new
             steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f.axes & ~I]))
     return quick._replace(steps=tuple(steps), posts=tuple(posts))
-
-
-def _moderate(number: Fraction) -> bool:
-    """Whether a float64 holds a number."""
-    return number == 0 or 1e-300 < abs(number) < 1e300
 
 
 def _sum(root: Root, n: int) -> Expr | None:
@@ -132,9 +132,30 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 
 class _Rewriting:
     def __init__(self, graph: Graph, dtype: str, kept: set[int]) -> None:
-        self.graph, self.range, self.kept = graph, RANGES[dtype], kept
+        self.graph, self.range, self.factors, self.kept = graph, RANGES[dtype], FACTORS[dtype], kept
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
+
+    def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
+        """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
+        if not (number == 0 or 1e-300 < abs(number) < 1e300):
+            return None
+        most = self.factors.high / abs(float(number)) if number else math.inf
+        if not rest:
+            return Post(float(number)) if most >= 1 else None
+        g, factor = self.graph, self.product(rest)
+        fine = g.make("le", g.make("abs", factor), g.const(most))
+        if len(rest) > 1:
+            fine = g.make("both", fine, self.whole(factor, rest))
+        return Post(float(number), g.make("select", fine, factor, g.const(math.nan)))
+
+    def whole(self, product: Expr, factors: Sequence[Expr]) -> Expr:
+        """Whether a product has not underflowed."""
+        g = self.graph
+        fine = g.make("le", g.const(self.factors.low), g.make("abs", product))
+        for f in factors:
+            fine = g.make("either", fine, g.make("eq", f, g.const(0)))
+        return fine
 
     def rewritten(self, term: Expr) -> Expr:
         """The term with its exponentials, and its sums over components, rewritten."""
@@ -177,6 +198,8 @@ class _Rewriting:
         if rest:
             scale = g.make("mul", scale, self.product(rest))
             fine = g.make("lt", g.make("abs", scale), g.const(math.inf))
+            if len(rest) > 1:
+                fine = g.make("both", fine, self.whole(scale, rest))
             if sign:
                 fine = g.make("both", fine, g.make("le", scale, g.const(0)))
             scale = g.make("select", fine, scale, g.const(math.nan))
