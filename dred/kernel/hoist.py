@@ -140,14 +140,18 @@ class _Rewriting:
         """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
         if not (number == 0 or 1e-300 < abs(number) < 1e300):
             return None
-        most = self.factors.high / abs(float(number)) if number else math.inf
         if not rest:
-            return Post(float(number)) if most >= 1 else None
-        g, factor = self.graph, self.product(rest)
-        fine = g.make("le", g.make("abs", factor), g.const(most))
-        if len(rest) > 1:
-            fine = g.make("both", fine, self.whole(factor, rest))
-        return Post(float(number), g.make("select", fine, factor, g.const(math.nan)))
+            return Post(float(number)) if abs(number) <= self.factors.high else None
+        return Post(float(number), self.guarded(number, rest))
+
+    def guarded(self, number: Fraction, factors: Sequence[Expr]) -> Expr:
+        """The product of what is taken out of a sum, beside a number; NaN where the sum may have lost what counts."""
+        g, product = self.graph, self.product(factors)
+        most = self.factors.high / abs(float(number)) if number else math.inf
+        fine = g.make("le", g.make("abs", product), g.const(most))
+        if len(factors) > 1:
+            fine = g.make("both", fine, self.whole(product, factors))
+        return g.make("select", fine, product, g.const(math.nan))
 
     def whole(self, product: Expr, factors: Sequence[Expr]) -> Expr:
         """Whether a product has not underflowed."""
@@ -181,14 +185,16 @@ class _Rewriting:
     def exp(self, a: Expr) -> Expr:
         """exp(a): the scale of the argument that varies with the row at most is one factor.
 
-        Only if a single factor is left: a product in another order may overflow where the argument does not, and the
-        exponential of -inf is 0. For the same reason a scale that is not finite becomes NaN.
+        Only if a single factor is left, else the argument stays as it is: a product in another order may overflow where
+        the argument does not, and the exponential of -inf is 0. For the same reason a scale that is not finite becomes
+        NaN.
         """
         g = self.graph
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
         inside = [f for f in factors if f.axes & ~I]
-        if len(inside) > 1:
+        low, high = self.factors  # within them, what a number makes of an overflow, or underflow, has no other exp
+        if len(inside) > 2 or (len(inside) == 2 and (rest or not low <= abs(number) <= high)):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
         low, high = map(g.const, self.range)
@@ -215,10 +221,12 @@ class _Rewriting:
         number, factors = self.flat(body)
         inside = [f for f in factors if e.attr in f.free]
         outside = [f for f in factors if e.attr not in f.free]
-        if not inside or (not outside and number in (1, -1)):
+        low, high = self.factors
+        if not inside or (not outside and number in (1, -1)) or not low <= abs(number) <= high:
             return self.graph.make("fold", body, attr=e.attr)
         total = self.graph.make("fold", self.product(inside), attr=e.attr)
-        return self.product([self.graph.const(number), *outside, total])
+        factors = [self.guarded(number, outside)] if outside else []
+        return self.product([self.graph.const(number), *factors, total])
 
     def flat(self, e: Expr) -> Factors:
         """The factors of a product, in order; a quotient by what varies with the row alone is one."""

@@ -16,7 +16,7 @@ from dred.kernel.spec import KernelSpec, Part
 from dred.reductions import REDUCTIONS, Monoid
 from tests.kernel.test_cpu import call
 
-EPS = {"float32": 1e-6, "float64": 2e-14}
+EPS = {"float32": 1e-6, "float64": 1e-13}
 FAMILY = ["LogSumExp", "LogSumExpWeight", "Max_SumShiftExp", "Max_SumShiftExpWeight", "SoftMax"]
 FEW = 4 * cpu_schedule.CHOICES * 16  # columns, for which few rows are worth lanes of columns
 
@@ -217,6 +217,10 @@ PRODUCTS = [
     ("Exp(-(SqDist(b,c)*e)*d)", (1e20, 1e20, 2e-19, 0, 1), np.exp(np.longdouble(-400))),
     ("Exp(-(Square(b)*e)*d)", (1e25, 1e15, 1e-19, 0, 1), np.exp(np.longdouble(-100))),
     ("e*Exp(-b*c)", (1e30, 1, 160, 0.5, 1), np.exp(np.longdouble(-80)) * np.longdouble(1e30)),
+    ("Sum(e*(b*x)*(c*y))", (1e30, 1, 1e-25, 1e-25, 1), np.longdouble("40e-20")),
+    ("Sum(a*(b*x)*(c*y))", (1, 1, 1e-25, 1e-25, 1e30), np.longdouble("40e-20")),
+    ("Exp(-(b*(c*(a*e))))", (1e-20, 1, 1e20, 1e20, 1e-20), np.exp(np.longdouble(-1))),
+    ("Exp(-1e-10*b*c)", (1, 1, 1e20, 1e20, 1), np.longdouble(0)),
     ("x*(e*b)*c", (1e30, 1, 1e-25, 1e-25, 1), np.longdouble("1e-20")),
 ]
 
