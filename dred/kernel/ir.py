@@ -289,11 +289,14 @@ class Quick(NamedTuple):
     posts : tuple of Post or None
         For each field that adds up terms which refer to stored fields: what its sum is multiplied with before it is
         added to the state, which has to be finite then. Empty: running values join the state as ever.
+    least : float
+        Absolute value of these fields of the state, at least.
     """
 
     steps: tuple[Expr, ...]
     holds: Expr
     posts: tuple[Post | None, ...] = ()
+    least: float = 0.0
 
 
 class Root(NamedTuple):

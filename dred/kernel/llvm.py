@@ -9,7 +9,7 @@ from dred.formula.node import I, J
 from dred.kernel.cpu_schedule import Schedule, schedule
 from dred.kernel.ir import Expr, Kernel, Loop, walk
 from dred.kernel.llvm_large import LargeText
-from dred.kernel.llvm_math import declared
+from dred.kernel.llvm_math import declared, operation
 from dred.kernel.llvm_state import Cells
 from dred.kernel.llvm_values import Operand
 
@@ -305,7 +305,7 @@ class _Fold(LargeText):
         self.when(self.put(f"xor i1 {right}, true"), otherwise)
 
     def _totals(self, anchored: Sequence[int], running: Cells) -> tuple[Cells, list[str]]:
-        """Stored sums plus those of a chain that refer to the stored references; whether they are finite."""
+        """Stored sums plus those of a chain that refer to the stored references; whether they are as they should be."""
         wide, out, fine = self.wide, Cells(), list[str]()
         for n in anchored:
             root = self.kernel.roots[n]
@@ -316,6 +316,9 @@ class _Fold(LargeText):
                     total = self.put(f"fadd {wide.type} {self.read_state(f, root.index)}, {value}")
                     none = self.put(f"fsub {wide.type} {total}, {total}")
                     fine.append(self.put(f"fcmp ord {wide.type} {none}, {none}"))
+                    if root.quick.least:
+                        size = operation(self.put, wide, "abs", [total])
+                        fine.append(self.put(f"fcmp oge {wide.type} {size}, {wide.literal(root.quick.least)}"))
                     out[f, root.index] = total
         return out, fine
 

@@ -379,7 +379,7 @@ def _quick(
     steps = tuple(
         g.make("add", state[f"{name}0"], e) if e else step for name, e, step in zip(names, more, own, strict=True)
     )
-    return Quick(steps, holds, tuple(Post() if e else None for e in more))
+    return Quick(steps, holds, tuple(Post() if e else None for e in more), monoid.least)
 
 
 def _as_field(graph: Graph, kind: str, e: Expr) -> Expr:

@@ -13,7 +13,7 @@ from dred.kernel import cpu, cpu_schedule, hoist, llvm, lower
 from dred.kernel.llvm_records import RecordText
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec, Part
-from dred.reductions import REDUCTIONS, Monoid
+from dred.reductions import MONOIDS, REDUCTIONS, Monoid
 from tests.kernel.test_cpu import call
 
 EPS = {"float32": 1e-6, "float64": 1e-13}
@@ -162,6 +162,27 @@ def test_a_term_far_above_the_reference_costs_no_digits():
 def test_a_chain_that_refers_too_far_down_is_noticed(monkeypatch, forget):
     monkeypatch.setattr(lower, "BEYOND", 1000)
     assert jumps() > 1e-6
+
+
+def check_reference(drop):
+    """The largest term has no weight: what is left are the others, but for those of its chain."""
+    spec = made("LogSumExpWeight", "f+z", ["f=Vj(1)", "z=Vi(1)", "g=Vj(1)"], "g")
+    f, g = np.full((1000, 1), -drop, "f4"), np.ones((1000, 1), "f4")
+    f[5], g[5] = 0, 0
+    m, s = fold(spec, [f, np.zeros((20, 1), "f4"), g], 20, 1000)
+    assert (m == 0).all()
+    np.testing.assert_allclose(m + np.log(s), np.log(999) - drop, atol=16 / 999)
+
+
+@pytest.mark.parametrize("drop", [1, 20, 80, 100, 110, 200])
+def test_a_reference_that_has_no_weight(drop):
+    check_reference(drop)
+
+
+def test_sums_that_are_too_small_are_noticed(monkeypatch, forget):
+    monkeypatch.setitem(MONOIDS, "exponentials", dataclasses.replace(MONOIDS["exponentials"], least=0.0))
+    with np.errstate(divide="ignore"), pytest.raises(AssertionError):
+        check_reference(110)
 
 
 OVERFLOWING = [("float32", "float32", 3.5, 1e37), ("float64", "float64", 3.5, 1e307)]
