@@ -193,8 +193,9 @@ class _Rewriting:
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
         inside = [f for f in factors if f.axes & ~I]
-        low, high = self.factors  # within them, what a number makes of an overflow, or underflow, has no other exp
-        if len(inside) > 2 or (len(inside) == 2 and (rest or not low <= abs(number) <= high)):
+        # within the range, what a number makes of an overflow, or underflow, has no other exponential
+        moderate = self.factors.low <= abs(number) <= self.factors.high
+        if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
         low, high = map(g.const, self.range)

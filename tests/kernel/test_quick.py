@@ -368,8 +368,8 @@ def check_sweep(names, M, N, monkeypatch, dtype="float32", acc="float64", seed=0
             continue
         fine = np.isfinite(b)
         np.testing.assert_array_equal(a[~fine], b[~fine])
-        size = np.where(fine, np.abs(b), 0)
-        assert (np.abs(a[fine] - b[fine]) <= tolerance * (1 + size + size.max(0))[fine]).all()
+        size = np.where(fine, np.abs(b), 0).astype(np.float64)
+        assert (np.abs(a[fine].astype(np.float64) - b[fine]) <= tolerance * (1 + size + size.max(0))[fine]).all()
 
 
 @pytest.mark.parametrize("names", SWEEPS, ids=" ".join)
