@@ -215,7 +215,7 @@ class _Fold(LargeText):
 
         def component(k: str, held: list[str], f: int) -> list[str]:
             at = self.at(self.state_at[f], self.integer("mul", k, width), element=wide.scalar)
-            value = self.load(wide.type, at, 64)
+            value = self.load(wide.type, at, self.aligned(f))
             return [self.put(f"fadd {wide.type} {held[0]}, {self.put(f'fsub {wide.type} {value}, {value}')}")]
 
         total = wide.literal(0.0)
