@@ -70,7 +70,9 @@ class Monoid:
     anchored : tuple of str
         For each field what a term adds to it, as long as the first field, the reference, stays as it was: over the
         fields of the term (name followed by 1) and the reference (its name). "": the field goes on as ever. It holds
-        where the sums stay finite.
+        where the sums stay finite, and no term is far above the reference.
+    least : float
+        What these sums have to be, at least: below it, terms far below a reference that has no weight may count.
     """
 
     fields: tuple[Field, ...]
@@ -80,6 +82,7 @@ class Monoid:
     chained: bool = True
     kahan: str = ""
     anchored: tuple[str, ...] = ()
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank:
@@ -194,6 +197,7 @@ MONOIDS: Mapping[str, Monoid] = {
         _FACTORS,
         kahan="exponentials_kahan",
         anchored=("", "exp(m1 - m) * s1"),
+        least=2.0**-40,
     ),
     "exponentials_kahan": Monoid(
         (_REFERENCE, Field("s", "sum", 0.0, "G", ("F", "G")), Field("c", "sum", 0.0, "0", ("F", "G"))),

@@ -30,6 +30,9 @@ class _Range(NamedTuple):
 
 
 RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
+# what leaves a sum: below the largest factor, what underflows without it is next to nothing with it; products of
+# factors that are smaller than the smallest one may have underflowed themselves
+FACTORS = {"float32": _Range(2.0**-100, 2.0**24), "float64": _Range(2.0**-960, 2.0**53)}
 
 
 def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
@@ -37,7 +40,8 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
 
     A sum of rewritten terms that is not finite may be so only because partial products were taken in another order,
     because a factor was left out, or because the exponential of a large argument was cut off. Then it has to be
-    computed from the given roots.
+    computed from the given roots. So it is where what has left a sum is so large that terms may have underflowed
+    without it: such a factor is NaN.
 
     - Factors that vary with the row alone, and numbers, leave the sum (`Root.posts`).
     - What several sums have in common is multiplied first, and once.
@@ -65,8 +69,6 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
 
     out = list(roots)
     for (r, n), (number, factors) in products.items():
-        if not (number == 0 or 1e-300 < abs(number) < 1e300):
-            continue
         root = out[r]
         # in a large state, what all components have in common costs less once for each pair
         inside = [f for f in factors if f.axes & ~I or (root.loops and not f.free)]
@@ -76,13 +78,16 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
             else [f for f in factors if not f.axes & ~I]
         )
         if root.loops:
+            if number and not FACTORS[dtype].low <= abs(number) <= FACTORS[dtype].high:
+                continue
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
         term = rewriting.product(sorted(inside, key=order))
-        if term is sums[r, n]:
+        post = rewriting.post(number, rest)
+        if term is sums[r, n] or post is None:
             continue
         (state,) = (a for a in root.steps[n].args if a.op == "state")
         posts = list(root.posts or [None] * len(root.steps))
-        posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+        posts[n] = post
         terms, steps = list(root.terms), list(root.steps)
         terms[n], steps[n] = term, contract(graph, state, term)
         out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
@@ -99,7 +104,9 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
             rest = [f for f in factors if not f.axes & ~I]
-            posts[n] = Post(float(number), rewriting.product(rest) if rest else None)
+            if (new := rewriting.post(number, rest)) is None:
+                continue
+            posts[n] = new
             steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f.axes & ~I]))
     return quick._replace(steps=tuple(steps), posts=tuple(posts))
 
@@ -125,9 +132,34 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 
 class _Rewriting:
     def __init__(self, graph: Graph, dtype: str, kept: set[int]) -> None:
-        self.graph, self.range, self.kept = graph, RANGES[dtype], kept
+        self.graph, self.range, self.factors, self.kept = graph, RANGES[dtype], FACTORS[dtype], kept
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
+
+    def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
+        """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
+        if not (number == 0 or 1e-300 < abs(number) < 1e300):
+            return None
+        if not rest:
+            return Post(float(number)) if abs(number) <= self.factors.high else None
+        return Post(float(number), self.guarded(number, rest))
+
+    def guarded(self, number: Fraction, factors: Sequence[Expr]) -> Expr:
+        """The product of what is taken out of a sum, beside a number; NaN where the sum may have lost what counts."""
+        g, product = self.graph, self.product(factors)
+        most = self.factors.high / abs(float(number)) if number else math.inf
+        fine = g.make("le", g.make("abs", product), g.const(most))
+        if len(factors) > 1:
+            fine = g.make("both", fine, self.whole(product, factors))
+        return g.make("select", fine, product, g.const(math.nan))
+
+    def whole(self, product: Expr, factors: Sequence[Expr]) -> Expr:
+        """Whether a product has not underflowed."""
+        g = self.graph
+        fine = g.make("le", g.const(self.factors.low), g.make("abs", product))
+        for f in factors:
+            fine = g.make("either", fine, g.make("eq", f, g.const(0)))
+        return fine
 
     def rewritten(self, term: Expr) -> Expr:
         """The term with its exponentials, and its sums over components, rewritten."""
@@ -151,19 +183,33 @@ class _Rewriting:
         return new.get(term.id, term)
 
     def exp(self, a: Expr) -> Expr:
-        """exp(a): the scale of the argument that varies with the row at most is one factor."""
+        """exp(a): the scale of the argument that varies with the row at most is one factor.
+
+        Only if a single factor is left, else the argument stays as it is: a product in another order may overflow where
+        the argument does not, and the exponential of -inf is 0. For the same reason a scale that is not finite becomes
+        NaN.
+        """
         g = self.graph
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
-        scale, q = g.const(number * LOG2E), self.product([f for f in factors if f.axes & ~I])
+        inside = [f for f in factors if f.axes & ~I]
+        # within the range, what a number makes of an overflow, or underflow, has no other exponential
+        moderate = self.factors.low <= abs(number) <= self.factors.high
+        if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)):
+            number, rest, inside = Fraction(1), [], [a]
+        scale, q = g.const(number * LOG2E), self.product(inside)
         low, high = map(g.const, self.range)
         sign = 0  # of a; -1 also where a positive one is made NaN
         if self.nonnegative(q):
             sign = -1 if number < 0 or rest else 1
         if rest:
             scale = g.make("mul", scale, self.product(rest))
+            fine = g.make("lt", g.make("abs", scale), g.const(math.inf))
+            if len(rest) > 1:
+                fine = g.make("both", fine, self.whole(scale, rest))
             if sign:
-                scale = g.make("select", g.make("le", scale, g.const(0)), scale, g.const(math.nan))
+                fine = g.make("both", fine, g.make("le", scale, g.const(0)))
+            scale = g.make("select", fine, scale, g.const(math.nan))
         exponent = g.make("mul", q, scale)
         if sign <= 0:
             exponent = g.make("max", low, exponent)
@@ -176,10 +222,12 @@ class _Rewriting:
         number, factors = self.flat(body)
         inside = [f for f in factors if e.attr in f.free]
         outside = [f for f in factors if e.attr not in f.free]
-        if not inside or (not outside and number in (1, -1)):
+        low, high = self.factors
+        if not inside or (not outside and number in (1, -1)) or not low <= abs(number) <= high:
             return self.graph.make("fold", body, attr=e.attr)
         total = self.graph.make("fold", self.product(inside), attr=e.attr)
-        return self.product([self.graph.const(number), *outside, total])
+        factors = [self.guarded(number, outside)] if outside else []
+        return self.product([self.graph.const(number), *factors, total])
 
     def flat(self, e: Expr) -> Factors:
         """The factors of a product, in order; a quotient by what varies with the row alone is one."""

@@ -285,15 +285,18 @@ class Quick(NamedTuple):
     steps : tuple of Expr
         Over `state` leaves, and `stored` ones of fields that stay as they are while the chain goes by.
     holds : Expr
-        Whether the steps have been right: over the running values after the chain.
+        Whether the steps have been right: over the running values after the chain, and stored ones.
     posts : tuple of Post or None
         For each field that adds up terms which refer to stored fields: what its sum is multiplied with before it is
-        added to the state. Empty: running values join the state as ever.
+        added to the state, which has to be finite then. Empty: running values join the state as ever.
+    least : float
+        Absolute value of these fields of the state, at least.
     """
 
     steps: tuple[Expr, ...]
     holds: Expr
     posts: tuple[Post | None, ...] = ()
+    least: float = 0.0
 
 
 class Root(NamedTuple):

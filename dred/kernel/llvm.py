@@ -9,7 +9,7 @@ from dred.formula.node import I, J
 from dred.kernel.cpu_schedule import Schedule, schedule
 from dred.kernel.ir import Expr, Kernel, Loop, walk
 from dred.kernel.llvm_large import LargeText
-from dred.kernel.llvm_math import declared
+from dred.kernel.llvm_math import declared, operation
 from dred.kernel.llvm_state import Cells
 from dred.kernel.llvm_values import Operand
 
@@ -215,7 +215,7 @@ class _Fold(LargeText):
 
         def component(k: str, held: list[str], f: int) -> list[str]:
             at = self.at(self.state_at[f], self.integer("mul", k, width), element=wide.scalar)
-            value = self.load(wide.type, at, 64)
+            value = self.load(wide.type, at, self.aligned(f))
             return [self.put(f"fadd {wide.type} {held[0]}, {self.put(f'fsub {wide.type} {value}, {value}')}")]
 
         total = wide.literal(0.0)
@@ -290,34 +290,50 @@ class _Fold(LargeText):
         self.running = running = self._go(self.quick, start, count, steps, False)
         with self.steps.scope():
             held = [self.steps.get(root.quick.holds) for root in roots if root.quick]
-        every = held[0]
-        for more in held[1:]:
+        anchored = [n for n in self.flat if (quick := roots[n].quick) and quick.posts]
+        totals, fine = self._totals(anchored, running)
+        every, *others = [*held, *fine]
+        for more in others:
             every = self.put(f"and {mask} {every}, {more}")
         right = self.put(f"icmp eq {bits} {self.put(f'bitcast {mask} {every} to {bits}')}, -1")
 
         def join() -> None:
-            anchored = [n for n in self.flat if (quick := roots[n].quick) and quick.posts]
             self._join(running, [n for n in self.flat if n not in anchored], start, count, False)
-            self._anchor(anchored, running)
+            self._anchor(anchored, running, totals)
 
         self.when(right, join)
         self.when(self.put(f"xor i1 {right}, true"), otherwise)
 
-    def _anchor(self, anchored: Sequence[int], running: Cells) -> None:
-        """Adds sums that refer to the stored references; then, if need be, joins new references."""
+    def _totals(self, anchored: Sequence[int], running: Cells) -> tuple[Cells, list[str]]:
+        """Stored sums plus those of a chain that refer to the stored references; whether they are as they should be."""
+        wide, out, fine = self.wide, Cells(), list[str]()
+        for n in anchored:
+            root = self.kernel.roots[n]
+            assert root.quick is not None
+            values = self._widened(n, [running[f, root.index] for f in root.fields], root.quick.posts)
+            for f, post, value in zip(root.fields, root.quick.posts, values, strict=True):
+                if post is not None:
+                    total = self.put(f"fadd {wide.type} {self.read_state(f, root.index)}, {value}")
+                    none = self.put(f"fsub {wide.type} {total}, {total}")
+                    fine.append(self.put(f"fcmp ord {wide.type} {none}, {none}"))
+                    if root.quick.least:
+                        size = operation(self.put, wide, "abs", [total])
+                        fine.append(self.put(f"fcmp oge {wide.type} {size}, {wide.literal(root.quick.least)}"))
+                    out[f, root.index] = total
+        return out, fine
+
+    def _anchor(self, anchored: Sequence[int], running: Cells, totals: Cells) -> None:
+        """Stores sums that refer to the stored references; then, if need be, joins new references."""
         roots, lanes, bits = self.kernel.roots, self.lanes, f"i{self.lanes.width}"
         beyond: list[str] = []
         others = dict(running)
         for n in anchored:
             root = roots[n]
-            assert root.quick is not None
-            values = self._widened(n, [running[f, root.index] for f in root.fields], root.quick.posts)
-            for f, post, value in zip(root.fields, root.quick.posts, values, strict=True):
-                if post is None:
+            for f in root.fields:
+                if (total := totals.get((f, root.index))) is None:
                     new, old = running[f, root.index], self.stored(f, root.index)
                     beyond.append(self.put(f"fcmp ogt {lanes.type} {new}, {old}"))
                 else:
-                    total = self.put(f"fadd {self.wide.type} {self.read_state(f, root.index)}, {value}")
                     self.write_state(f, root.index, total)
                     others[f, root.index] = self.identity(f)
         if not beyond:
