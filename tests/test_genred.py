@@ -14,7 +14,7 @@ import dred
 from dred import BackendError, DredError, DtypeError, Genred, InputError, OptionError
 from dred.formula.language import formula, suggestion
 from dred.formula.oracle import dense
-from dred.kernel import cpu, cuda, engine
+from dred.kernel import cpu, cpu_schedule, cuda, engine
 from dred.kernel.spec import CHAIN
 from dred.reductions import MONOIDS, REDUCTIONS, Result
 from tests.reduction_cases import CASES, arrays_of, check, listed, reference, routine_of, same
@@ -48,6 +48,7 @@ def test_the_signature_is_that_of_keops():
         ("formula", none), ("aliases", none), ("reduction_op", "Sum"), ("axis", 0), ("dtype", None), ("opt_arg", None),
         ("formula2", None), ("cuda_type", None), ("dtype_acc", "auto"), ("use_double_acc", False),
         ("sum_scheme", "auto"), ("enable_chunks", True), ("rec_multVar_highdim", False), ("use_fast_math", False),
+        ("expand", False),
     ]  # fmt: skip
     assert signature(Genred.__call__) == [
         ("args", none), ("backend", "auto"), ("device_id", -1), ("ranges", None), ("out", None),
@@ -307,8 +308,15 @@ def test_a_million_equal_terms(axis):
     assert abs(got - exact) <= 1e-6 * exact
 
 
+@pytest.fixture
+def in_order(monkeypatch):
+    """Terms are added one after the other: lanes are rows, and columns are not split."""
+    monkeypatch.setattr(cpu_schedule, "FEW", 0)
+    monkeypatch.setattr(cpu_schedule, "UNITS", 1)
+
+
 @pytest.mark.parametrize("scheme", ["auto", "block_sum", "direct_sum"])
-def test_the_type_of_the_accumulator_is_obeyed(scheme):
+def test_the_type_of_the_accumulator_is_obeyed(scheme, in_order):
     """2^24 and ones: float32 cannot count on from there, float64 can."""
     terms = np.ones((10_000, 1), np.float32)
     terms[0] = 2.0**24
@@ -326,7 +334,7 @@ def test_the_type_of_the_accumulator_is_obeyed(scheme):
     assert 2e-6 < abs(narrow) < 2e-4
 
 
-def test_direct_sum_adds_every_term_to_the_accumulator():
+def test_direct_sum_adds_every_term_to_the_accumulator(in_order):
     terms = np.ones((10_000, 1), np.float32)
     terms[0] = 2.0**24
     direct = Genred("x", ["x = Vj(1)"], axis=1, sum_scheme="direct_sum", dtype_acc="float32")
@@ -562,7 +570,7 @@ def test_schemes_choose_chains_and_monoids(scheme):
         assert (spec.chain, spec.parts[0].monoid) == (wanted[0], REDUCTIONS[name].monoid + wanted[1])
 
 
-def test_compensated_sums_are_better():
+def test_compensated_sums_are_better(in_order):
     terms = np.full((100_000, 1), 0.1, np.float32)
 
     def error(scheme):

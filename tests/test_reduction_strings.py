@@ -186,7 +186,7 @@ def test_the_signature():
     none = inspect.Parameter.empty
     assert [(p.name, p.default) for p in inspect.signature(Reduction).parameters.values()] == [
         ("text", none), ("aliases", none), ("dtype", None), ("dtype_acc", "auto"), ("use_double_acc", False),
-        ("sum_scheme", "auto"), ("use_fast_math", False),
+        ("sum_scheme", "auto"), ("use_fast_math", False), ("expand", False),
     ]  # fmt: skip
     assert Reduction.__call__ is Genred.__call__
 

@@ -41,7 +41,8 @@ def random_of(M, N, dtype="float64", seed=0):
 
 
 @pytest.mark.parametrize(("shape", "dtype", "axis"), [((23, 70), "float32", 1), ((70, 23), "float64", 0)])
-def test_several_have_the_bits_of_each(shape, dtype, axis):
+def test_several_are_what_each_is_alone(shape, dtype, axis):
+    """But for rounding: terms of sums are rewritten where nothing else reads them."""
     for cases, options in ((CHAINED, {}), (CASES, {"sum_scheme": "direct_sum"})):
         given = random_of(*shape, dtype)
         together = Genred(cases, ALIASES, axis=axis, **options)(*given, backend="cpu")
@@ -50,7 +51,12 @@ def test_several_have_the_bits_of_each(shape, dtype, axis):
         for got, case in zip(together, cases, strict=True):
             sums = any(f.kind == "sum" for f in MONOIDS[REDUCTIONS[case.reduction_op].monoid].fields)
             sums |= bool(REDUCTIONS[case.reduction_op].weighted and case.formula2)
-            same(got, routine_of(case, axis, **(options if sums else {}))(*given, backend="cpu"))
+            alone = routine_of(case, axis, **(options if sums else {}))(*given, backend="cpu")
+            for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, alone)), strict=True):
+                assert a.dtype == b.dtype
+                if a.dtype.kind in "ib":
+                    same(a, b)
+                np.testing.assert_allclose(a, b, rtol={4: 2e-5}.get(a.itemsize, 1e-12), atol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

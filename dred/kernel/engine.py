@@ -41,7 +41,7 @@ NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpu_1d": 
 # (70 to 100 us a call, measured on one core of Zen 3 with AVX2: 44 x 44 pairs of a Gaussian sum in 3 dimensions, 17 x
 # 17 in 16); where merging is more than adding, slower by less than a hundredth of what compiling takes. Tests of
 # compiled kernels set TINY to 0.
-TINY, CALLS = 60_000.0, 1000.0
+TINY, CALLS = 80_000.0, 1000.0
 
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
 

@@ -91,7 +91,7 @@ def test_tasks_and_edges_are_those_of_the_plan(x, y, arity, longest, axis):
         da.zeros((sum(rows), v.dim)[v.cat // 2 :], chunks=(rows, v.dim)[v.cat // 2 :], name=f"argument-{v.ind}")
         for v, rows in zip(spec.variables, (x, y, y, (0,)), strict=True)
     ]
-    with dask.config.set({**TREE, "dred.plan.arity": arity, "dred.plan.longest-fold": longest / 100 + 0.5}):
+    with dask.config.set({**TREE, "dred.plan.arity": arity, "dred.plan.longest-fold": longest / 100 + 0.8}):
         plan = plan_of(spec, arrays, "cpu")
         result = summed(spec, arrays, "cpu")
     assert counts(result) == (plan.fold_tasks, plan.merge_tasks, plan.out_tasks)
