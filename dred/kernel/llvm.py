@@ -404,8 +404,6 @@ class _Fold(LargeText):
                     for f, value in zip(roots[n].fields, merged[n], strict=True):
                         self.write_state(f, roots[n].index, value)
 
-    # large states -----------------------------------------------------------------------------------------------------
-
     def _over(self, n: int, body: Callable[[], None], reads: Sequence[Expr] = ()) -> None:
         """`body`, which reads some values, for every component of a root."""
 

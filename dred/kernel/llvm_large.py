@@ -119,56 +119,56 @@ class LargeText(RecordText):
         return self.put(f"select {self.lanes.mask} {mask}, {kind} {new}, {kind} {old}") if mask else new
 
     def _large(self, n: int, start: str, count: Operand, masked: bool) -> None:
-        """All components of a large root: a chain of pairs goes by a few of them at a time."""
+        """All components of a large root: `count` steps of pairs go by a few of them at a time."""
         root = self.kernel.roots[n]
         inner = root.loops[-1]
         nested = any(e.op in FOLDS and e.free & set(root.loops) for e in walk(root.steps) if e.id not in self.places)
         width = 1 if nested else min(self.plan.components, inner.length)
-        steps = self.plan.steps if nested else min(4, self.plan.steps)
-        if not isinstance(count, int):
-            steps = 1
-        half = self.plan.chain // 2
         records, self.shared = self.pairs.records, self.places
         self.pairs.records = records | self.places.keys()
 
-        def several(first: Operand, width: int) -> None:
-            places = [
-                self.integer("add", first, u) if u and isinstance(first, str) else _plus(first, u) for u in range(width)
-            ]
-            carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
-
-            def go_by(at: str, held: list[str]) -> list[str]:
-                first = self.integer("and", at, self.plan.chain - 1)
-                chain = self.integer("sub", at, first)
-                self.span_step, begin = chain, self.integer("add", start, chain)
-                last = self.integer("add", first, half)
-                more = self.loop(
-                    first, last, steps, carry, lambda k, mine: self._go_by(n, places, begin, k, steps, masked, mine)
-                )
-                return [self.put(f"fadd {kind} {a}, {b}") for (kind, _), a, b in zip(carry, held, more, strict=True)]
-
-            if count == self.plan.span != self.plan.chain:
-                held = self.loop(0, count, half, carry, go_by)
-            else:
-                held = self.loop(
-                    0, count, steps, carry, lambda k, mine: self._go_by(n, places, start, k, steps, masked, mine)
-                )
-            for u, place in enumerate(places):
+        def some(first: Operand, width: int) -> list[str]:
+            places = [self.plus(first, u) for u in range(width)]
+            held = self._passed(n, places, start, count, masked)
+            for place in places:
                 self.pairs.counters[inner] = place
-                self._join_component(n, held[u * len(root.fields) : (u + 1) * len(root.fields)])
+                self._join_component(n, [held.pop(0) for _ in root.fields])
             self.pairs.counters.pop(inner)
+            return []
 
         def nest(loops: Sequence[Loop]) -> list[str]:
             if loops:
                 return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
             full = inner.length - inner.length % width
-            self.loop(0, full, width, [], lambda k, _: several(k, width) or [])  # type: ignore[func-returns-value]
-            if full < inner.length:
-                several(full, inner.length - full)
-            return []
+            self.loop(0, full, width, [], lambda first, _: some(first, width))
+            return some(full, inner.length - full) if full < inner.length else []
 
         nest(root.loops[:-1])
         self.pairs.records, self.shared = records, {}
+
+    def _passed(self, n: int, places: Sequence[Operand], start: str, count: Operand, masked: bool) -> list[str]:
+        """The running values of some components of a large root after some steps, those of a component together.
+
+        A span of several chains is added up by halves of chains: their sums have the rounding error of one chain.
+        """
+        root, half = self.kernel.roots[n], self.plan.chain // 2
+        steps = self.plan.steps if isinstance(count, int) else 1
+        carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
+
+        def go(start: str, first: Operand, last: Operand) -> list[str]:
+            return self.loop(
+                first, last, steps, carry, lambda step, held: self._go_by(n, places, start, step, steps, masked, held)
+            )
+
+        def half_of(at: str, held: list[str]) -> list[str]:
+            first = self.integer("and", at, self.plan.chain - 1)
+            self.span_step = self.integer("sub", at, first)
+            more = go(self.integer("add", start, self.span_step), first, self.integer("add", first, half))
+            return [self.put(f"fadd {kind} {a}, {b}") for (kind, _), a, b in zip(carry, held, more, strict=True)]
+
+        if count == self.plan.span != self.plan.chain:
+            return self.loop(0, count, half, carry, half_of)
+        return go(start, 0, count)
 
     def _go_by(
         self, n: int, places: Sequence[Operand], start: str, step: str, steps: int, masked: bool, held: Sequence[str]
@@ -230,7 +230,3 @@ class LargeText(RecordText):
         inside = {e.id for e in walk(merge) if e.free}
         found = {a.id: a for e in walk(merge) if e.id in inside for a in e.args if a.id not in inside}
         return [found[key] for key in sorted(found)]
-
-
-def _plus(a: Operand, b: int) -> Operand:
-    return a + b if isinstance(a, int) else a

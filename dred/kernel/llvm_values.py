@@ -54,6 +54,12 @@ class Text:
     def integer(self, op: str, a: Operand, b: Operand) -> str:
         return self.put(f"{op} i64 {a}, {b}")
 
+    def plus(self, a: Operand, b: int) -> Operand:
+        """`a + b`, written where it is no number yet and changes."""
+        if isinstance(a, int):
+            return a + b
+        return self.integer("add", a, b) if b else a
+
     def smaller(self, a: Operand, b: Operand) -> str:
         return self.put(f"select i1 {self.put(f'icmp slt i64 {a}, {b}')}, i64 {a}, i64 {b}")
 
