@@ -49,8 +49,8 @@ class Program(NamedTuple):
         Bytes of scratch memory.
     plan : Schedule
         Items that start at multiples of its `rows`, or of its `tile`, fit best. Bits do not change when an interval is
-        folded in several calls, cut at multiples of its `panel` from the beginning. Where lanes are columns, a row of
-        the arrays of states is `lanes` of them, side by side.
+        folded in several calls, cut at multiples of its `panel` from the beginning, as long as no tile is done again.
+        Where lanes are columns, a row of the arrays of states is `lanes` of them, side by side.
     hoisted : bool
         Whether `redo` is read and written.
     """
