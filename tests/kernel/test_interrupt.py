@@ -9,7 +9,8 @@ import time
 import pytest
 
 SCRIPT = """
-import sys, numpy as np
+import signal, sys, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background, it is ignored
 from dred import Genred
 text, reduction, parameter, M, N = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 routine = Genred(text, ["x = Vi(3)", "y = Vj(3)"], reduction, axis=1, opt_arg=parameter or None)
@@ -46,10 +47,11 @@ def test_an_interrupt_is_answered(problem, threads, record_property):
         time.sleep(1)
         start = time.monotonic()
         run.send_signal(signal.SIGINT)
-        out, errors = run.communicate(timeout=120)
+        out, errors = run.communicate(timeout=30)
         seconds = time.monotonic() - start
     finally:
         run.kill()
+        run.communicate()  # closes its pipes
     record_property("seconds", seconds)
     print(f"{seconds:.2f} s")
     assert errors.strip().endswith("KeyboardInterrupt")
