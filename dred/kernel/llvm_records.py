@@ -144,7 +144,7 @@ class RecordText(StateText):
         if not axes:
             return self.broadcast(self.lanes, self._variable(e, self.vectors))
         one, lanes = self.one, self.lanes
-        if dim <= 3:  # all components at once, then every dim-th
+        if dim <= 3 and not index.terms:  # all components at once, then every dim-th
             kind = f"<{lanes.width * dim} x {one.scalar}>"
             if ind not in self.wide_loads:
                 row = self.at(self.base[ind], self.times(self.row, dim), element=one.scalar)

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from dred.formula.language import formula
 from dred.formula.node import I, J
 from dred.kernel import cpu, cpu_schedule, llvm
 from dred.kernel.cpu_schedule import LANES, split
 from dred.kernel.lower import lower
 from dred.kernel.output import empty
+from dred.kernel.spec import KernelSpec
 from tests.kernel.test_hoist import fold, made
 from tests.kernel.test_reductions_cpu import EVERY, check, computed, data, problem, wanted
 from tests.monoid_cases import Case
@@ -34,6 +36,19 @@ def test_long_vectors(case):
     arrays = data(40, 2, N, "float32", 40)
     assert lanes_of(spec, 2, N) == J
     check(case, computed(case, spec, arrays), wanted(case, f, g, 1, arrays), "float32")
+
+
+@pytest.mark.parametrize("dims", [(3, 30), (2, 40), (30, 3), (3, 3), (1, 20)])
+def test_short_vectors_inside_loops(dims):
+    """A product of tensors reads the components of a short one again and again."""
+    f = formula("TensorProd(y, w) * Sum(x)", ["x = Vi(2)", f"y = Vj({dims[0]})", f"w = Vj({dims[1]})"])
+    spec = KernelSpec.of(f.node, "Sum", 1, "float32", "float64", variables=f.variables)
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-3, 4, (n, v.dim)).astype("f4") for n, v in zip((2, N, N), f.variables, strict=True)]
+    assert lanes_of(spec, 2, N) == J
+    x, y, w = (a.astype(np.float64) for a in arrays)
+    want = np.einsum("i,jk,jl->ikl", x.sum(1), y, w).reshape(2, -1)
+    np.testing.assert_array_equal(fold(spec, arrays, 2, N).T, want)
 
 
 @pytest.mark.parametrize("more", [0, 1, 15, 16, 17, 255, 1024])
