@@ -19,7 +19,7 @@ FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are co
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
-STATES = 1 << 25  # bytes of all splits' states, at most
+STATES = 1 << 25  # bytes of the states of all parts, at most
 
 
 class Schedule(NamedTuple):
@@ -75,9 +75,10 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
 
     Costs are counted in vector instructions. A step of a short formula is loads of its column's record plus
     `Kernel.cost`: four at once hide the latency of an exponential, as long as their text is short. A component of a
-    long vector is one load for the row, and one load and two operations for each step: four to eight steps spread the
-    former. A component of a large state costs a load, a conversion and a store of the accumulator per chain, and one
-    load of the pair's value for each step, which several components share: as many as there are registers for.
+    long vector is one load for the row, and one load and two operations for each step: four steps spread the former,
+    and more need more registers than there are. A component of a large state costs a load, a conversion and a store of
+    the accumulator per span, and one load of the pair's value for each step, which several components share: as many
+    as there are registers for.
 
     Parameters
     ----------
@@ -91,10 +92,10 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     itemsize = {"float32": 4, "float64": 8}[dtype]
     lanes = LANES[dtype]
     tile, columns = (lanes, 1) if along == I else (1, lanes)
-    if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
-        chain = CHOICES  # no rounding, whatever the order
     large = [root for root in kernel.roots if root.loops and root.places == 1]
     span = (chain // 2) ** 2 if large and chain >= 8 and all(plain_sum(root) for root in large) else chain
+    if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
+        chain = span = CHOICES  # no rounding, whatever the order
     rows = min(ROWS_MOST, max(1, ROWS_BYTES // (max(1, kernel.size_i) * itemsize)))
     panel = max(min(PANEL_MOST, PANEL_BYTES // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)

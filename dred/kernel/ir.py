@@ -399,11 +399,6 @@ class Kernel(NamedTuple):
         return [e for root in self.roots for e in root.steps]
 
     @property
-    def posts(self) -> list[Expr]:
-        """All that sums are multiplied with."""
-        return factors(self.roots)
-
-    @property
     def hoisted(self) -> bool:
         """Whether sums that are not finite have to be computed again, by the kernel with all factors inside."""
         return any(root.posts for root in self.roots)
