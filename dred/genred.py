@@ -118,8 +118,8 @@ class Genred(Routine):
     expand : bool
         True: every ``SqDist(a, b)``, and all that is short for it such as ``Norm2(a - b)``, of a vector a that varies
         with i alone and b with j alone, of 2 components or more, is computed as ``|a-c|^2 + |b-c|^2 - 2 (a-c | b-c)``,
-        and 0 where that is negative: fewer operations for long vectors (measure whether it pays: on CPUs a tenth to a
-        fifth at 64 components, nothing at 3). c is the mean of all rows of b (of a, where b is no plain variable; 0,
+        and 0 where that is negative: fewer operations for long vectors (measure whether it pays: on CPUs a tenth at 64
+        components, nothing at 3). c is the mean of all rows of b (of a, where b is no plain variable; 0,
         where neither is), computed once per call. The squared distance then errs by a few roundings of R^2, R the
         largest distance of a point from c, and not of the distance itself; a term Exp(-g*SqDist(a, b)), say, by a few
         g*R^2*eps (eps: 6e-8 in float32, 1e-16 in float64), and the distance of a point from itself need not be 0.

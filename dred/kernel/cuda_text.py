@@ -11,7 +11,7 @@ import numpy as np
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
 from dred.kernel.cuda_schedule import THREADS, Schedule
-from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Slot, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Slot, maximal, walk
 from dred.kernel.primitives import PRIMITIVES
 
 Lines = list[str]
@@ -302,19 +302,11 @@ class Writer:
 
     def outermost(self, roots: Iterable[Expr], want: Callable[[Expr], bool]) -> list[Expr]:
         """The maximal values below `roots` that have no name and that `want` accepts."""
-        found: dict[int, Expr] = {}
-        seen: set[int] = set()
-        stack = list(roots)
-        while stack:
-            e = stack.pop()
-            if e.id in seen or e.id in self.slot_i or e.id in self.slot_j or self.known(e) is not None:
-                continue
-            seen.add(e.id)
-            if want(e):
-                found[e.id] = e
-            else:
-                stack.extend(e.args)
-        return [found[n] for n in sorted(found)]
+
+        def named(e: Expr) -> bool:
+            return e.id in self.slot_i or e.id in self.slot_j or self.known(e) is not None
+
+        return [e for e in maximal(list(roots), lambda e: named(e) or want(e)) if not named(e)]
 
     def declared(self, name: str, start: str) -> Lines:
         """A block of running values, all the same at first."""

@@ -71,12 +71,8 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
     for (r, n), (number, factors) in products.items():
         root = out[r]
         # in a large state, what all components have in common costs less once for each pair
-        inside = [f for f in factors if f.axes & ~I or (root.loops and not f.free)]
-        rest = (
-            [f for f in factors if not f.axes & ~I and f.free]
-            if root.loops
-            else [f for f in factors if not f.axes & ~I]
-        )
+        rest = [f for f in factors if not f.axes & ~I and (f.free or not root.loops)]
+        inside = [f for f in factors if f not in rest]
         if root.loops:
             if number and not FACTORS[dtype].low <= abs(number) <= FACTORS[dtype].high:
                 continue
