@@ -118,6 +118,7 @@ def measure(r, dtype):
 # -- until the first result ----------------------------------------------------------------------------------------
 
 PROCESSES, CALLS, NEW = 15, 2000, 15
+COMPILED, TINY = 100, 30  # points; so few of the latter that nothing is compiled for them
 FIRST = """
 import sys, json, time
 t = [time.perf_counter()]
@@ -128,7 +129,8 @@ t.append(time.perf_counter())
 if sys.argv[1] == "llvm":
     import llvmlite.binding
 t.append(time.perf_counter())
-x = np.linspace(0, 1, 90, dtype=np.float32).reshape(30, 3)
+n = int(sys.argv[2])
+x = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
 routine = Genred("Exp(-g*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)"], axis=1)
 routine(x, x, x[:, :1].copy(), x[0, :1], backend="cpu")
 t.append(time.perf_counter())
@@ -136,43 +138,52 @@ print(json.dumps([1e3 * (b - a) for a, b in zip(t, t[1:])]))
 """
 
 
-def first_results(folder, llvm):
+def points(n):
+    x = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
+    return x, x, x[:, :1].copy(), x[0, :1].copy()
+
+
+def first_results(folder, llvm, n=COMPILED):
     """Median milliseconds, of fresh processes: import of NumPy, of dred, of llvmlite, the first result."""
     env = {**os.environ, "DRED_CACHE_DIR": folder}
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # dred itself is imported as it is where it was installed
     times = []
     for _ in range(PROCESSES):
-        command = [sys.executable, "-c", FIRST, llvm]
+        command = [sys.executable, "-c", FIRST, llvm, str(n)]
         times.append(json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout))
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def call_times():
-    """Median milliseconds of a new formula, from its text to the result, without a cache; and of a call of it."""
+    """Median milliseconds of a new formula, from its text to the result, without a cache; of a call of it; of a tiny
+    call."""
     os.environ["DRED_CACHE_DIR"] = "off"
-    x = np.linspace(0, 1, 90, dtype=np.float32).reshape(30, 3)
-    args = x, x, x[:, :1].copy(), x[0, :1].copy()
-    cold, calls = [], []
+    cold = []
     for n in range(1 + NEW):
         start = time.perf_counter()
         routine = Genred(f"Exp(-g*SqDist(x,y))*b+{n}", [a.format(D=3) for a in GAUSSIAN[:4]], axis=1)
-        routine(*args, backend="cpu")
+        routine(*points(COMPILED), backend="cpu")
         cold.append(1e3 * (time.perf_counter() - start))
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        routine(*args, backend="cpu")
-        calls.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(cold[1:]), statistics.median(calls)  # the first one imports LLVM
+    calls = []
+    for n in (COMPILED, TINY):
+        args, times = points(n), []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            routine(*args, backend="cpu")
+            times.append(1e3 * (time.perf_counter() - start))
+        calls.append(statistics.median(times))
+    return statistics.median(cold[1:]), *calls  # the first one imports LLVM
 
 
 def first():
-    cold, call = call_times()
+    cold, call, tiny = call_times()
     with tempfile.TemporaryDirectory() as folder:
         first_results(folder, "")  # leaves the kernel there
         _, _, _, warm = first_results(folder, "")
         numpy, dred, llvm, loaded = first_results(folder, "llvm")
     _, _, _, without = first_results("off", "")
-    print("milliseconds (medians), Gaussian sum, D = 3, M = N = 30, float32")
+    _, _, _, interpreted = first_results("off", "", TINY)
+    print(f"milliseconds (medians), Gaussian sum, D = 3, M = N = {COMPILED}, float32")
     for name, value in [
         ("import numpy", numpy),
         ("import dred, after that", dred),
@@ -182,6 +193,8 @@ def first():
         ("    kernel on disk, llvmlite imported before", loaded),
         ("a new formula in a process that has compiled", cold),
         ("a call", call),
+        (f"first result in a new process, M = N = {TINY}", interpreted),
+        (f"a call, M = N = {TINY}", tiny),
     ]:
         print(f"{name:50s} {value:9.3f}", flush=True)
     print()
