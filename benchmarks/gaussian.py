@@ -17,6 +17,7 @@ import time
 from importlib.metadata import version
 from typing import NamedTuple
 
+os.environ["DRED_CACHE_DIR"] = "off"  # compilation is timed
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy loads its BLAS: all rivals have one thread
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
