@@ -1,14 +1,17 @@
 """Few rows and many columns: lanes are columns, columns are split, and what each part has met is merged in order."""
 
+import itertools
+from functools import partial
+
 import numpy as np
 import pytest
 
 from dred.formula.language import formula
 from dred.formula.node import I, J
-from dred.kernel import cpu, cpu_schedule, llvm
+from dred.kernel import cpu, cpu_schedule, engine, llvm
 from dred.kernel.cpu_schedule import LANES, split
 from dred.kernel.lower import lower
-from dred.kernel.output import empty
+from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
 from tests.kernel.test_hoist import fold, made
 from tests.kernel.test_reductions_cpu import EVERY, check, computed, data, problem, wanted
@@ -74,6 +77,21 @@ def test_threads_and_calls_change_no_bit(name, M, monkeypatch):
     monkeypatch.setattr(cpu, "CALL", 1e4)
     found |= {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("along", [I, J])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("case", [Case("Sum"), Case("KMin_ArgKMin", False, 3), Case("LogSumExp")], ids=str)
+def test_any_number_of_parts(case, count, along):
+    M, n = 5, 700
+    spec, f, g = problem(case, 2, 1, "float32", 1)
+    arrays = data(2, M, n, "float32", 1)
+    cuts = [n * k // count for k in range(count + 1)]
+    kernel, careful = cpu.compiled(spec, along), partial(cpu.compiled, spec, along, hoist=False)
+    parts = list(itertools.pairwise(cuts))
+    state = cpu.folded(spec, kernel, careful, parts, empty(spec, M), spec.arrays(arrays), M)
+    found = engine.finalize(spec, state, Output.of(case.name, 0, case.parameter))
+    check(case, found, wanted(case, f, g, 1, arrays), "float32")
 
 
 def test_the_state_given_is_added_to():
