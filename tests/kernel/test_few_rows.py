@@ -94,6 +94,18 @@ def test_any_number_of_parts(case, count, along):
     check(case, found, wanted(case, f, g, 1, arrays), "float32")
 
 
+def test_what_was_compiled_before_changes_no_bit(monkeypatch):
+    """The kernels of a spec for lanes of rows, of columns, and with all factors inside are kept apart."""
+    monkeypatch.setattr(cpu, "_kernels", type(cpu._kernels)())
+    spec = made("Exp(-g*SqDist(x,y))*b")
+    for order in ((I, J), (J, I)):
+        cpu._kernels.clear()
+        for along in order:
+            for hoist in (True, False):
+                program = cpu.compiled(spec, along, hoist).program
+                assert (program.plan.along, program.hoisted) == (along, hoist)
+
+
 def test_the_state_given_is_added_to():
     spec = made("x*y")
     arrays = [np.ones((2, 3), "f4"), np.ones((N, 3), "f4"), *[np.empty(0, "f4")] * 5]
