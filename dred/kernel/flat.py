@@ -132,32 +132,34 @@ class _Step:
     target: Expr | None
     reads: tuple[Expr, ...]
     ready: Callable[[int, tuple[int, ...], tuple[Run, ...]], Run]
-    inner: _Scope | None = None
+    inner: _Scope | None = None  # makes what is read
+
+    @property
+    def read(self) -> set[int]:
+        """What is read of the scope around the step, and of those outside."""
+        return self.inner.foreign() if self.inner else {e.id for e in self.reads}
 
 
 @dataclass
 class _Scope:
-    """Steps inside the same loops over components."""
+    """Steps inside the same loops over components; an inner loop that is named as an outer one hides it."""
 
-    loops: frozenset[Loop]
+    loops: frozenset[Loop]  # of this scope itself
     outside: tuple[_Scope, ...]
     steps: list[_Step] = field(default_factory=list)
     made: set[int] = field(default_factory=set)
     results: tuple[Expr, ...] = ()  # read when all steps are done
 
-    @property
-    def chain(self) -> tuple[_Scope, ...]:
-        return (*self.outside, self)
-
     def inside(self, loops: Sequence[Loop]) -> _Scope:
-        return _Scope(self.loops | set(loops), self.chain)
+        return _Scope(frozenset(loops), (*self.outside, self))
+
+    def home(self, e: Expr) -> _Scope:
+        """Where a value that is read here is made: in the innermost loop that it varies with."""
+        return next((s for s in (self, *reversed(self.outside)) if s.loops & e.free), (*self.outside, self)[0])
 
     def foreign(self) -> set[int]:
         """What is read in here and made outside."""
-        read = {e.id for e in self.results}
-        for step in self.steps:
-            read |= {e.id for e in step.reads} | (step.inner.foreign() if step.inner else set())
-        return read - self.made
+        return {e.id for e in self.results}.union(*(step.read for step in self.steps)) - self.made
 
 
 def program(kernel: Kernel, dtype: str) -> Program:
@@ -193,24 +195,22 @@ def position(index: Index, counters: dict[Loop, int]) -> int:
 
 def _emit(scope: _Scope, wanted: Sequence[Expr], dtype: str, constants: dict[int, Any]) -> None:
     """Writes the steps that make the wanted values, each into the outermost scope whose loops it is free of."""
-    there = (constants, *(s.made for s in scope.chain))
     found: dict[int, Expr] = {}
     stack = list(wanted)
     while stack:
         e = stack.pop()
-        if e.id not in found and not any(e.id in made for made in there):
+        if e.id not in found and e.id not in constants and e.id not in scope.home(e).made:
             found[e.id] = e
-            stack.extend(e.args)
+            if e.op not in FOLDS:  # the body of a fold is made in a scope of its own
+                stack.extend(e.args)
     kind = np.dtype(dtype)
     for e in (found[k] for k in sorted(found)):  # arguments come before their users
-        if not e.free <= scope.loops:
-            continue  # the body of a fold, which its own scope makes
         if e.op == "const":
             constants[e.id] = np.asarray(nearest(e.attr, dtype), kind)[()]
         elif e.op == "whole":
             constants[e.id] = np.int64(e.attr)
         else:
-            home = next(s for s in scope.chain if e.free <= s.loops)
+            home = scope.home(e)
             if e.op in FOLDS:
                 inner = home.inside([e.attr])
                 _emit(inner, e.args, dtype, constants)
@@ -239,16 +239,17 @@ class _Places:
     def assigned(self, scope: _Scope) -> tuple[Run, ...]:
         last = dict.fromkeys((e.id for e in scope.results), len(scope.steps))
         for n, step in reversed([*enumerate(scope.steps)]):
-            for id in {e.id for e in step.reads} | (step.inner.foreign() if step.inner else set()):
+            for id in step.read:
                 last.setdefault(id, n)
         out: list[Run] = []
         for n, step in enumerate(scope.steps):
+            hidden = {id: self.of[id] for id in step.inner.made if id in self.of} if step.inner else {}
             inner = self.assigned(step.inner) if step.inner else ()
             reads = tuple(self.of[e.id] for e in step.reads)
             if step.inner:
                 self.free += [self.of[id] for id in sorted(step.inner.made & {e.id for e in step.inner.results})]
-            read = {e.id for e in step.reads} | (step.inner.foreign() if step.inner else set())
-            self.free += [self.of[id] for id in sorted(read & scope.made) if last[id] == n]
+                self.of |= hidden
+            self.free += [self.of[id] for id in sorted(step.read & scope.made) if last[id] == n]
             out.append(step.ready(-1 if step.target is None else self.take(step.target), reads, inner))
         return tuple(out)
 
@@ -345,12 +346,13 @@ def _fold(e: Expr, kind: np.dtype[Any]) -> Callable[[int, tuple[int, ...], tuple
 
         def run(v: Values, block: Block) -> None:
             total: Any = kind.type(start)
+            outer = block.counters.get(loop, 0)
             for k in range(loop.length):
                 block.counters[loop] = k
                 for step in inner:
                     step(v, block)
                 total = function(v[body], total)
-            v[t] = total
+            v[t], block.counters[loop] = total, outer
 
         return run
 

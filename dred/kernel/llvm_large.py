@@ -184,6 +184,8 @@ class LargeText(RecordText):
                 if not e.free and e.id not in self.stateful:
                     for s in range(steps):
                         self.pairs.get(e, s)
+            for want in self.pairs.invariants(root.loops[-1], reads):
+                self.pairs.get(*want)
             for u, place in enumerate(places):
                 self.pairs.counters[root.loops[-1]] = place
                 values = list(held[u * fields : (u + 1) * fields])

@@ -90,6 +90,21 @@ def random_derivative(rng, variables=VARIABLES, **more):
     return jvp(f, [v], [const(1)]) if kind == "forward" else f
 
 
+def random_problem(rng):
+    """A formula and its variables; many are sums over the components of one or two formulas, or products of all."""
+    variables, largest = rng.choice([(VARIABLES, LARGEST), (WIDE, WIDEST)])
+    more = {"variables": variables, "largest": largest}
+    f, g = random_derivative(rng, **more), random_formula(rng, **more)
+    kinds = {
+        "none": lambda: f,
+        "product": lambda: expand("Mult", (expand("Sum", (f,)), expand("Sum", (g,)))),
+        "long": lambda: expand("Sum", (expand("Concat", (f, g)),)),
+        "factor": lambda: expand("Mult", (f, expand("Sum", (g,)))),
+        "outer": lambda: expand("TensorProd", (f, g)) if f.dim * g.dim <= largest**2 / 2 else f,
+    }
+    return kinds[rng.choice(list(kinds))](), variables
+
+
 def formulas(*args, **more):
     """`random_formula` as a strategy; by seed alone, for choices one by one would make most formulas trivial."""
     return st.randoms(use_true_random=True).map(lambda rng: random_formula(rng, *args, **more))

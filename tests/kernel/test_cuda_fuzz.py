@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from dred.formula.language import Variable
-from dred.formula.rewrite import expand
 from dred.kernel.cuda_source import render
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
-from tests.formula.formulas import VARIABLES, WIDE, WIDEST, random_derivative, random_formula
+from tests.formula.formulas import random_problem
 from tests.shim import shim
 from tests.soak.test_fuzz import M, N, expected, samples, wrong
 
@@ -24,25 +23,11 @@ UNROLL, CHAINS = (1, 2, 4), (32, 1, 8)  # longer vectors are loops; chains of on
 TOGETHER = 50  # kernels of one library
 
 
-def problem(seed):
-    """A formula and its variables; many are sums over the components of one or two formulas."""
-    rng = random.Random(seed)
-    variables, more = rng.choice([(VARIABLES, {}), (WIDE, {"variables": WIDE, "largest": WIDEST})])
-    f, g = random_derivative(rng, **more), random_formula(rng, **more)
-    sums = {
-        "none": lambda: f,
-        "product": lambda: expand("Mult", (expand("Sum", (f,)), expand("Sum", (g,)))),
-        "long": lambda: expand("Sum", (expand("Concat", (f, g)),)),
-        "factor": lambda: expand("Mult", (f, expand("Sum", (g,)))),
-    }
-    return sums[rng.choice(list(sums))](), variables
-
-
 def jobs(seeds):
     """Specs and sources by seed, over all pairs of unrolled length and chain, and both axes."""
     out = {}
     for seed in seeds:
-        node, variables = problem(seed)
+        node, variables = random_problem(random.Random(seed))
         declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
         chain = CHAINS[seed // len(UNROLL) % len(CHAINS)]
         spec = KernelSpec.of(node, "Sum", seed % 2, "float64", "float64", chain, declared)
