@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from dred.errors import BackendError
 from dred.kernel import disk
-from dred.kernel.cuda_schedule import THREADS, UNROLL
-from dred.kernel.cuda_source import ITEM, Entry, Source, render
-from dred.kernel.lower import lower
+from dred.kernel.cuda_schedule import THREADS
+from dred.kernel.cuda_source import ITEM, Entry, Source, rendered
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
@@ -176,7 +175,7 @@ def launch(
 
 @lru_cache(maxsize=MODULES)
 def _source(digest: str, spec: KernelSpec) -> Source:
-    return render(lower(spec, UNROLL[spec.dtype]), spec.dtype, spec.acc, spec.chain)
+    return rendered(spec)
 
 
 def source(spec: KernelSpec) -> str:

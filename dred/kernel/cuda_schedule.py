@@ -14,6 +14,7 @@ BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills,
 HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
+GROUP = 8  # columns of which the best is compared with the last place of a ranking
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 
 
@@ -34,6 +35,8 @@ class Schedule(NamedTuple):
         Row records are too long for registers: a kernel of its own writes them to memory.
     wide : bool
         The state is too long for registers: it stays in memory, and only C columns of one component are added up.
+    group : int
+        Columns whose best value is compared with the last place of a ranking, at a time.
     columns : str
         How column records reach the threads: "none" (there are none), "packed" (shared memory, 16 bytes at a time),
         "block" (shared memory, C columns side by side) or "memory" (a kernel of its own writes them there).
@@ -46,6 +49,7 @@ class Schedule(NamedTuple):
     unroll: int
     rows_in_memory: bool
     wide: bool
+    group: int
     columns: str
 
 
@@ -113,4 +117,6 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
 
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
     copies = 1 if full else max(1, min(16, int(BODY / (2 * R * C * load))))
-    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, columns)
+    ranked = any(root.places > 1 for root in k.roots) and not wide
+    together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
+    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, columns)

@@ -22,10 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dred.kernel.cuda_schedule import THREADS, schedule
-from dred.kernel.cuda_state import State
-from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, indented, literal, loop, over
-from dred.kernel.ir import Expr, Kernel, Loop, Root, walk
+from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
+from dred.kernel.cuda_text import C_NAME, PRELUDE, Lines, indented, literal, loop
+from dred.kernel.cuda_tiles import Tiles
+from dred.kernel.ir import Kernel, Loop, Root, walk
+from dred.kernel.lower import lower
+from dred.kernel.spec import KernelSpec
 
 Params = Sequence[tuple[str, str]]
 ITEM = 5  # int64 numbers of an item: batch, row begin, row end, first interval, last interval
@@ -94,11 +96,11 @@ class Source:
         return tuple(ind for ind, _, _ in self.loads)
 
 
-class _Kernel(State):
+class _Kernel(Tiles):
     """The entry points of one kernel."""
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, chain: int, name: str) -> None:
-        super().__init__(kernel, schedule(kernel, np.dtype(dtype).itemsize, chain), dtype, acc, name)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, chain: int, name: str, plain: Kernel | None) -> None:
+        super().__init__(kernel, schedule(kernel, np.dtype(dtype).itemsize, chain), dtype, acc, name, plain)
         self.tile = THREADS * self.s.R
         self.row = f"const i64 i = min(item[1] + threadIdx.x + {THREADS} * r, item[2] - 1);"
         self.place_of_thread = f"(i64)blockIdx.x * {self.tile} + threadIdx.x"
@@ -106,7 +108,9 @@ class _Kernel(State):
             "rows": self.s.rows_in_memory and kernel.size_i > 0,
             "columns": self.s.columns == "memory",
         }
-        self.numbered = any(e.op == "row" for e in walk(kernel.steps))
+        everything = walk([*self.steps, *(plain.steps if plain else [])])
+        self.numbered = any(e.op == "row" for e in everything)
+        self.loads = tuple(sorted({*kernel.loads, *(plain.loads if plain else ())}))
         self.entries: dict[str, Entry] = {}
 
     def source(self) -> Source:
@@ -115,7 +119,7 @@ class _Kernel(State):
         lines = [
             f"// {components} components in {self.T}, sums in {self.A}: {THREADS} threads x {s.R} rows; "
             f"{s.columns} records, tiles of {s.TJ} columns, {s.C} at a time; chains of {s.chain}",
-            "typedef long long i64;", "",
+            "typedef long long i64;", "", *self.prelude(),
             *(line for root in self.alike([*self.rest, *self.heads]) for line in self.joining(root)),
             *(line for root in self.alike(self.rankings) for line in self.ranking(root)),
             *(self.rows() if self.through_memory["rows"] else []),
@@ -127,117 +131,20 @@ class _Kernel(State):
         size_i = k.size_i if self.through_memory["rows"] else 0
         size_j = k.size_j if self.through_memory["columns"] else 0
         fields = tuple(Rows(t, f.size, f.identity) for t, f in zip(self.types, k.fields, strict=True))
-        return Source(indented(lines), self.entries, self.dtype, k.loads, fields, components,
+        return Source(indented(lines), self.entries, self.dtype, self.loads, fields, components,
                       max(root.places for root in k.roots), self.tile, s.TJ, size_i, size_j, k.cost)  # fmt: skip
 
-    # -- the pairs of a tile -----------------------------------------------------------------------------------------
-
-    def chains(self) -> Lines:
-        """Chains of columns in registers, each joined to the state; the last, shorter one by a loop with a bound."""
-        s, k = self.s, self.k
-        runs, starts = self.started([*self.rest, *self.heads], "run", self.running)
-        body = self.folds(k.steps, CLOSED)
-        body += self.phase([self.step(root) for root in k.roots], CLOSED, bounded=True)
-        left, full, rest = (", const int left", f", {s.C}", f", min({s.C}, count - t)") if s.C > 1 else ("", "", "")
-        chain = [
-            *runs, *loop(self.every_row, starts, "all"),
-            f"const auto columns = [&](const int t{left}) {{", *body, "};",
-            f"if (count - c0 >= {s.chain}) {{",
-            *loop(f"int t = 0; t < {s.chain}; t += {s.C}", [f"columns(c0 + t{full});"], s.unroll),
-            "} else {",
-            *loop(f"int t = c0; t < count; t += {s.C}", [f"columns(t{rest});"], 1),
-            "}",
-            *loop(self.every_row, self.joins(), "all"),
-        ]  # fmt: skip
-        return loop(f"int c0 = 0; c0 < count; c0 += {s.chain}", chain, 1)
-
-    def slices(self) -> Lines:
-        """Many components: what they share for C columns first, then one after another, each joined to its state."""
-        s, k = self.s, self.k
-        uses: dict[int, int] = {}
-        for root in k.roots:
-            for e in walk(root.steps):
-                uses[e.id] = uses.get(e.id, 0) + 1
-        body = self.folds(k.steps, CLOSED) + self.slices_of_heads(uses)
-        for root in (*self.rest, *self.rankings):
-            body += self.kept(self.common(root, uses), CLOSED)
-            body += self.slice(root)
-        joins = [self.join(root, self.names(root, "acc"), self.names(root)) for root in self.heads]
-        body += loop(self.every_row, joins, "all") if joins else []
-        call = ["columns(c0);"]
-        if s.C > 1:
-            call = [f"if (count - c0 >= {s.C}) {{", f"columns(c0, {s.C});", "} else {", "columns(c0, count - c0);", "}"]
-        left = ", const int left" if s.C > 1 else ""
-        return [f"const auto columns = [&](const int t{left}) {{", *body, "};",
-                *loop(f"int c0 = 0; c0 < count; c0 += {s.C}", call, 1)]  # fmt: skip
-
-    def common(self, root: Root, uses: dict[int, int]) -> list[Expr]:
-        """Values that every component of a root, or another root, reads."""
-        several = bool(root.loops)
-        return self.outermost(root.steps, lambda e: self.paired(e) and not e.free and (several or uses[e.id] > 1))
-
-    def slices_of_heads(self, uses: dict[int, int]) -> Lines:
-        """The running values of heads over C columns, what others read of them at each, and what joining reads."""
-        if not self.heads:
-            return []
-        looped = {e.id for root in self.rest if root.loops for e in walk(root.steps)}
-        wanted = self.outermost(
-            [e for root in self.rest for e in root.steps],
-            lambda e: self.of_heads(e) and not e.free and (e.op == "state" or e.id in looped or uses[e.id] > 1),
-        )
-        declared, started = self.started(self.heads, "run", self.running)
-        out = [*declared, *loop(self.every_row, started, "all")]
-        names = {e: self.fresh("q") for e in wanted}
-        out += [f"{self.type(e)} {name}{self.block};" for e, name in names.items()]
-        puts = [Put([e], self.assigning(name + self.at)) for e, name in names.items()]
-        out += self.phase([*puts, *map(self.step, self.heads)], CLOSED, bounded=True)
-        self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
-
-        factors = {e.id: e for root in self.rest for e in self.factors[root.fields]}
-        targets = {id: self.fresh("h") for id in factors}
-        self.scopes.append({})
-        body = self.merging(list(factors.values()), self.running_leaf, self.acc)
-        body += [f"{targets[id]}[r] = {self.text(e, self.acc)};" for id, e in factors.items()]
-        self.scopes.pop()
-        out += [f"{self.type(e, self.acc)} {targets[id]}[{self.s.R}];" for id, e in factors.items()]
-        out += loop(self.every_row, body, "all")
-        self.scopes[-1].update({id: f"{name}[r]" for id, name in targets.items()})
-        return out
-
-    def slice(self, root: Root) -> Lines:
-        """One component, or each of its loops, over C columns."""
-        component = self.component(root.index)
-        state = [self.partial(f, component) for f in root.fields]
-        if root.places > 1:
-            declared, _ = self.started([root], "acc", self.types)
-            before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
-            after = Lines()
-        else:
-            declared, before = self.started([root], "run", self.running)
-            after = loop(self.every_row, [self.join(root, state, self.names(root))], "all")
-
-        def nest(open: Open, loops: Sequence[Loop]) -> Lines:
-            self.scopes.append({})
-            if loops:
-                inner = open | {loops[0]}
-                shared = self.outermost(root.steps, lambda e: self.paired(e) and e.free <= open) if open else []
-                body = self.folds(shared, open) + self.kept(shared, open) if shared else []
-                body += over(loops[0], nest(inner, loops[1:]), 1)
-            else:
-                body = [*declared, *loop(self.every_row, before, "all"), *self.folds(root.steps, open)]
-                body += self.phase([self.step(root)], open, bounded=True) + after
-            self.scopes.pop()
-            return body
-
-        body = nest(CLOSED, root.loops)
-        return body if root.loops else ["{", *body, "}"]
+    def prelude(self) -> Lines:
+        """The functions that expressions call."""
+        used = {e.op for e in walk([*self.steps, *self.k.once])}
+        return [line for op, text in PRELUDE.items() if op in used for line in text.splitlines()]
 
     # -- records -----------------------------------------------------------------------------------------------------
 
     def begin(self, kind: str, params: Params, bounds: str = "") -> Lines:
         """Head of an entry point, its batch, and what varies with nothing."""
         merging = kind in ("merge", "heads")
-        variables = [] if merging else self.k.loads
+        variables = [] if merging else self.loads
         if self.numbered and not merging:
             params = [*params, ("i64", "row0"), ("i64", "column0")]
         given = [p for v, _, _ in variables for p in ((f"const {self.T}* __restrict__", f"v{v}"), ("i64", f"s{v}"))]
@@ -342,6 +249,7 @@ class _Kernel(State):
             out.append(f"xs += {self.place_of_thread};")
         elif k.slots_i:
             out += self.row_registers()
+        out += self.row_factors()
         held = self.heads if s.wide else [*self.rest, *self.heads]  # in registers
         states, starts = self.started(held if s.wide else k.roots, "acc", self.types)
         if states:
@@ -403,7 +311,14 @@ class _Kernel(State):
         ]
 
 
-def render(kernel: Kernel, dtype: str, acc: str = "float64", chain: int = 32, name: str = "dred") -> Source:
+def render(
+    kernel: Kernel,
+    dtype: str,
+    acc: str = "float64",
+    chain: int = 32,
+    name: str = "dred",
+    plain: Kernel | None = None,
+) -> Source:
     """The CUDA C++ of a kernel.
 
     Parameters
@@ -416,5 +331,17 @@ def render(kernel: Kernel, dtype: str, acc: str = "float64", chain: int = 32, na
         Columns that are accumulated in `dtype`, at most, before they are joined to the state.
     name : str
         Prefix of the entry points.
+    plain : Kernel, optional
+        The same with terms as they were written, where those of `kernel` have been rewritten (`hoist.hoisted`).
     """
-    return _Kernel(kernel, dtype, acc, chain, name).source()
+    if plain and [(r.fields, r.index) for r in plain.roots] != [(r.fields, r.index) for r in kernel.roots]:
+        kernel, plain = plain, None
+    return _Kernel(kernel, dtype, acc, chain, name, plain).source()
+
+
+def rendered(spec: KernelSpec, name: str = "dred", unroll: int = 0) -> Source:
+    """The CUDA C++ that computes a spec; vectors of at most `unroll` components, by default `UNROLL`, are no loops."""
+    unroll = unroll or UNROLL[spec.dtype]
+    kernel = lower(spec, unroll, hoist=True, approximate=True)
+    plain = lower(spec, unroll) if any(root.posts or root.quick for root in kernel.roots) else None
+    return render(kernel, spec.dtype, spec.acc, spec.chain, name, plain)

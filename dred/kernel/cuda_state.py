@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from dred.formula.node import J
 from dred.kernel.cuda_schedule import THREADS, Schedule
 from dred.kernel.cuda_text import C_NAME, Lines, Put, Writer, literal, loop
-from dred.kernel.ir import Expr, Kernel, Root, Slot, walk
+from dred.kernel.ir import Expr, Kernel, Quick, Root, Slot, walk
+from dred.reductions import NONE
 
-LEAVES = ("state", "other")
+LEAVES = ("state", "other", "stored")
 
 # ranked states of a row, `step` apart: values m, row numbers q
 RANKING = """\
@@ -72,10 +74,21 @@ class State(Writer):
     """
 
     def __init__(self, kernel: Kernel, s: Schedule, dtype: str, acc: str, name: str) -> None:
-        super().__init__(kernel, s, dtype)
+        self.steps = [e for root in kernel.roots for e in self.steps_of(root, s)]
+        super().__init__(kernel, s, dtype, self.steps)
         self.acc, self.A, self.name = acc, C_NAME[acc], name
         self.types = [field.stored(dtype, acc) for field in kernel.fields]
         self.running = ["int64" if field.number else dtype for field in kernel.fields]
+        # indices of the first, or last, of their chain's columns: counted from the tile's first one
+        self.local = {
+            f
+            for root in kernel.roots
+            if (quick := self.quick(root)) and not quick.posts
+            for f, e in zip(root.fields, quick.steps, strict=True)
+            if e.op == "number_select" and e.args[1].op == "row" and e.args[1].attr == J
+        }
+        for f in self.local:
+            self.running[f] = "int32"
         self.merged = ["int64" if field.kind in ("count", "index") else acc for field in kernel.fields]
         self.rankings = [root for root in kernel.roots if root.places > 1]
         lent = {field for root in kernel.roots for field in self.read_by(root) if field not in root.fields}
@@ -84,7 +97,7 @@ class State(Writer):
         # values of the state that hang on fields of heads alone: all components share them
         lent |= {field for head in self.heads for field in head.fields}
         self.shared: set[int] = set()
-        for e in walk([e for root in kernel.roots for e in (*root.steps, *root.merge)]):
+        for e in walk([*self.steps, *(e for root in kernel.roots for e in (*root.steps, *root.merge))]):
             below = [a for a in e.args if a.id in self.stateful]
             if e.op in LEAVES or below:
                 self.stateful.add(e.id)
@@ -93,6 +106,14 @@ class State(Writer):
         # what joining reads of heads
         self.factors = {root.fields: self.outermost(root.merge, self.of_heads) for root in self.rest}
         self.factors |= {root.fields: [] for root in self.heads}
+
+    def steps_of(self, root: Root, s: Schedule) -> Sequence[Expr]:
+        """The steps that it goes by."""
+        return root.quick.steps if root.quick and not s.wide else root.steps
+
+    def quick(self, root: Root) -> Quick | None:
+        """Its quick steps, where it goes by them."""
+        return None if self.s.wide else root.quick
 
     def of_heads(self, e: Expr) -> bool:
         """Whether a value hangs on the state, and there on heads alone."""
@@ -124,15 +145,31 @@ class State(Writer):
         for root in roots:
             for f, name in zip(root.fields, self.names(root, prefix), strict=True):
                 declared.append(f"{C_NAME[types[f]]} {name.removesuffix('[r]')}[{self.s.R}];")
-                started.append(f"{name} = {literal(self.k.fields[f].identity, types[f])};")
+                started.append(f"{name} = {self.identity(f, types[f])};")
         return declared, started
+
+    def identity(self, field: int, dtype: str = "") -> str:
+        """A value of the empty state; by default a running one."""
+        dtype = dtype or self.running[field]
+        return "-1" if dtype == "int32" else literal(self.k.fields[field].identity, dtype)
 
     def step(self, root: Root) -> Put:
         """One more pair."""
         if root.places > 1:
             return Put(root.terms, lambda values: self.ranked(root, values))
-        names = self.names(root)
-        return Put(root.steps, lambda values: [f"{n} = {v};" for n, v in zip(names, values, strict=True)])
+        names, steps = self.names(root), list(self.steps_of(root, self.s))
+        place = "t" if self.s.C == 1 else "t + c"
+        local = [f in self.local for f in root.fields]
+        # the condition of a choice stands for the number that is chosen
+        exprs = [e.args[0] if own else e for own, e in zip(local, steps, strict=True)]
+
+        def then(values: list[str]) -> Lines:
+            return [
+                f"{name} = {f'{value} ? {place} : {name}' if own else value};"
+                for own, name, value in zip(local, names, values, strict=True)
+            ]
+
+        return Put(exprs, then)
 
     def partial(self, field: int, component: str) -> str:
         """A row of the split's state, of row r of this thread."""
@@ -182,21 +219,43 @@ class State(Writer):
 
         return name
 
-    def running_leaf(self, e: Expr) -> str:
-        """The same of heads while pairs are met: the state's, and the running values'."""
-        f, (prefix, types) = e.attr.field, ("acc", self.types) if e.op == "state" else ("run", self.running)
-        return self.converted(f, f"{self.held(e.attr, prefix)}[r]", types[f])
+    def running_leaf(self, other: Callable[[Slot], str]) -> Callable[[Expr], str]:
+        """The same of heads while pairs are met: the state's, and what joins it."""
+
+        def name(e: Expr) -> str:
+            f = e.attr.field
+            if e.op == "state":
+                return self.converted(f, f"{self.held(e.attr, 'acc')}[r]", self.types[f])
+            return self.converted(f, other(Slot(f, e.attr.index, False)), self.running[f])
+
+        return name
+
+    def run(self, slot: Slot) -> str:
+        """A running value of row r, as others read it."""
+        name = f"{self.held(slot)}[r]"
+        if slot.field in self.local:
+            return f"({name} < 0 ? {literal(NONE, 'int64')} : column0 + j0 + {name})"
+        return name
+
+    def others(self, root: Root) -> list[str]:
+        """Its running values of row r, as they join the state."""
+        return [self.run(Slot(f, root.index, False)) for f in root.fields]
 
     def join(self, root: Root, state: Sequence[str], other: Sequence[str]) -> str:
         """Join `other` to `state`; what is read of heads has been written."""
         values = [*state, *other, *self.texts(self.factors[root.fields])]
         return f"{self.name}_join{root.fields[0]}({', '.join(values)});"
 
-    def joins(self) -> Lines:
-        """Join the running values of row r to the state in registers."""
+    def joins(self, roots: Sequence[Root], other: Callable[[Slot], str] | None = None) -> Lines:
+        """Join values, by default the running ones, of row r to the state in registers."""
+        other = other or self.run
+        roots = [root for group in (self.rest, self.heads) for root in group if root in roots]
         self.scopes.append({})
-        out = self.merging([e for root in self.rest for e in self.factors[root.fields]], self.running_leaf, self.acc)
-        out += [self.join(root, self.names(root, "acc"), self.names(root)) for root in (*self.rest, *self.heads)]
+        factors = [e for root in roots for e in self.factors[root.fields]]
+        out = self.merging(factors, self.running_leaf(other), self.acc)
+        for root in roots:
+            values = [other(Slot(f, root.index, False)) for f in root.fields]
+            out.append(self.join(root, self.names(root, "acc"), values))
         self.scopes.pop()
         return out
 
@@ -241,6 +300,14 @@ class State(Writer):
         out += self.merging([root.before], self.leaf(self.merged, self.merged), self.dtype)
         out += [f"return {self.text(root.before)};", "}", ""]
         self.scopes.pop()
+        if self.s.group > 1 and root.near is not None:
+            self.scopes.append({})
+            out += ["// whether value b may come before a"]
+            params = f"const {self.T} a{value}, const {self.T} b{value}"
+            out += [f"__device__ __forceinline__ bool {self.ranks(root)}_near({params}) {{"]
+            out += self.merging([root.near], self.leaf(self.merged, self.merged), self.dtype)
+            out += [f"return {self.text(root.near)};", "}", ""]
+            self.scopes.pop()
         text = RANKING
         for word, meaning in {"NAME": self.ranks(root), "TYPE": self.T, "PLACES": str(root.places)}.items():
             text = text.replace(word, meaning)

@@ -17,10 +17,36 @@ from dred.kernel.primitives import PRIMITIVES
 Lines = list[str]
 Open = frozenset[Loop]
 CLOSED: Open = frozenset()
-C_NAME = {"float32": "float", "float64": "double", "int64": "i64"}
+C_NAME = {"float32": "float", "float64": "double", "int64": "i64", "int32": "int"}
 _BITS = {
     "float32": ("__int_as_float(0x7f800000)", "__int_as_float(0x7fffffff)"),
     "float64": ("__longlong_as_double(0x7ff0000000000000ll)", "__longlong_as_double(0x7ff8000000000000ll)"),
+}
+
+# A function that expressions call: on a device an instruction, elsewhere the C library's. Several kernels of one text
+# have it once.
+FUNCTION = """\
+#ifndef DRED_NAME
+#define DRED_NAME
+__device__ __forceinline__ float dred_NAME(const float x) {
+#ifdef __CUDACC_RTC__
+float y;
+asm("INSTRUCTION.f32 %0, %1;" : "=f"(y) : "f"(x));
+return y;
+#else
+return NAMEf(x);
+#endif
+}
+
+__device__ __forceinline__ double dred_NAME(const double x) {
+return NAME(x);
+}
+#endif
+
+"""
+PRELUDE = {
+    f"approx_{name}": FUNCTION.replace("NAME", name).replace("INSTRUCTION", instruction)
+    for name, instruction in (("exp2", "ex2.approx.ftz"), ("sqrt", "sqrt.approx"), ("rsqrt", "rsqrt.approx"))
 }
 
 
@@ -55,7 +81,7 @@ def indented(lines: Iterable[str]) -> str:
     out, depth = [], 0
     for line in lines:
         depth -= line.startswith("}")
-        out.append("  " * depth + line if line else "")
+        out.append("  " * depth * (line[:1] != "#" or line.startswith("#pragma")) + line)
         depth += line.count("{") - line.count("}") + line.startswith("}")
     return "\n".join(out) + "\n"
 
@@ -74,7 +100,7 @@ class Writer:
     pair level, from the records.
     """
 
-    def __init__(self, kernel: Kernel, s: Schedule, dtype: str) -> None:
+    def __init__(self, kernel: Kernel, s: Schedule, dtype: str, steps: Sequence[Expr]) -> None:
         self.k, self.s, self.dtype, self.T = kernel, s, dtype, C_NAME[dtype]
         self.f = "f" if dtype == "float32" else ""
         self.per = 16 // np.dtype(dtype).itemsize  # values of a 16-byte word
@@ -87,9 +113,9 @@ class Writer:
         self.count = 0
         self.level: dict[int, int] = {}
         self.stateful: set[int] = set()
-        for e in walk(kernel.steps):
+        for e in walk(steps):
             self.level[e.id] = max((self.level[a.id] for a in e.args), default=0) + (e.op in FOLDS)
-            if e.op == "state" or any(a.id in self.stateful for a in e.args):
+            if e.op in ("state", "stored") or any(a.id in self.stateful for a in e.args):
                 self.stateful.add(e.id)
 
     # -- names and operands ----------------------------------------------------------------------------------------
@@ -187,6 +213,8 @@ class Writer:
                 row = {0: "", I: f"i * {e.attr.dim} + ", J: f"j * {e.attr.dim} + "}[e.attr.axes]
                 name = self.fresh("in")
                 out.append(f"const {self.T} {name} = v{e.attr.ind}[{row}{self.component(e.attr.index)}];")
+            elif e.op == "state":
+                name = self.held(e.attr, "again")
             elif e.op == "row":
                 name = self.fresh("n")
                 out.append(f"const i64 {name} = {'row0 + i' if e.attr == I else 'column0 + j'};")
@@ -238,8 +266,8 @@ class Writer:
 
     def read(self, e: Expr, once: Lines, column: Lines, pair: Lines) -> str:
         """Write `e` at the level that it belongs to; returns its name."""
-        if e.op == "state":
-            return f"{self.held(e.attr)}[r]"
+        if e.op in ("state", "stored"):
+            return f"{self.held(e.attr, 'run' if e.op == 'state' else 'acc')}[r]"
         if e.id in self.slot_i or e.id in self.slot_j:
             name = self.read_row(e, once) if e.id in self.slot_i else self.read_column(e, column)
             return f"({name} != 0)" if e.boolean else name

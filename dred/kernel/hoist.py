@@ -19,6 +19,8 @@ LOG2E = Fraction(1.4426950408889634)
 LEVELS = (0, I, J, IJ)
 # below these a value that is not finite leaves none that is: of "div", the numerator
 _OPEN = frozenset({"add", "sub", "mul", "neg", "div", "fma", "fold"})
+# a small error of what these read changes their value altogether
+_ABRUPT = frozenset({"floor", "ceil", "trunc", "round", "lt", "le", "eq", "ne"})
 _NONNEGATIVE = frozenset({"add", "mul", "div", "fma", "fold", "fold_max", "fold_min", "min"})  # of such arguments
 
 
@@ -35,7 +37,7 @@ RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
 FACTORS = {"float32": _Range(2.0**-100, 2.0**24), "float64": _Range(2.0**-960, 2.0**53)}
 
 
-def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
+def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool = False) -> list[Root]:
     """The roots with rewritten terms: equal to the given ones, up to rounding, where the new sums are finite.
 
     A sum of rewritten terms that is not finite may be so only because partial products were taken in another order,
@@ -47,6 +49,8 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
     - What several sums have in common is multiplied first, and once.
     - `exp(c * q)`, where c varies with the row at most, is `exp2s(c' * q)` with c' = c log2(e) staged. That costs an
       error of |c q| eps, as computing the argument does.
+    - On GPUs it is `approx_exp2`; roots, and quotients by them, become `approx_sqrt` and `approx_rsqrt`, but where
+      their last bits decide about something.
 
     Parameters
     ----------
@@ -54,13 +58,15 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str) -> list[Root]:
         That of the roots.
     roots : sequence of Root
     dtype : str
+    approximate : bool
+        Whether the target has the approximate functions.
 
     Returns
     -------
     list of Root
     """
     sums = {(r, n): term for r, root in enumerate(roots) for n in range(len(root.steps)) if (term := _sum(root, n))}
-    rewriting = _Rewriting(graph, dtype, _kept(roots, sums))
+    rewriting = _Rewriting(graph, dtype, _kept(roots, sums), approximate)
     products = {key: rewriting.flat(rewriting.rewritten(term)) for key, term in sums.items()}
     shared = Counter(e for _, factors in products.values() for e in {f.id for f in factors})
 
@@ -127,8 +133,9 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 
 
 class _Rewriting:
-    def __init__(self, graph: Graph, dtype: str, kept: set[int]) -> None:
+    def __init__(self, graph: Graph, dtype: str, kept: set[int], approximate: bool) -> None:
         self.graph, self.range, self.factors, self.kept = graph, RANGES[dtype], FACTORS[dtype], kept
+        self.approximate = approximate
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
 
@@ -157,8 +164,26 @@ class _Rewriting:
             fine = g.make("either", fine, g.make("eq", f, g.const(0)))
         return fine
 
+    def near(self, term: Expr) -> Expr:
+        """The term with roots, and quotients by them, that are right but for the last bit or two."""
+        g, everything = self.graph, walk([term])
+        exact = {e.id for e in walk([a for e in everything if e.op in _ABRUPT for a in e.args])}
+        new: dict[int, Expr] = {}
+        for e in everything:
+            if e.axes != IJ or e.id in exact:
+                continue
+            args = [new.get(a.id, a) for a in e.args]
+            if e.op == "sqrt":
+                new[e.id] = g.make("approx_sqrt", *args)
+            elif e.op == "div" and args[1].op == "approx_sqrt":
+                new[e.id] = g.make("mul", args[0], g.make("approx_rsqrt", *args[1].args))
+            elif any(a is not b for a, b in zip(args, e.args, strict=True)):
+                new[e.id] = g.make(e.op, *args, attr=e.attr)
+        return new.get(term.id, term)
+
     def rewritten(self, term: Expr) -> Expr:
         """The term with its exponentials, and its sums over components, rewritten."""
+        term = self.near(term) if self.approximate else term
         open_ = {term.id}
         for e in reversed(walk([term])):
             if e.id in open_ and e.op in _OPEN:
@@ -194,6 +219,13 @@ class _Rewriting:
         if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
+        if self.approximate:
+            if rest:
+                scale = g.make("mul", scale, self.product(rest))
+                fine = g.make("lt", g.make("abs", scale), g.const(math.inf))
+                fine = g.make("both", fine, self.whole(scale, rest)) if len(rest) > 1 else fine
+                scale = g.make("select", fine, scale, g.const(math.nan))
+            return g.make("approx_exp2", g.make("mul", q, scale))
         low, high = map(g.const, self.range)
         sign = 0  # of a; -1 also where a positive one is made NaN
         if self.nonnegative(q):

@@ -261,7 +261,7 @@ def scalar_text(graph: Graph, text: str, names: dict[str, Expr], entry: str) -> 
     return evaluate(parse_once(text), graph.const, name, call)
 
 
-def lower(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
+def lower(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool = False) -> Kernel:
     """The kernel of a spec.
 
     Parameters
@@ -273,20 +273,25 @@ def lower(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
         of the work, more are unrolled.
     hoist : bool
         Whether terms are rewritten for speed: see `dred.kernel.hoist.hoisted`.
+    approximate : bool
+        Whether they are then rewritten for a target that has the approximate functions.
     """
-    kernel = lowered(spec, unroll, hoist)
+    kernel = lowered(spec, unroll, hoist, approximate)
     while unroll < MOST_UNROLLED and any(e.free for folds in kernel.folds.values() for e in folds):
         unroll *= 2
-        longer = lowered(spec, unroll, hoist)
+        longer = lowered(spec, unroll, hoist, approximate)
         kernel = longer if 2 * longer.cost < kernel.cost else kernel
     return kernel
 
 
-def lowered(spec: KernelSpec, unroll: int, hoist: bool = False) -> Kernel:
+def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool = False) -> Kernel:
     """The kernel with vectors of exactly so many components unrolled."""
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n)]
-    roots = hoisted(lowering.graph, roots, spec.dtype) if hoist else [root._replace(quick=None) for root in roots]
+    if hoist:
+        roots = hoisted(lowering.graph, roots, spec.dtype, approximate)
+    else:
+        roots = [root._replace(quick=None) for root in roots]
     steps = [e for root in roots for e in root.steps]
     quick = [e for root in roots if root.quick for e in root.quick.steps]
     tops = [*steps, *quick, *factors(roots)]

@@ -87,6 +87,11 @@ def _function(name: str, numpy: Callable[..., Any], cost: float, arity: int = 1)
     return Primitive(arity, numpy, "", f"{name}{{f}}({operands})", cost)
 
 
+def _approximate(name: str, numpy: Callable[..., Any]) -> Primitive:
+    """For CUDA alone: `dred.kernel.cuda_text.PRELUDE` has the functions."""
+    return Primitive(1, numpy, "", f"dred_{name}({{0}})", 2)
+
+
 PRIMITIVES: dict[str, Primitive] = {
     "add": Primitive(2, np.add, "fadd {T} {0}, {1}", "{0} + {1}"),
     "sub": Primitive(2, np.subtract, "fsub {T} {0}, {1}", "{0} - {1}"),
@@ -114,6 +119,10 @@ PRIMITIVES: dict[str, Primitive] = {
     "exp2": _function("exp2", np.exp2, 21),
     # 2^(a + SHIFT), for a in `hoist.RANGES` alone: 0 at the lower end, infinite at the upper one
     "exp2s": Primitive(1, _exp2s, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", 10),
+    # of a GPU's special function unit: within 2 ulp; of a power of 2, what would be denormal is 0
+    "approx_exp2": _approximate("exp2", np.exp2),
+    "approx_sqrt": _approximate("sqrt", np.sqrt),
+    "approx_rsqrt": _approximate("rsqrt", lambda a: 1 / np.sqrt(a)),
     "expm1": _function("expm1", np.expm1, 28),
     "log": _function("log", np.log, 39),
     "log1p": _function("log1p", np.log1p, 50),

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dred.formula.language import formula
-from dred.kernel.cuda_schedule import UNROLL
-from dred.kernel.cuda_source import Source, render
-from dred.kernel.lower import lower
+from dred.kernel import cuda_source
+from dred.kernel.cuda_source import Source
 from dred.kernel.spec import KernelSpec
 
 
@@ -150,8 +149,7 @@ def spec(case: Case, dtype: str, acc: str = "float64") -> KernelSpec:
 
 
 def rendered(case: Case, dtype: str, name: str = "dred", acc: str = "float64") -> Source:
-    s = spec(case, dtype, acc)
-    return render(lower(s, UNROLL[dtype]), dtype, acc, s.chain, name)
+    return cuda_source.rendered(spec(case, dtype, acc), name)
 
 
 def data(case: Case, M: int, N: int, dtype: str, seed: int = 0) -> dict[str, np.ndarray]:

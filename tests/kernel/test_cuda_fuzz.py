@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dred.formula.language import Variable
-from dred.kernel.cuda_source import render
-from dred.kernel.lower import lower
+from dred.kernel.cuda_source import rendered
 from dred.kernel.spec import KernelSpec
 from tests.formula.formulas import random_problem
 from tests.shim import shim
@@ -31,8 +30,7 @@ def jobs(seeds):
         declared = tuple(Variable(v.attrs[0], v.dim, v.attrs[1]) for v in variables)
         chain = CHAINS[seed // len(UNROLL) % len(CHAINS)]
         spec = KernelSpec.of(node, "Sum", seed % 2, "float64", "float64", chain, declared)
-        kernel = lower(spec, UNROLL[seed % len(UNROLL)])
-        out[seed] = spec, render(kernel, spec.dtype, spec.acc, chain, f"k{seed}")
+        out[seed] = spec, rendered(spec, f"k{seed}", UNROLL[seed % len(UNROLL)])
     return out
 
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from dred.kernel import cuda, interpret
-from dred.kernel.cuda_schedule import UNROLL
-from dred.kernel.cuda_source import Source, render
-from dred.kernel.lower import lower
+from dred.kernel.cuda_source import rendered
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
 from dred.reductions import REDUCTIONS
@@ -32,10 +30,6 @@ TOGETHER = 40  # kernels of one library
 FAST = [case for n, case in enumerate(every_case()) if n % 37 == 0 or (case.D == 3 and n % 23 == 0)]
 FAST += [next(case for case in every_case() if case.reduction == name and case not in FAST) for name in REDUCTIONS]
 SLOW = [case for case in every_case() if case not in FAST]
-
-
-def rendered(spec: KernelSpec, name: str = "dred") -> Source:
-    return render(lower(spec, UNROLL[spec.dtype]), spec.dtype, spec.acc, spec.chain, name)
 
 
 class Built:
@@ -235,7 +229,11 @@ BUGS = {  # in which kernel, what is replaced, and what by
     "none of extrema": (ARGMIN, "", ""),
     "joined ties go to the later row": (ARGMIN, "b1 < a1", "a1 < b1"),
     "ties of a chain go to any row": (ARGMIN, "& t", "| t"),
-    "row numbers of 32 bits": (ARGMIN, "(column0 + j0 + t)", "(int)(column0 + j0 + t)"),
+    "row numbers of 32 bits": (ARGMIN, ": column0 + j0 +", ": (int)(column0 + j0) +"),
+    "numbers of the tile for those of the matrix": (ARGMIN, ": column0 + j0 +", ": column0 +"),
+    "the last of equal terms of a chain": (ARGMIN, " < run0_", " <= run0_"),
+    "the worst of a group for its best": (RANKED, "= fminf(best", "= fmaxf(best"),
+    "groups pass by": (RANKED, "some |= ", "some &= "),
     "a heap too small": (RANKED, "c < count", "c + 2 < count"),
     "a heap that is not sorted": (RANKED, "for (int t = 7 - 1; t > 0; t--)", "for (int t = 0; t > 0; t--)"),
     "the better child moves up": (RANKED, " c++;", " ;"),
@@ -270,7 +268,7 @@ def test_planted_bugs_are_found(tmp_path):
         sources[bug] = type(source)(**{**vars(source), "text": text})
     library = shim.compile_sources(list(sources.values()), tmp_path, ["-O0"])
     for bug, (case, *_) in BUGS.items():
-        M, N = 9, 900
+        M, N = 150, 900
         given = arrays(case, M, N)
         want = interpret.fold(case.spec, empty(case.spec, M), given, M, N, j0=FAR)
         found = False

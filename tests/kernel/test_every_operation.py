@@ -15,8 +15,7 @@ from dred.formula.oracle import dense
 from dred.formula.rewrite import build, expand
 from dred.kernel import cpu, cuda, engine, llvm
 from dred.kernel.cuda_schedule import UNROLL
-from dred.kernel.cuda_source import render
-from dred.kernel.lower import lower
+from dred.kernel.cuda_source import rendered
 from dred.kernel.spec import KernelSpec
 from tests.formula import checks
 from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
@@ -77,7 +76,7 @@ def rows(axis: int) -> tuple[int, int]:
 @pytest.mark.parametrize("name", OPS)
 def test_on_the_cpu(name, dtype, unroll, axis):
     s = spec(OPS[name], dtype, axis)
-    kernel = cpu.build(llvm.render(lower(s, unroll), s.dtype, s.acc, s.chain))
+    kernel = cpu.build(llvm.rendered(s, unroll=unroll))
     kept, reduced = rows(axis)
     state = engine.empty(s, kept)
     arrays = [np.ascontiguousarray(a, dtype) for a in problem(OPS[name]).arrays]
@@ -89,7 +88,7 @@ def sources(dtype, unroll):
     out = {}
     for n, (name, op) in enumerate(OPS.items()):
         s = spec(op, dtype, n % 2)
-        out[name] = render(lower(s, unroll), s.dtype, s.acc, s.chain, f"k{n}")
+        out[name] = rendered(s, f"k{n}", unroll)
     return out
 
 
@@ -127,7 +126,7 @@ def test_nvrtc_compiles_all_without_spills(name, dtype, architecture):
 def check_nvrtc(name, dtype, unroll, architecture):
     s = spec(OPS[name], dtype, 1)
     spills = SPILLS.get(name, 0)
-    source = render(lower(s, unroll), s.dtype, s.acc, s.chain)
+    source = rendered(s, unroll=unroll)
     check_use(source, architecture, 255 if spills else None, spills)
 
 

@@ -11,7 +11,7 @@ from dred.formula.language import formula
 from dred.formula.oracle import dense
 from dred.kernel import cpu, engine, llvm
 from dred.kernel.cuda_schedule import UNROLL
-from dred.kernel.cuda_source import render
+from dred.kernel.cuda_source import rendered
 from dred.kernel.ir import walk
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
@@ -109,7 +109,7 @@ def test_by_the_interpreter(text):
 def test_in_the_shim(dtype, tmp_path):
     specs = [made(text, dtype, n % 2) for n, text in enumerate(FORMULAS)]
     unrolled = UNROLL[dtype] if dtype == "float32" else 2
-    sources = [render(lower(s, unrolled), dtype, s.acc, s.chain, f"k{n}") for n, (_, s) in enumerate(specs)]
+    sources = [rendered(s, f"k{n}", unrolled) for n, (_, s) in enumerate(specs)]
     library = shim.compile_sources(sources, tmp_path, ["-O0"])
     for n, (f, s) in enumerate(specs):
         kept, reduced = (M, N) if s.axis else (N, M)
@@ -124,7 +124,7 @@ def test_nvrtc_compiles_without_spills(text):
     dtype = ("float32", "float64")[place % 2]
     _, s = made(text, dtype, 1)
     spills = 100 if text.startswith("TensorDot(x * t") else 0  # of 40 + 40 components at a time, all unrolled
-    check_use(render(lower(s, UNROLL[dtype]), dtype, s.acc, s.chain), ARCHITECTURES[place % 3], 255, spills)
+    check_use(rendered(s), ARCHITECTURES[place % 3], 255, spills)
 
 
 def nested(depth, n):

@@ -7,9 +7,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.kernel import cuda, engine
-from dred.kernel.cuda_schedule import UNROLL
-from dred.kernel.cuda_source import render
-from dred.kernel.lower import lower
+from dred.kernel.cuda_source import rendered
 from dred.kernel.spec import KernelSpec
 from tests.kernel.test_cuda_source import needs_compiler
 from tests.shim import shim
@@ -68,10 +66,7 @@ def test_on_the_host(text, axis, dtype, backend):
 def test_in_the_shim(tmp_path):
     ways = itertools.product(FORMULAS, (0, 1), ("float32", "float64"))
     cases = [(case(text, axis, dtype), dtype) for text, axis, dtype in ways]
-    sources = [
-        render(lower(spec, UNROLL[dtype]), dtype, spec.acc, spec.chain, f"k{n}")
-        for n, ((spec, *_), dtype) in enumerate(cases)
-    ]
+    sources = [rendered(spec, f"k{n}") for n, ((spec, *_), dtype) in enumerate(cases)]
     library = shim.compile_sources(sources, tmp_path, ["-O0"])
     for source, ((_, arrays, want, sizes), dtype) in zip(sources, cases, strict=True):
         close(shim.run(library, source, arrays, *sizes, row0=FAR, column0=FAR), want, dtype)

@@ -1,6 +1,23 @@
 // 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 16
 typedef long long i64;
 
+#ifndef DRED_exp2
+#define DRED_exp2
+__device__ __forceinline__ float dred_exp2(const float x) {
+#ifdef __CUDACC_RTC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+__device__ __forceinline__ double dred_exp2(const double x) {
+  return exp2(x);
+}
+#endif
+
 __device__ __forceinline__ void dred_join0(double& a0, const double b0) {
   const double t1 = a0 + b0;
   a0 = t1;
@@ -16,6 +33,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
   v3 += batch * s3;
   const float in2 = v3[0];
   const float t3 = -in2;
+  const float t4 = 1.442695f * t3;
+  const float t5 = fabsf(t4);
+  const bool t6 = t5 < __int_as_float(0x7f800000);
+  const float t7 = t6 ? t4 : __int_as_float(0x7fffffff);
   __align__(16) __shared__ float4 tile[256];
   partial0 += (i64)blockIdx.y * 1 * pitch + (i64)blockIdx.x * 1024 + threadIdx.x;
   // the records of this thread's rows
@@ -25,12 +46,12 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
   #pragma unroll
   for (int r = 0; r < 8; r++) {
     const i64 i = min(item[1] + threadIdx.x + 128 * r, item[2] - 1);
-    const float in4 = v0[i * 3 + 0];
-    const float in5 = v0[i * 3 + 1];
-    const float in6 = v0[i * 3 + 2];
-    x0[r] = in4;
-    x1[r] = in5;
-    x2[r] = in6;
+    const float in8 = v0[i * 3 + 0];
+    const float in9 = v0[i * 3 + 1];
+    const float in10 = v0[i * 3 + 2];
+    x0[r] = in8;
+    x1[r] = in9;
+    x2[r] = in10;
   }
   // the state of this thread's rows
   double acc0[8];
@@ -55,11 +76,11 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
       __syncthreads();
       for (int t = threadIdx.x; t < 256; t += 128) {
         const i64 j = min(j0 + t, end - 1);
-        const float in7 = v1[j * 3 + 0];
-        const float in8 = v1[j * 3 + 1];
-        const float in9 = v1[j * 3 + 2];
-        const float in10 = v2[j * 1 + 0];
-        tile[t * 1 + 0] = make_float4(in7, in8, in9, in10);
+        const float in11 = v1[j * 3 + 0];
+        const float in12 = v1[j * 3 + 1];
+        const float in13 = v1[j * 3 + 2];
+        const float in14 = v2[j * 1 + 0];
+        tile[t * 1 + 0] = make_float4(in11, in12, in13, in14);
       }
       __syncthreads();
       #pragma unroll 1
@@ -70,23 +91,23 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
           run0[r] = 0.0f;
         }
         const auto columns = [&](const int t) {
-          const float4 y11 = tile[t * 1 + 0];
+          const float4 y15 = tile[t * 1 + 0];
           #pragma unroll
           for (int r = 0; r < 8; r++) {
-            const float t12 = x0[r] - y11.x;
-            const float t13 = t12 * t12;
-            const float t14 = x1[r] - y11.y;
-            const float t15 = fmaf(t14, t14, t13);
-            const float t16 = x2[r] - y11.z;
-            const float t17 = fmaf(t16, t16, t15);
-            const float t18 = t3 * t17;
-            const float t19 = expf(t18);
-            const float t20 = fmaf(t19, y11.w, run0[r]);
-            run0[r] = t20;
+            const float t16 = x0[r] - y15.x;
+            const float t17 = t16 * t16;
+            const float t18 = x1[r] - y15.y;
+            const float t19 = fmaf(t18, t18, t17);
+            const float t20 = x2[r] - y15.z;
+            const float t21 = fmaf(t20, t20, t19);
+            const float t22 = t21 * t7;
+            const float t23 = dred_exp2(t22);
+            const float t24 = fmaf(y15.w, t23, run0[r]);
+            run0[r] = t24;
           }
         };
         if (count - c0 >= 16) {
-          #pragma unroll 4
+          #pragma unroll 8
           for (int t = 0; t < 16; t += 1) {
             columns(c0 + t);
           }
@@ -96,9 +117,62 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
             columns(t);
           }
         }
+        bool fine = true;
         #pragma unroll
         for (int r = 0; r < 8; r++) {
-          dred_join0(acc0[r], run0[r]);
+          fine &= (fabsf(run0[r]) < __int_as_float(0x7f800000));
+        }
+        unsigned bad = 0;
+        if (!fine) {
+          #pragma unroll
+          for (int r = 0; r < 8; r++) {
+            if (!((fabsf(run0[r]) < __int_as_float(0x7f800000)))) {
+              bad |= 1u << r;
+              run0[r] = 0.0f;
+            }
+          }
+        }
+        #pragma unroll
+        for (int r = 0; r < 8; r++) {
+          acc0[r] += (double)run0[r];
+        }
+        if (bad != 0) {
+          #pragma unroll 1
+          for (int q = 0; q < 8; q++) {
+            if (bad >> q & 1) {
+              const i64 i = min(item[1] + threadIdx.x + 128 * q, item[2] - 1);
+              const float in1 = v3[0];
+              const float t2 = -in1;
+              float again0 = 0.0f;
+              #pragma unroll 1
+              for (int u = c0; u < min(c0 + 16, count); u++) {
+                const i64 j = j0 + u;
+                const float in3 = v0[i * 3 + 0];
+                const float in4 = v1[j * 3 + 0];
+                const float t5 = in3 - in4;
+                const float t6 = t5 * t5;
+                const float in7 = v0[i * 3 + 1];
+                const float in8 = v1[j * 3 + 1];
+                const float t9 = in7 - in8;
+                const float t10 = fmaf(t9, t9, t6);
+                const float in11 = v0[i * 3 + 2];
+                const float in12 = v1[j * 3 + 2];
+                const float t13 = in11 - in12;
+                const float t14 = fmaf(t13, t13, t10);
+                const float t15 = t2 * t14;
+                const float t16 = expf(t15);
+                const float in17 = v2[j * 1 + 0];
+                const float t18 = fmaf(t16, in17, again0);
+                again0 = t18;
+              }
+              #pragma unroll
+              for (int r = 0; r < 8; r++) {
+                if (r == q) {
+                  dred_join0(acc0[r], again0);
+                }
+              }
+            }
+          }
         }
       }
     }

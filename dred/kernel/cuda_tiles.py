@@ -1,0 +1,401 @@
+"""The pairs of a tile in CUDA C++: chains of columns by quick steps, what is done again, and large states by slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dred.formula.node import I
+from dred.kernel.cuda_schedule import THREADS, Schedule
+from dred.kernel.cuda_state import State
+from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, literal, loop, over
+from dred.kernel.ir import Expr, Kernel, Loop, Post, Root, Slot, walk
+
+
+class Tiles(State):
+    """The text that meets all pairs of a tile.
+
+    Attributes
+    ----------
+    plain : State or None
+        The same roots as they were before their terms were rewritten: where the sums of a chain are not finite, or
+        quick steps do not hold, it is done again by these, for single rows and straight from the variables.
+    redone : list of Root
+        The roots that this may happen to.
+    posts : dict of int to str
+        By number of a root's factor, the name of what its sums are multiplied with.
+    """
+
+    def __init__(self, kernel: Kernel, s: Schedule, dtype: str, acc: str, name: str, plain: Kernel | None) -> None:
+        super().__init__(kernel, s, dtype, acc, name)
+        self.plain = State(plain, s, dtype, acc, name) if plain else None
+        self.redone = [root for root in kernel.roots if plain and (root.posts or self.quick(root))]
+        self.infinite = literal(float("inf"), dtype)
+        self.infinite_sum = literal(float("inf"), acc)
+        self.posts: dict[tuple[float, int], str] = {}
+
+    # -- what sums are multiplied with -----------------------------------------------------------------------------
+
+    def posted(self, root: Root) -> list[Post | None]:
+        """For each field of a root, what its sum is multiplied with."""
+        quick = self.quick(root)
+        return list((quick.posts if quick else root.posts) or [None] * len(root.fields))
+
+    def row_factors(self) -> Lines:
+        """The factors of this thread's rows; `never` marks the rows where they are no numbers."""
+        posts = [post for root in self.redone for post in self.posted(root) if post and post.factor]
+        posts = [post for post in posts if post.factor and not post.factor.free]
+        if not posts or self.s.wide:
+            return []
+        out = ["// what sums are multiplied with; rows where that is no number", "unsigned never = 0;"]
+        for post in posts:
+            assert post.factor is not None
+            key = post.scale, post.factor.id
+            if key in self.posts:
+                continue
+            name = self.fresh("h")
+            lines, text = self.row_value(post.factor)
+            value = self.times(post.scale, text)
+            own = post.factor.axes & I
+            self.posts[key] = f"{name}[r]" if own else name
+            out += [f"{self.A} {name}[{self.s.R}];"] if own else []
+            row = [
+                *lines, f"{'' if own else f'{self.A} '}{self.posts[key]} = {value};",
+                f"if (!({self.abs_sum(self.posts[key])} < {self.infinite_sum})) {{",
+                f"never |= {'1u << r' if own else f'{(1 << self.s.R) - 1}u'};",
+                f"{self.posts[key]} = {literal(0.0, self.acc)};",
+                "}",
+            ]  # fmt: skip
+            out += loop(self.every_row, row, "all") if own else row
+        return out
+
+    def row_value(self, e: Expr) -> tuple[Lines, str]:
+        """Statements before, and the text of, a value of row r: one of its record, or what varies with nothing."""
+        once: Lines = []
+        if e.op not in ("const", "whole", "counter") and self.known(e) is None:
+            for part in self.pending([e], frozenset(e.free), slots=True):
+                self.scopes[-1][part.id] = self.read(part, once, once, once)
+        return once, self.text(e)
+
+    def times(self, scale: float, factor: str) -> str:
+        """A factor, in the accumulator's type."""
+        wide = factor if self.T == self.A else f"({self.A}){factor}"
+        return wide if scale == 1.0 else f"{literal(scale, self.acc)} * {wide}"
+
+    def weighed(self, post: Post | None, run: str) -> str:
+        """A running value as it is added to the state."""
+        wide = run if self.T == self.A else f"({self.A}){run}"
+        if post is None or (post.factor is None and post.scale == 1.0):
+            return wide
+        factor = literal(post.scale, self.acc) if post.factor is None else self.posts[post.scale, post.factor.id]
+        return f"{wide} * {factor}"
+
+    def abs_sum(self, text: str) -> str:
+        return f"fabs{'f' if self.acc == 'float32' else ''}({text})"
+
+    # -- chains ------------------------------------------------------------------------------------------------------
+
+    def chains(self) -> Lines:
+        """Chains of columns in registers, each joined to the state; the last, shorter one by a loop with a bound."""
+        s = self.s
+        roots = [*self.rest, *self.heads]
+        runs, starts = self.started(roots, "run", self.running)
+        left, full, rest = (", const int left", f", {s.C}", f", min({s.C}, count - t)") if s.C > 1 else ("", "", "")
+        passes = {"columns": [self.step(root) for root in roots]}
+        if self.rankings:
+            if s.group > 1:
+                passes["columns"] += [self.best(root) for root in self.rankings]
+                passes["ranks"] = [self.step(root) for root in self.rankings]
+                runs += [f"{self.T} {self.best_of(root)}[{s.R}];" for root in self.rankings]
+            else:
+                passes["columns"] += [self.step(root) for root in self.rankings]
+        chain = [*runs, *(loop(self.every_row, starts, "all") if starts else [])]
+        for name, puts in passes.items():
+            exprs = [e for put in puts for e in put.exprs]
+            body = self.folds(exprs, CLOSED) + self.phase(puts, CLOSED, bounded=True)
+            chain += [f"const auto {name} = [&](const int t{left}) {{", *body, "};"]
+        every = [f"{name}(t{rest});" for name in passes]
+        group = [f"columns(c0 + t{full});"]
+        if "ranks" in passes:
+            whole = loop(f"int t = 0; t < {s.chain}; t += {s.group}", self.grouped(full), 1)
+        else:
+            whole = loop(f"int t = 0; t < {s.chain}; t += {s.C}", group, s.unroll)
+        chain += [
+            f"if (count - c0 >= {s.chain}) {{",
+            *whole,
+            "} else {",
+            *(self.emptied() if "ranks" in passes else []),
+            *loop(f"int t = c0; t < count; t += {s.C}", every, 1),
+            "}",
+            *self.joined(f"min(c0 + {s.chain}, count)"),
+        ]  # fmt: skip
+        return loop(f"int c0 = 0; c0 < count; c0 += {s.chain}", chain, 1)
+
+    def best(self, root: Root) -> Put:
+        """The best value of a group of columns: NaN is never better."""
+        name = self.best_of(root)
+        choose = "fmin" if self.rank_of(root) > 0 else "fmax"
+        return Put(root.terms[:1], lambda values: [f"{name}[r] = {choose}{self.f}({name}[r], {values[0]});"])
+
+    def best_of(self, root: Root) -> str:
+        return f"best{root.fields[0]}_{root.index.offset}"
+
+    def rank_of(self, root: Root) -> int:
+        return 1 if self.k.fields[root.fields[0]].identity > 0 else -1
+
+    def emptied(self) -> Lines:
+        """The best values of no columns."""
+        worst = [literal(float("inf") * self.rank_of(root), self.dtype) for root in self.rankings]
+        starts = [f"{self.best_of(root)}[r] = {start};" for root, start in zip(self.rankings, worst, strict=True)]
+        return loop(self.every_row, starts, "all")
+
+    def grouped(self, full: str) -> Lines:
+        """A group of columns: only if one of them may come before a last place, they are put where they belong."""
+        s = self.s
+        every = f"int u = 0; u < {s.group}; u += {s.C}"
+        near = []
+        for root in self.rankings:
+            top = self.names(root, "acc")[0]
+            near.append(f"{self.ranks(root)}_near({top}, {self.best_of(root)}[r])")
+        return [
+            *self.emptied(),
+            *loop(every, [f"columns(c0 + t + u{full});"], "all"),
+            "bool some = false;",
+            *loop(self.every_row, [f"some |= {' | '.join(near)};"], "all"),
+            "if (some) {",
+            *loop(every, [f"ranks(c0 + t + u{full});"], 1),
+            "}",
+        ]
+
+    # -- joining a chain ---------------------------------------------------------------------------------------------
+
+    def joined(self, stop: str) -> Lines:
+        """Join the running values of all rows to the state in registers; where they do not hold, do them again."""
+        s = self.s
+        plain = [root for root in (*self.rest, *self.heads) if root not in self.redone]
+        if not self.redone:
+            return loop(self.every_row, self.joins(plain), "all") if plain else []
+        never = bool(self.posts)
+        checks, fine = self.checks()
+        marks = [*checks, f"if (!({fine}){' | (never >> r & 1)' if never else ''}) {{", "bad |= 1u << r;"]
+        for root in self.redone:
+            for f, name in zip(root.fields, self.names(root), strict=True):
+                marks.append(f"{name} = {self.identity(f)};")
+        marks.append("}")
+        rows = [*self.joins(plain), *self.quick_joins()]
+        again, names = self.again(self.redone, "q", "c0", stop, CLOSED)
+        back = ["if (r == q) {", *self.joins(self.redone, lambda slot: names[slot]), "}"]
+        return [
+            f"bool fine = {'never == 0' if never else 'true'};",
+            *loop(self.every_row, [*checks, f"fine &= {fine};"], "all"),
+            "unsigned bad = 0;",
+            "if (!fine) {", *loop(self.every_row, marks, "all"), "}",
+            *loop(self.every_row, rows, "all"),
+            "if (bad != 0) {",
+            *loop(f"int q = 0; q < {s.R}; q++",
+                  ["if (bad >> q & 1) {", *again, *loop(self.every_row, back, "all"), "}"], 1),
+            "}",
+        ]  # fmt: skip
+
+    def checks(self) -> tuple[Lines, str]:
+        """Statements, and whether the running values of row r hold."""
+        out: Lines = []
+        fine: list[str] = []
+        self.scopes.append({})
+        for root in self.redone:
+            quick = self.quick(root)
+            if quick:
+                local = [f for f in root.fields if f in self.local]
+                if local:
+                    fine += [f"({self.held(Slot(f, root.index, False))}[r] >= 0)" for f in local]
+                else:
+                    out += self.merging([quick.holds], self.held_leaf, self.dtype)
+                    fine.append(self.text(quick.holds))
+            for post, run, acc in zip(self.posted(root), self.names(root), self.names(root, "acc"), strict=True):
+                if post is None:
+                    continue
+                if quick:
+                    total = self.fresh("t")
+                    out.append(f"const {self.A} {total} = {self.abs_sum(f'{acc} + {self.weighed(post, run)}')};")
+                    fine.append(f"({total} < {self.infinite_sum})")
+                    if quick.least:
+                        fine.append(f"({total} >= {literal(quick.least, self.acc)})")
+                else:
+                    fine.append(f"(fabs{self.f}({run}) < {self.infinite})")
+        self.scopes.pop()
+        return out, " & ".join(fine)
+
+    def held_leaf(self, e: Expr) -> str:
+        """Running values, and those of the state before the chain."""
+        return f"{self.held(e.attr, 'acc' if e.op == 'stored' else 'run')}[r]"
+
+    def quick_joins(self) -> Lines:
+        """Join the running values of row r that hold."""
+        out: Lines = []
+        anchored = [root for root in self.redone if (quick := self.quick(root)) and quick.posts]
+        for root in self.redone:
+            if root in anchored:
+                continue
+            for post, run, acc in zip(self.posted(root), self.names(root), self.names(root, "acc"), strict=True):
+                if post is not None:
+                    out.append(f"{acc} += {self.weighed(post, run)};")
+            if not any(self.posted(root)):
+                out.append(self.join(root, self.names(root, "acc"), self.others(root)))
+        others: dict[Slot, str] = {}
+        beyond: list[str] = []
+        for root in anchored:
+            for f, post, run, acc in zip(
+                root.fields, self.posted(root), self.names(root), self.names(root, "acc"), strict=True
+            ):
+                slot = Slot(f, root.index, False)
+                if post is None:
+                    beyond.append(f"{run} > {acc}")
+                    others[slot] = run
+                else:
+                    out.append(f"{acc} += {self.weighed(post, run)};")
+                    others[slot] = self.identity(f, self.merged[f])
+        if beyond:
+            out += [f"if ({' || '.join(beyond)}) {{", *self.joins(anchored, lambda slot: others[slot]), "}"]
+        return out
+
+    # -- again -------------------------------------------------------------------------------------------------------
+
+    def again(
+        self, roots: Sequence[Root], row: str, start: str, stop: str, open: Open
+    ) -> tuple[Lines, dict[Slot, str]]:
+        """The running values of single rows, from the variables, by the steps as they were; and their names."""
+        p = self.plain
+        assert p is not None
+        mine = [next(r for r in p.k.roots if r.fields == root.fields and r.index == root.index) for root in roots]
+        p.scopes = [{}]
+        out = [f"const i64 i = min(item[1] + threadIdx.x + {THREADS} * {row}, item[2] - 1);", *p.direct(p.k.once)]
+        names: dict[Slot, str] = {}
+        steps: list[tuple[str, Expr]] = []
+        for root in mine:
+            for f, e in zip(root.fields, root.steps, strict=True):
+                name = names[Slot(f, root.index, False)] = p.held(Slot(f, root.index, False), "again")
+                out.append(f"{C_NAME[p.running[f]]} {name} = {literal(p.k.fields[f].identity, p.running[f])};")
+                steps.append((name, e))
+        p.scopes.append({})
+        # what lies outside a loop is written first: loops inside it may have the name of a loop that is open
+        loops, body = sorted(open), ["const i64 j = j0 + u;"]
+        for n in range(len(loops) + 1):
+            body += p.direct([e for _, e in steps], frozenset(loops[:n]))
+        new = {name: p.text(e) for name, e in steps}
+        body += [f"{name} = {value};" for name, value in new.items()]
+        return [*out, *loop(f"int u = {start}; u < {stop}; u++", body, 1)], names
+
+    # -- large states ------------------------------------------------------------------------------------------------
+
+    def slices(self) -> Lines:
+        """Many components: what they share for C columns first, then one after another, each joined to its state."""
+        s, k = self.s, self.k
+        uses: dict[int, int] = {}
+        for root in k.roots:
+            for e in walk(root.steps):
+                uses[e.id] = uses.get(e.id, 0) + 1
+        body = self.folds(k.steps, CLOSED) + self.slices_of_heads(uses)
+        for root in (*self.rest, *self.rankings):
+            body += self.kept(self.common(root, uses), CLOSED)
+            body += self.slice(root)
+        joins = [self.join(root, self.names(root, "acc"), self.names(root)) for root in self.heads]
+        body += loop(self.every_row, joins, "all") if joins else []
+        call = ["columns(c0);"]
+        if s.C > 1:
+            call = [f"if (count - c0 >= {s.C}) {{", f"columns(c0, {s.C});", "} else {", "columns(c0, count - c0);", "}"]
+        left = ", const int left" if s.C > 1 else ""
+        return [f"const auto columns = [&](const int t{left}) {{", *body, "};",
+                *loop(f"int c0 = 0; c0 < count; c0 += {s.C}", call, 1)]  # fmt: skip
+
+    def common(self, root: Root, uses: dict[int, int]) -> list[Expr]:
+        """Values that every component of a root, or another root, reads."""
+        several = bool(root.loops)
+        return self.outermost(root.steps, lambda e: self.paired(e) and not e.free and (several or uses[e.id] > 1))
+
+    def slices_of_heads(self, uses: dict[int, int]) -> Lines:
+        """The running values of heads over C columns, what others read of them at each, and what joining reads."""
+        if not self.heads:
+            return []
+        looped = {e.id for root in self.rest if root.loops for e in walk(root.steps)}
+        wanted = self.outermost(
+            [e for root in self.rest for e in root.steps],
+            lambda e: self.of_heads(e) and not e.free and (e.op == "state" or e.id in looped or uses[e.id] > 1),
+        )
+        declared, started = self.started(self.heads, "run", self.running)
+        out = [*declared, *loop(self.every_row, started, "all")]
+        names = {e: self.fresh("q") for e in wanted}
+        out += [f"{self.type(e)} {name}{self.block};" for e, name in names.items()]
+        puts = [Put([e], self.assigning(name + self.at)) for e, name in names.items()]
+        out += self.phase([*puts, *map(self.step, self.heads)], CLOSED, bounded=True)
+        self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
+
+        factors = {e.id: e for root in self.rest for e in self.factors[root.fields]}
+        targets = {id: self.fresh("h") for id in factors}
+        self.scopes.append({})
+        body = self.merging(list(factors.values()), self.running_leaf(self.run), self.acc)
+        body += [f"{targets[id]}[r] = {self.text(e, self.acc)};" for id, e in factors.items()]
+        self.scopes.pop()
+        out += [f"{self.type(e, self.acc)} {targets[id]}[{self.s.R}];" for id, e in factors.items()]
+        out += loop(self.every_row, body, "all")
+        self.scopes[-1].update({id: f"{name}[r]" for id, name in targets.items()})
+        return out
+
+    def slice(self, root: Root) -> Lines:
+        """One component, or each of its loops, over C columns."""
+        component = self.component(root.index)
+        state = [self.partial(f, component) for f in root.fields]
+        if root.places > 1:
+            declared, _ = self.started([root], "acc", self.types)
+            before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
+        else:
+            declared, before = self.started([root], "run", self.running)
+
+        def nest(open: Open, loops: Sequence[Loop]) -> Lines:
+            self.scopes.append({})
+            if loops:
+                inner = open | {loops[0]}
+                shared = self.outermost(root.steps, lambda e: self.paired(e) and e.free <= open) if open else []
+                body = self.folds(shared, open) + self.kept(shared, open) if shared else []
+                body += over(loops[0], nest(inner, loops[1:]), 1)
+            else:
+                body = [*declared, *loop(self.every_row, before, "all"), *self.folds(root.steps, open)]
+                body += self.phase([self.step(root)], open, bounded=True)
+                body += [] if root.places > 1 else self.slice_joins(root, state, open)
+            self.scopes.pop()
+            return body
+
+        body = nest(CLOSED, root.loops)
+        return body if root.loops else ["{", *body, "}"]
+
+    def slice_joins(self, root: Root, state: Sequence[str], open: Open) -> Lines:
+        """Join the running values of one component; where they are not finite, they are computed again."""
+        if root not in self.redone:
+            return loop(self.every_row, [self.join(root, state, self.names(root))], "all")
+        before: Lines = []
+        row: Lines = []
+        values: list[str] = []
+        fine: list[str] = []
+        for post, run in zip(self.posted(root), self.names(root), strict=True):
+            if post is None:
+                values.append(run)
+                continue
+            text = run if self.T == self.A else f"({self.A}){run}"
+            if post.factor is not None:
+                lines, factor = self.row_value(post.factor)
+                before += lines
+                text = f"{text} * ({self.times(post.scale, factor)})"
+            elif post.scale != 1.0:
+                text = f"{text} * {literal(post.scale, self.acc)}"
+            name = self.fresh("w")
+            row.append(f"const {self.A} {name} = {text};")
+            values.append(name)
+            fine.append(f"({self.abs_sum(name)} < {self.infinite_sum})")
+        row += [f"if ({' & '.join(fine)}) {{", self.join(root, state, values), "} else {", "bad |= 1u << r;", "}"]
+        last = "t + left" if self.s.C > 1 else "t + 1"
+        again, names = self.again([root], "r", "t", last, open)
+        back = self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields])
+        return [
+            "unsigned bad = 0;", *before, *loop(self.every_row, row, "all"),
+            "if (bad != 0) {",
+            *loop(self.every_row, ["if (bad >> r & 1) {", *again, back, "}"], 1),
+            "}",
+        ]  # fmt: skip
