@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from dred.kernel.ir import IJ, Kernel, walk
+from dred.kernel.ir import IJ, Expr, Kernel, Root, factors, walk
 from dred.kernel.primitives import PRIMITIVES
 
 THREADS = 128  # of a block
@@ -14,6 +15,9 @@ BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills,
 HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
+SIMPLE = 72  # values that the rows of a thread keep: that many leave room for four blocks
+PAIRS = 32  # of rows and columns in a turn of the loop over columns
+CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 
@@ -37,6 +41,8 @@ class Schedule(NamedTuple):
         The state is too long for registers: it stays in memory, and only C columns of one component are added up.
     group : int
         Columns whose best value is compared with the last place of a ranking, at a time.
+    blocks : int
+        Blocks of threads that a multiprocessor shall hold at least.
     columns : str
         How column records reach the threads: "none" (there are none), "packed" (shared memory, 16 bytes at a time),
         "block" (shared memory, C columns side by side) or "memory" (a kernel of its own writes them there).
@@ -50,12 +56,18 @@ class Schedule(NamedTuple):
     rows_in_memory: bool
     wide: bool
     group: int
+    blocks: int
     columns: str
 
 
-def weight(k: Kernel) -> float:
+def steps_of(root: Root, wide: bool) -> Sequence[Expr]:
+    """The steps that a root goes by: quick ones where its state is in registers."""
+    return root.quick.steps if root.quick and not wide else root.steps
+
+
+def weight(k: Kernel, wide: bool) -> float:
     """Instructions of one pair as text: those inside component loops count once."""
-    pair = walk(k.steps)
+    pair = walk([e for root in k.roots for e in steps_of(root, wide)])
     ranked = RANKED * sum(root.places > 1 for root in k.roots)
     return max(1.0, ranked + sum(PRIMITIVES[e.op].cost for e in pair if e.axes == IJ and e.op in PRIMITIVES))
 
@@ -63,7 +75,6 @@ def weight(k: Kernel) -> float:
 def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     """Blocking of a kernel whose values take `size` bytes, with chains of `chain` columns at most."""
     few = 128 // size  # values of which a thread can hold a few times as many
-    load = weight(k) * size / 4  # float64 takes two registers
     values = [k.fields[f] for root in k.roots for f in root.fields]  # of the running state
     components = sum(field.size > 1 for field in values)
     plain = all(field.kind == "sum" for field in k.fields)  # an instruction or two for each of them
@@ -79,6 +90,9 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     long_j = any(e.free for e, _ in k.slots_j)
     rows_in_memory = any(e.free for e, _ in k.slots_i) or k.size_i > 2 * few
     wide = any(root.loops for root in k.roots) or components > few
+    load = weight(k, wide) * size / 4  # float64 takes two registers
+    if not any(field.kind == "sum" for field in k.fields):
+        chain = max(chain, CHOICES)
 
     per = 16 // size
     packed = not long_j and k.size_j <= 8 * per
@@ -98,6 +112,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         if fused or long_j or rows_in_memory:
             C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + sum(4 if field.number else 3 for field in values)
+    registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
@@ -115,8 +130,10 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
 
-    full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
-    copies = 1 if full else max(1, min(16, int(BODY / (2 * R * C * load))))
+    full = rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD
+    copies = 1 if full else max(1, min(chain // (2 * C), PAIRS // (R * C), int(BODY / (2 * R * C * load))))
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
-    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, columns)
+    simple = size == 4 and not (rows_in_memory or wide or fused or long_j) and R * registers <= SIMPLE
+    blocks = 4 if simple else 2
+    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, blocks, columns)

@@ -236,7 +236,7 @@ class _Kernel(Tiles):
                   *([(f"const {T}* __restrict__", "xs")] if memory["rows"] else []),
                   *([(f"const {T}* __restrict__", "ys"), ("i64", "ypitch")] if memory["columns"] else []),
                   *self.pointers("partial"), ("i64", "pitch"), ("int", "first"), ("int", "splits")]  # fmt: skip
-        out = self.begin("fold", params, f"__launch_bounds__({THREADS}, 2) ")
+        out = self.begin("fold", params, f"__launch_bounds__({THREADS}, {s.blocks}) ")
         if s.columns == "packed":
             out.append(f"__align__(16) __shared__ {T}{self.per} tile[{s.TJ * self.words}];")
         elif s.columns == "block":

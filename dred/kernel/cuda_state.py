@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from dred.formula.node import J
-from dred.kernel.cuda_schedule import THREADS, Schedule
+from dred.kernel.cuda_schedule import THREADS, Schedule, steps_of
 from dred.kernel.cuda_text import C_NAME, Lines, Put, Writer, literal, loop
 from dred.kernel.ir import Expr, Kernel, Quick, Root, Slot, walk
 from dred.reductions import NONE
@@ -74,7 +74,7 @@ class State(Writer):
     """
 
     def __init__(self, kernel: Kernel, s: Schedule, dtype: str, acc: str, name: str) -> None:
-        self.steps = [e for root in kernel.roots for e in self.steps_of(root, s)]
+        self.steps = [e for root in kernel.roots for e in steps_of(root, s.wide)]
         super().__init__(kernel, s, dtype, self.steps)
         self.acc, self.A, self.name = acc, C_NAME[acc], name
         self.types = [field.stored(dtype, acc) for field in kernel.fields]
@@ -106,10 +106,6 @@ class State(Writer):
         # what joining reads of heads
         self.factors = {root.fields: self.outermost(root.merge, self.of_heads) for root in self.rest}
         self.factors |= {root.fields: [] for root in self.heads}
-
-    def steps_of(self, root: Root, s: Schedule) -> Sequence[Expr]:
-        """The steps that it goes by."""
-        return root.quick.steps if root.quick and not s.wide else root.steps
 
     def quick(self, root: Root) -> Quick | None:
         """Its quick steps, where it goes by them."""
@@ -157,19 +153,22 @@ class State(Writer):
         """One more pair."""
         if root.places > 1:
             return Put(root.terms, lambda values: self.ranked(root, values))
-        names, steps = self.names(root), list(self.steps_of(root, self.s))
-        place = "t" if self.s.C == 1 else "t + c"
-        local = [f in self.local for f in root.fields]
-        # the condition of a choice stands for the number that is chosen
-        exprs = [e.args[0] if own else e for own, e in zip(local, steps, strict=True)]
+        ways = [self.way(f, e) for f, e in zip(root.fields, steps_of(root, self.s.wide), strict=True)]
+        names = self.names(root)
 
         def then(values: list[str]) -> Lines:
-            return [
-                f"{name} = {f'{value} ? {place} : {name}' if own else value};"
-                for own, name, value in zip(local, names, values, strict=True)
-            ]
+            steps = zip(names, ways, values, strict=True)
+            return [f"{name} = {way[1].format(value=value, name=name)};" for name, way, value in steps]
 
-        return Put(exprs, then)
+        return Put([e for e, _ in ways], then)
+
+    def way(self, field: int, step: Expr) -> tuple[Expr, str]:
+        """What a step computes, and what becomes of its value and the running one."""
+        if field in self.local:  # the condition of a choice stands for the number that is chosen
+            return step.args[0], f"{{value}} ? t{' + c' * (self.s.C > 1)} : {{name}}"
+        if step.op in ("min", "max") and step.args[1].op == "state":  # which is never NaN
+            return step.args[0], f"f{step.op}{self.f}({{value}}, {{name}})"
+        return step, "{value}"
 
     def partial(self, field: int, component: str) -> str:
         """A row of the split's state, of row r of this thread."""

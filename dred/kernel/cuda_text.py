@@ -10,6 +10,7 @@ import numpy as np
 
 from dred.formula.construct import nearest
 from dred.formula.node import I, J
+from dred.kernel.coefficients import EXP2S
 from dred.kernel.cuda_schedule import THREADS, Schedule
 from dred.kernel.ir import FOLDS, IJ, Expr, Index, Kernel, Loop, Slot, maximal, walk
 from dred.kernel.primitives import PRIMITIVES
@@ -39,14 +40,30 @@ return NAMEf(x);
 }
 
 __device__ __forceinline__ double dred_NAME(const double x) {
-return NAME(x);
+DOUBLE
 }
 #endif
 
 """
+# the nearest integer by its bits, a polynomial, and the exponent by bits; 0 below 2^-1022, infinite from 2^1022 on
+EXP2 = "\n".join(
+    [
+        "const double n = x + 6755399441055744.0, r = x - (n - 6755399441055744.0);",
+        f"double p = {EXP2S['float64'][-1]!r};",
+        *(f"p = fma(p, r, {c!r});" for c in (*EXP2S["float64"][-2::-1], 1.0)),
+        "const i64 bits = __double_as_longlong(p) + (__double_as_longlong(n) << 52);",
+        "const int high = (int)(__double_as_longlong(x) >> 32);",
+        "const double y = __longlong_as_double(bits);",
+        f"return (high & 0x7fffffff) < 0x408ff000 ? y : high < 0 ? 0.0 : {_BITS['float64'][0]};",
+    ]
+)
 PRELUDE = {
-    f"approx_{name}": FUNCTION.replace("NAME", name).replace("INSTRUCTION", instruction)
-    for name, instruction in (("exp2", "ex2.approx.ftz"), ("sqrt", "sqrt.approx"), ("rsqrt", "rsqrt.approx"))
+    f"approx_{name}": FUNCTION.replace("NAME", name).replace("INSTRUCTION", instruction).replace("DOUBLE", double)
+    for name, instruction, double in (
+        ("exp2", "ex2.approx.ftz", EXP2),
+        ("sqrt", "sqrt.approx", "return sqrt(x);"),
+        ("rsqrt", "rsqrt.approx.ftz", "return rsqrt(x);"),
+    )
 }
 
 

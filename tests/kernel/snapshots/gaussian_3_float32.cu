@@ -14,7 +14,23 @@ __device__ __forceinline__ float dred_exp2(const float x) {
 }
 
 __device__ __forceinline__ double dred_exp2(const double x) {
-  return exp2(x);
+  const double n = x + 6755399441055744.0, r = x - (n - 6755399441055744.0);
+  double p = 4.4558179083360645e-10;
+  p = fma(p, r, 7.074194297288521e-09);
+  p = fma(p, r, 1.0178057087733941e-07);
+  p = fma(p, r, 1.3215432535912375e-06);
+  p = fma(p, r, 1.5252733841556773e-05);
+  p = fma(p, r, 0.00015403530463724353);
+  p = fma(p, r, 0.001333355814640647);
+  p = fma(p, r, 0.009618129107587256);
+  p = fma(p, r, 0.055504108664821625);
+  p = fma(p, r, 0.24022650695910158);
+  p = fma(p, r, 0.6931471805599453);
+  p = fma(p, r, 1.0);
+  const i64 bits = __double_as_longlong(p) + (__double_as_longlong(n) << 52);
+  const int high = (int)(__double_as_longlong(x) >> 32);
+  const double y = __longlong_as_double(bits);
+  return (high & 0x7fffffff) < 0x408ff000 ? y : high < 0 ? 0.0 : __longlong_as_double(0x7ff0000000000000ll);
 }
 #endif
 
@@ -23,7 +39,7 @@ __device__ __forceinline__ void dred_join0(double& a0, const double b0) {
   a0 = t1;
 }
 
-extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __restrict__ v0, i64 s0, const float* __restrict__ v1, i64 s1, const float* __restrict__ v2, i64 s2, const float* __restrict__ v3, i64 s3, const i64* __restrict__ items, const i64* __restrict__ intervals, double* __restrict__ partial0, i64 pitch, int first, int splits) {
+extern "C" __global__ void __launch_bounds__(128, 4) dred_fold(const float* __restrict__ v0, i64 s0, const float* __restrict__ v1, i64 s1, const float* __restrict__ v2, i64 s2, const float* __restrict__ v3, i64 s3, const i64* __restrict__ items, const i64* __restrict__ intervals, double* __restrict__ partial0, i64 pitch, int first, int splits) {
   // batch; begin and end of its rows; first and last of their intervals
   const i64* const item = items + 5 * blockIdx.x;
   const i64 batch = item[0];
@@ -107,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) dred_fold(const float* __re
           }
         };
         if (count - c0 >= 16) {
-          #pragma unroll 8
+          #pragma unroll 4
           for (int t = 0; t < 16; t += 1) {
             columns(c0 + t);
           }
