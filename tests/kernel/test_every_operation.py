@@ -16,6 +16,7 @@ from dred.formula.rewrite import build, expand
 from dred.kernel import cpu, cuda, engine, llvm
 from dred.kernel.cuda_schedule import UNROLL
 from dred.kernel.cuda_source import rendered
+from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
 from tests.formula import checks
 from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
@@ -76,7 +77,7 @@ def rows(axis: int) -> tuple[int, int]:
 @pytest.mark.parametrize("name", OPS)
 def test_on_the_cpu(name, dtype, unroll, axis):
     s = spec(OPS[name], dtype, axis)
-    kernel = cpu.build(llvm.rendered(s, unroll=unroll))
+    kernel = cpu.build(llvm.render(lower(s, unroll), s.dtype, s.acc, s.chain))
     kept, reduced = rows(axis)
     state = engine.empty(s, kept)
     arrays = [np.ascontiguousarray(a, dtype) for a in problem(OPS[name]).arrays]
