@@ -134,6 +134,10 @@ class BackendError(DredError, RuntimeError):
     """The requested backend cannot run here."""
 
 
+class DeviceMemoryError(BackendError, MemoryError):
+    """Work that does not fit into the memory of a GPU, however few rows of it are computed at a time."""
+
+
 class PlanError(DredError, ValueError):
     """Work that cannot be planned, or does not fit."""
 
