@@ -4,13 +4,14 @@ CuPy is imported by the modules behind this one alone, and inside functions.
 """
 
 from dred.kernel.cuda_cache import compile_cubin, cubin, rendered, source
-from dred.kernel.cuda_device import bound_pool, capability, device_count, memory_limit
+from dred.kernel.cuda_device import architecture, bound_pool, capability, device_count
 from dred.kernel.cuda_fold import adopted, fold_device, joined, placed, reduce_device
 from dred.kernel.cuda_host import fold
 from dred.kernel.cuda_launch import launch, panels, row_tiles, splits_of
 
 __all__ = [
     "adopted",
+    "architecture",
     "bound_pool",
     "capability",
     "compile_cubin",
@@ -20,7 +21,6 @@ __all__ = [
     "fold_device",
     "joined",
     "launch",
-    "memory_limit",
     "panels",
     "placed",
     "reduce_device",

@@ -70,6 +70,11 @@ def current() -> int:
     return int(runtime.getDevice())
 
 
+def architecture() -> str:
+    """That of the current device."""
+    return capability(current())
+
+
 def capability(device_id: int) -> str:
     """The architecture of a device, such as "sm_90"."""
     from cupy.cuda import Device
@@ -134,11 +139,17 @@ def room(memory: float | None = None) -> int:
     return min(limit, free, most - int(pool.used_bytes())) if most else min(limit, free)
 
 
-def bound_pool(memory: float | None = None) -> None:
-    """Let CuPy's own pool hold `limit_bytes` of the current device at most, unless somebody has set another limit."""
-    pool = _pool()
+def bound_pool(memory: float | None = None) -> int:
+    """Let CuPy's own pool hold `limit_bytes` of the current device at most, unless somebody has set another limit.
+
+    Where another allocator than CuPy's was set, nothing is bounded. Returns `limit_bytes`; 0 without a device.
+    """
+    if device_count() == 0:
+        return 0
+    pool, most = _pool(), limit_bytes(memory)
     if pool is not None and pool.get_limit() == 0:
-        pool.set_limit(size=limit_bytes(memory))
+        pool.set_limit(size=most)
+    return most
 
 
 def release() -> None:

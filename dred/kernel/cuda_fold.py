@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.errors import BackendError, InputError
+from dred.errors import BackendError
 from dred.formula.node import J
 from dred.kernel.cuda_cache import Program, program, rendered
 from dred.kernel.cuda_device import checked, current, no_memory, release
@@ -58,22 +58,14 @@ def adopted(array: Any) -> Any:
     ------
     BackendError
         There is no CuPy or no device to use it with.
-    InputError
-        Its library does not hand it over.
     """
-    if type(array).__module__.partition(".")[0] == "cupy":
-        return array
     checked(-1)
     import cupy
 
-    try:
-        if hasattr(type(array), "__dlpack__"):
-            with cupy.cuda.Device(array.__dlpack_device__()[1]):  # CuPy reads it on the current stream of that device
-                return cupy.from_dlpack(array)
+    if not hasattr(type(array), "__dlpack__"):
         return cupy.asarray(array)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
-        kind = f"{type(array).__module__}.{type(array).__qualname__}"
-        raise InputError(f"CuPy cannot use a {kind} as it is ({error}): convert it to a CuPy array") from error
+    with cupy.cuda.Device(array.__dlpack_device__()[1]):  # its library waits for the current stream of that device
+        return cupy.from_dlpack(array)
 
 
 def joined(blocks: Sequence[Any]) -> Any:

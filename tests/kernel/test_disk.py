@@ -16,7 +16,7 @@ import pytest
 from dred.errors import BackendError, OptionError
 from dred.formula.language import formula
 from dred.formula.ops import OPS
-from dred.kernel import cpu, cuda, disk, machine, sources
+from dred.kernel import cpu, cuda, cuda_cache, disk, machine, sources
 from dred.kernel.disk import Store
 from dred.kernel.output import empty
 from dred.kernel.primitives import PRIMITIVES
@@ -465,8 +465,10 @@ def test_a_cubin_is_compiled_once(tmp_path, monkeypatch):
     """For each source, architecture and compiler."""
     monkeypatch.setenv("DRED_CACHE_DIR", str(tmp_path))
     version, compiled = (13, 0), []
-    monkeypatch.setattr(cuda, "_nvrtc", lambda: types.SimpleNamespace(getVersion=lambda: version))
-    monkeypatch.setattr(cuda, "compile_cubin", lambda *args: (compiled.append(args) or repr(args).encode(), "log"))
+    monkeypatch.setattr(cuda_cache, "_nvrtc", lambda: types.SimpleNamespace(getVersion=lambda: version))
+    monkeypatch.setattr(
+        cuda_cache, "compile_cubin", lambda *args: (compiled.append(args) or repr(args).encode(), "log")
+    )
     for _ in range(2):
         assert cuda.cubin("text", "sm_90") == b"('text', 'sm_90')"
         assert cuda.cubin("other", "sm_90") == b"('other', 'sm_90')"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError
-from dred.kernel import cuda
+from dred.kernel import cuda, cuda_launch
 from dred.kernel.output import Output
 from tests.kernel.cuda_cases import (
     CASES,
@@ -109,7 +109,7 @@ def test_launches_and_threads_change_no_bit(monkeypatch):
         t.start()
     for t in threads:
         t.join()
-    monkeypatch.setattr(cuda, "LAUNCH_COST", 1e6)
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 1e6)
     found.append(cuda.fold(s, start, arrays, M, N)[0])
     assert [state.tobytes() for state in found] == [whole] * 5
 

@@ -68,6 +68,10 @@ class Fake:
         Direction ("in", "out"), bytes, and whether the host's memory was pinned.
     compiled : list of (str, tuple)
         Texts and options that NVRTC was given.
+    done : list of str
+        Kinds of work in the order in which it was done.
+    shortage : set of int
+        Numbers of allocations, counted in `allocated`, for which there is no memory.
     """
 
     def __init__(self, devices=1, memory=1 << 30, capabilities=("90",), eager=()):
@@ -75,6 +79,7 @@ class Fake:
         self.capabilities = [capabilities[n % len(capabilities)] for n in range(devices)]
         self.lock, self.local = threading.RLock(), threading.local()
         self.launches, self.copies, self.compiled, self.loaded, self.wrong = [], [], [], 0, []
+        self.done, self.allocated, self.shortage = [], 0, set()
         self.blocks, self.pinned = weakref.WeakValueDictionary(), weakref.WeakValueDictionary()
         self.pools = [Pool(self) for _ in range(devices)]
         self.streams = [[] for _ in range(devices)]
@@ -145,14 +150,19 @@ class Stream:
                 for other in self.fake.streams[self.device_id]:
                     if other is not self and not other.non_blocking and (self.is_null or other.is_null):
                         other.drain()
-            self.queue.append(work)
+            self.queue.append((kind, work))
             if kind in self.fake.eager:
                 self.drain()
 
     def drain(self):
         with self.fake.lock:
             while self.queue:
-                self.queue.popleft()()
+                self.step()
+
+    def step(self):
+        kind, work = self.queue.popleft()
+        work()
+        self.fake.done.append(kind)
 
     synchronize = drain
 
@@ -195,7 +205,7 @@ class Record:
     def force(self):
         with self.stream.fake.lock:
             while not self.done:
-                self.stream.queue.popleft()()
+                self.stream.step()
 
 
 class Event:
@@ -264,8 +274,9 @@ class Pool:
 
     def take(self, size):
         with self.fake.lock:
-            need = self.used + size
-            if need > self.fake.memory or (self.limit and need > self.limit):
+            need, number = self.used + size, self.fake.allocated
+            self.fake.allocated += 1
+            if number in self.fake.shortage or need > self.fake.memory or (self.limit and need > self.limit):
                 raise OutOfMemoryError(size, self.total, self.limit)
             self.used = need
             self.total, self.peak = max(self.total, need), max(self.peak, need)
@@ -400,7 +411,7 @@ class PinnedMemoryPointer(np.ndarray):
 # -- arrays ------------------------------------------------------------------------------------------------------------
 
 
-class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     __module__ = "cupy"
 
     def __init__(self, shape, dtype=float, memptr=None, order="C"):
@@ -451,6 +462,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         return len(self._view)
 
     def __getitem__(self, key):
+        keys = key if isinstance(key, tuple) else (key,)
+        if all(isinstance(k, slice | int | type(...) | None) for k in keys):  # a view: nothing is done on the device
+            return ndarray._of(self._view[(*keys, ...)], self._block)
         return _called(lambda a, k: a[k], (self, key), {})
 
     def __setitem__(self, key, value):
@@ -680,7 +694,7 @@ def _modules(of):
     )  # fmt: skip
     parts["memory"].OutOfMemoryError = OutOfMemoryError
     parts["function"].__dict__.update(Module=Module, Function=Function)
-    Stream.null = of.null[0]
+    Stream.null = of.null[0] if of.null else None
     cuda.__dict__.update(
         parts, Device=Device, Stream=Stream, Event=Event, MemoryPointer=MemoryPointer,
         get_current_stream=lambda: of.stream, alloc_pinned_memory=PinnedMemoryPointer._new,
