@@ -7,6 +7,15 @@ from typing import Any
 SHOWN = 60  # characters of a text that an error shows on either side of the offending part, and of that part
 
 
+def human(count: float) -> str:
+    """Bytes for people: `human(1_200_000)` is '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
+
+
 class DredError(Exception):
     """Base of every exception that dred raises on purpose.
 

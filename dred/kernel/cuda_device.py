@@ -9,7 +9,7 @@ import re
 from functools import cache
 from typing import Any
 
-from dred.errors import BackendError, DeviceMemoryError, OptionError
+from dred.errors import BackendError, DeviceMemoryError, OptionError, human
 
 PIP = "(in dred's folder: pip install '.[cuda13]' or '.[cuda12]')"
 CURE = f"; use backend='cpu', or install CuPy {PIP} on a machine with a GPU"
@@ -173,12 +173,7 @@ def no_memory(what: str, reason: object) -> DeviceMemoryError:
 
     free, total = runtime.memGetInfo()
     return DeviceMemoryError(
-        f"CUDA device {current()} has too little memory for {what}: {reason} (the driver reports {size(free)} free of"
-        f" {size(total)}). Free arrays on the device, raise the limit (DRED_CUDA_MEMORY, for workers dred.cuda.memory"
+        f"CUDA device {current()} has too little memory for {what}: {reason} (the driver reports {human(free)} free of"
+        f" {human(total)}). Free arrays on the device, raise the limit (DRED_CUDA_MEMORY, for workers dred.cuda.memory"
         " in dask's configuration), or pass fewer rows at a time"
     )
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e6:,.1f} MB"

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.errors import BackendError
+from dred.errors import BackendError, human
 from dred.formula.node import I, J
 from dred.kernel.cuda_cache import program, rendered
-from dred.kernel.cuda_device import checked, no_memory, release, room, size
+from dred.kernel.cuda_device import checked, no_memory, release, room
 from dred.kernel.cuda_fold import CurrentDevice
 from dred.kernel.cuda_launch import SCRATCH, launch, least_scratch, panels, splits_of_panel
 from dred.kernel.cuda_source import Source
@@ -114,8 +114,8 @@ class Cut:
         least = min(M, source.tile_rows)
         if rows < least:
             raise MemoryError(
-                f"{size(limit)} may be used, {size(fixed)} are for {min(2, len(cut))} panel(s) of {longest:,} columns,"
-                f" and {size(least * row + least_scratch(source))} for the fewest rows, {least:,}"
+                f"{human(limit)} may be used, {human(fixed)} is for {min(2, len(cut))} panels of {longest:,} columns,"
+                f" and {human(least * row + least_scratch(source))} for the fewest rows, {least:,}"
             )
         blocks = -(-M // rows)
         even = -(-M // blocks)

@@ -7,12 +7,12 @@ import types
 import numpy as np
 import pytest
 
-from dred.errors import BackendError, DeviceMemoryError, OptionError
+from dred.errors import BackendError, DeviceMemoryError, OptionError, human
 from dred.formula.language import Variable
 from dred.kernel import cuda, cuda_device, cuda_fold, cuda_launch
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
-from tests.kernel.cuda_cases import assert_sums, data, gaussian, pairs, spec
+from tests.kernel.cuda_cases import assert_sums, data, gaussian, pairs, rendered, spec
 from tests.shim import fake_cupy, shim
 
 SUM = Output.of("Sum")
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(not shim.available(), reason="no C++ compile
 
 @pytest.fixture
 def fake():
-    with fake_cupy.installed(devices=2) as found:
+    with fake_cupy.installed(devices=2, memory=1 << 24) as found:
         yield found
 
 
@@ -224,8 +224,17 @@ def test_few_launches_wait(fake, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.5", 0.5), ("1", 1.0), ("2 GiB", 2**31), ("2gb", 2e9), ("300 MB", 3e8), ("1e9", 1e9), ("64 b", 64), ("7kib", 7168)],
-)  # fmt: skip
+    [
+        ("0.5", 0.5),
+        ("1", 1),
+        ("2 GiB", 2**31),
+        ("2gb", 2e9),
+        ("300 MB", 3e8),
+        ("1e9", 1e9),
+        ("64 b", 64),
+        ("7kib", 7168),
+    ],
+)
 def test_limits_of_memory(text, value, monkeypatch):
     assert cuda_device.memory_limit(text) == value
     monkeypatch.setenv("DRED_CUDA_MEMORY", text)
@@ -286,8 +295,9 @@ def test_without_a_device_nothing_is_bounded():
 @pytest.mark.parametrize("case", [CASE, gaussian(200, 1)], ids=["registers", "memory"])
 def test_a_shortage_on_the_way_costs_launches_and_no_bit(case, monkeypatch):
     """Whichever allocation fails for the first time: those of a launch are tried again, with fewer rows."""
-    monkeypatch.setattr(cuda_fold, "SCRATCH", 1 << 16)
-    s, M, N = spec(case, "float32"), 3000, 600
+    s, source = spec(case, "float32"), rendered(case, "float32")
+    M, N = 3 * source.tile_rows, 80
+    monkeypatch.setattr(cuda_fold, "SCRATCH", 3 * cuda_launch.least_scratch(source))
     arrays = tuple(data(case, M, N, "float32").values())
     with fake_cupy.installed() as fake:
         import cupy
@@ -320,10 +330,10 @@ def test_too_little_memory_is_said_with_numbers(fake):
     fake.memory = fake.pools[0].used + 10_000
     with pytest.raises(DeviceMemoryError) as error:
         cuda.reduce_device(SPEC, inputs, M, N, SUM)
-    total = f"{fake.memory / 1e6:,.1f} MB"
+    free, total = human(10_000 - (fake.pools[0].total - fake.pools[0].used)), human(fake.memory)
     assert str(error.value) == (
         "CUDA device 0 has too little memory for the state of 2,000 rows: Out of memory allocating 16,384 bytes"
-        f" (allocated so far: {fake.pools[0].total:,} bytes). (the driver reports 0.0 MB free of {total}). Free arrays"
+        f" (allocated so far: {fake.pools[0].total:,} bytes). (the driver reports {free} free of {total}). Free arrays"
         " on the device, raise the limit (DRED_CUDA_MEMORY, for workers dred.cuda.memory in dask's configuration), or"
         " pass fewer rows at a time"
     )
