@@ -69,10 +69,20 @@ def adopted(array: Any) -> Any:
 
 
 def joined(blocks: Sequence[Any]) -> Any:
-    """Arrays of a device, one below the other."""
+    """Arrays of the current device, one below the other.
+
+    Raises
+    ------
+    BackendError
+        One is on another device.
+    """
     import cupy
 
-    return blocks[0] if len(blocks) == 1 else cupy.concatenate(blocks)
+    here = current()
+    for block in blocks:
+        if block.device.id != here:
+            raise BackendError(f"a block is on device {block.device.id}, device {here} computes: move it there")
+    return cupy.concatenate(blocks)
 
 
 def placed(array_device: int, device_id: int) -> int:

@@ -70,6 +70,9 @@ class Fake:
         Texts and options that NVRTC was given.
     done : list of str
         Kinds of work in the order in which it was done.
+    waits : int
+        Times that the host has waited for a device. (An operation of CuPy itself does not count, although here it
+        forces what stands before it.)
     shortage : set of int
         Numbers of allocations, counted in `allocated`, for which there is no memory.
     """
@@ -79,7 +82,7 @@ class Fake:
         self.capabilities = [capabilities[n % len(capabilities)] for n in range(devices)]
         self.lock, self.local = threading.RLock(), threading.local()
         self.launches, self.copies, self.compiled, self.loaded, self.wrong = [], [], [], 0, []
-        self.done, self.allocated, self.shortage = [], 0, set()
+        self.done, self.waits, self.allocated, self.shortage = [], 0, 0, set()
         self.blocks, self.pinned = weakref.WeakValueDictionary(), weakref.WeakValueDictionary()
         self.pools = [Pool(self) for _ in range(devices)]
         self.streams = [[] for _ in range(devices)]
@@ -164,7 +167,9 @@ class Stream:
         work()
         self.fake.done.append(kind)
 
-    synchronize = drain
+    def synchronize(self):
+        self.fake.waits += 1
+        self.drain()
 
     @property
     def done(self):
@@ -220,6 +225,7 @@ class Event:
         stream.enqueue("event", self.last.reach)
 
     def synchronize(self):
+        fake.waits += 1
         if self.last is not None:
             self.last.force()
 
@@ -238,7 +244,7 @@ class Device:
 
     def synchronize(self):
         for stream in fake.streams[self.id]:
-            stream.drain()
+            stream.synchronize()
 
     def __enter__(self):
         if not 0 <= self.id < fake.devices:
@@ -488,7 +494,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         fake.copies.append(("out", self.nbytes, pinned is not None))
         stream.enqueue("copy", lambda held=(self._block.raw, pinned): np.copyto(out, view))
         if blocking or pinned is None:
-            stream.drain()
+            stream.synchronize()
         return out
 
 
