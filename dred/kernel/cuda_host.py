@@ -226,7 +226,6 @@ class _Job:
             return target
 
         cut = panels(source, self.N)
-        mine.copy.wait_event(mine.compute.record())  # memory that was used before may be used again
         state = [sent(field[:, low:high]) for field in self.state]
         given: list[Any] = [None] * (1 + max(source.read, default=-1))
         travelling = []

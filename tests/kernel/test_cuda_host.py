@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from dred.errors import DeviceMemoryError
+from dred.formula.language import formula
 from dred.kernel import cuda, cuda_host, cuda_launch, interpret
 from dred.kernel.output import empty
+from dred.kernel.spec import KernelSpec
 from tests.kernel.cuda_cases import CASES, assert_sums, data, pairs, rendered, spec
 from tests.kernel.reduction_cases import Case as Reduction
 from tests.kernel.reduction_cases import arrays as arrays_of
@@ -94,6 +96,36 @@ def test_memory_changes_no_bit(eager):
         found.append(cuda.fold_device(SPEC, None, there, M, N)[0].get().tobytes())
         found.append(fold([there[0], arrays[1], there[2], arrays[3]], M, N, memory=50_000)[0].tobytes())
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("blocks_to_fill", [4, 2048])
+def test_splits_are_those_of_all_rows(blocks_to_fill, monkeypatch):
+    """Whatever the rows that are folded at a time."""
+    monkeypatch.setattr(cuda_launch, "BLOCKS", blocks_to_fill)
+    monkeypatch.setattr(cuda_launch, "PANEL", 16 * SOURCE.tile_columns * COLUMN)
+    M, N = 3000, 20 * SOURCE.tile_columns
+    arrays, _ = problem(M, N)
+    found, splits = set(), set()
+    for memory in (260_000, 0.5):
+        with fake_cupy.installed() as fake:
+            found.add(fold(arrays, M, N, memory=memory)[0].tobytes())
+            splits.add(len(blocks(fake)))
+    assert len(found) == 1
+    assert len(splits) == 2  # one block of rows, and several
+
+
+def test_numbers_of_rows_count_all_blocks():
+    """In formulas that read them."""
+    f = formula("(IndexI() - y) * x", ("x = Vi(1)", "y = Vj(1)"))
+    s = KernelSpec.of(f.node, "Sum", 1, "float64", "float64")
+    M, N, i0 = 3000, 600, 2**33
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(M, 1)), rng.normal(size=(N, 1))
+    want = ((i0 + np.arange(M))[:, None] - y.T) * x
+    with fake_cupy.installed() as fake:
+        (state,) = fold((x, y), M, N, s, i0=i0, memory=80_000)
+        assert len(blocks(fake)) > 2
+    np.testing.assert_allclose(state[0], want.sum(1), rtol=1e-12)
 
 
 def test_one_panel_is_folded_as_a_whole(tmp_path, monkeypatch):
