@@ -42,9 +42,14 @@ def fold(arrays, M, N, s=SPEC, start=None, **more):
     return cuda.fold(s, start or empty(s, M), s.arrays(arrays), M, N, **more)
 
 
-def blocks(fake, source=SOURCE):
+def tiles(fake):
     """Row tiles of each call of the kernel that folds."""
     return [grid[0] for _, _, name, grid, _ in fake.launches if name.endswith("_fold")]
+
+
+def blocks(fake):
+    """Blocks of rows that were folded: each has one state, of one field here, and brings it home."""
+    return sum(way == "out" for way, _, _ in fake.copies)
 
 
 def test_panels_are_of_whole_tiles():
@@ -72,7 +77,8 @@ def test_blocks_and_panels_agree_with_numpy(M, N, eager):
         (state,) = fold(arrays, M, N, start=start, memory=60_000)
         assert all(stream.done for stream in fake.streams[0])  # nothing is left to do
         assert fake.peak <= 60_000
-        assert len(blocks(fake)) == -(-M // 1024) * -(-N // 512)
+        assert blocks(fake) == -(-M // 1024)
+        assert len(tiles(fake)) == -(-M // 1024) * -(-N // 512)
     assert_sums(state, terms, "float32", start=0.5)
     assert np.all(start[0] == 0.5)
 
@@ -80,38 +86,39 @@ def test_blocks_and_panels_agree_with_numpy(M, N, eager):
 @pytest.mark.parametrize("eager", EAGER, ids="+".join)
 def test_memory_changes_no_bit(eager):
     """Nor does a device on which everything fits, nor do arrays that are there already."""
-    M, N = 3000, 1700
-    arrays, _ = problem(M, N)
-    found, rows = [], set()
-    for memory in (50_000, 90_000, 200_000, 0.5):
+    M, N, s = 3000, 900, spec(GAUSSIAN, "float64")  # sums of float32 numbers are exact in any order
+    arrays = tuple(data(GAUSSIAN, M, N, "float64").values())
+    found, cut = [], []
+    for memory in (80_000, 110_000, 400_000, 0.5):
         with fake_cupy.installed(eager=eager, memory=1 << 22) as fake:
-            found.append(fold(arrays, M, N, memory=memory)[0].tobytes())
-            rows.add(tuple(blocks(fake)))
+            found.append(fold(arrays, M, N, s, memory=memory)[0].tobytes())
+            cut.append((blocks(fake), len(tiles(fake))))
             assert fake.peak <= (memory if memory > 1 else memory * fake.memory)
-    assert len(rows) >= 3  # they were cut differently
+    assert cut == [(3, 12), (2, 8), (1, 4), (1, 4)]
     with fake_cupy.installed(eager=eager):
         import cupy
 
         there = list(map(cupy.asarray, arrays))
-        found.append(cuda.fold_device(SPEC, None, there, M, N)[0].get().tobytes())
-        found.append(fold([there[0], arrays[1], there[2], arrays[3]], M, N, memory=50_000)[0].tobytes())
+        found.append(cuda.fold_device(s, None, there, M, N)[0].get().tobytes())
+        found.append(fold([there[0], arrays[1], there[2], arrays[3]], M, N, s, memory=80_000)[0].tobytes())
     assert len(set(found)) == 1
 
 
 @pytest.mark.parametrize("blocks_to_fill", [4, 2048])
 def test_splits_are_those_of_all_rows(blocks_to_fill, monkeypatch):
-    """Whatever the rows that are folded at a time."""
+    """Whatever the rows that are folded at a time. (Sums of float32 numbers are exact in any order.)"""
+    s, source = spec(GAUSSIAN, "float64"), rendered(GAUSSIAN, "float64")
     monkeypatch.setattr(cuda_launch, "BLOCKS", blocks_to_fill)
-    monkeypatch.setattr(cuda_launch, "PANEL", 16 * SOURCE.tile_columns * COLUMN)
-    M, N = 3000, 20 * SOURCE.tile_columns
-    arrays, _ = problem(M, N)
-    found, splits = set(), set()
-    for memory in (260_000, 0.5):
+    monkeypatch.setattr(cuda_launch, "PANEL", 16 * source.tile_columns * 2 * COLUMN)
+    M, N = 3 * source.tile_rows - 5, 20 * source.tile_columns
+    arrays = tuple(data(GAUSSIAN, M, N, "float64").values())
+    found, cut = set(), []
+    for memory in (180_000, 0.5):
         with fake_cupy.installed() as fake:
-            found.add(fold(arrays, M, N, memory=memory)[0].tobytes())
-            splits.add(len(blocks(fake)))
+            found.add(fold(arrays, M, N, s, memory=memory)[0].tobytes())
+            cut.append(blocks(fake))
     assert len(found) == 1
-    assert len(splits) == 2  # one block of rows, and several
+    assert cut == [3, 1]
 
 
 def test_numbers_of_rows_count_all_blocks():
@@ -123,8 +130,8 @@ def test_numbers_of_rows_count_all_blocks():
     x, y = rng.normal(size=(M, 1)), rng.normal(size=(N, 1))
     want = ((i0 + np.arange(M))[:, None] - y.T) * x
     with fake_cupy.installed() as fake:
-        (state,) = fold((x, y), M, N, s, i0=i0, memory=80_000)
-        assert len(blocks(fake)) > 2
+        (state,) = fold((x, y), M, N, s, i0=i0, memory=45_000)
+        assert blocks(fake) == 3
     np.testing.assert_allclose(state[0], want.sum(1), rtol=1e-12)
 
 
@@ -234,7 +241,7 @@ def test_every_sort_of_state(case, monkeypatch):
             import cupy
 
             found.append(fold(given, M, N, case.spec, i0=7, j0=2**40))
-            assert len(blocks(fake)) > 1
+            assert len(tiles(fake)) > 1
             there = [a if isinstance(a, np.ndarray) and not a.size else cupy.asarray(a) for a in given]
             device = cuda.fold_device(case.spec, None, there, M, N, i0=7, j0=2**40)
             found.append(tuple(field.get() for field in device))
@@ -254,9 +261,9 @@ def test_a_shortage_on_the_way_costs_rows_and_no_bit():
         want = fold(arrays, M, N)[0].tobytes()
         count = fake.allocated - before
         for k in range(count):
-            fake.shortage, fake.launches = {fake.allocated + k}, []
+            fake.shortage, fake.copies = {fake.allocated + k}, []
             assert fold(arrays, M, N)[0].tobytes() == want
-            assert max(blocks(fake)[2:]) == 1
+            assert blocks(fake) == 5
         fake.shortage = {fake.allocated, fake.allocated + 1}
         with pytest.raises(
             DeviceMemoryError, match=r"device 0 has too little memory for a fold of 5,000 x 900 rows: Out"
