@@ -746,6 +746,6 @@ def installed(**options):
         for n in range(found.devices):
             for stream in found.streams[n]:
                 stream.drain()
-        assert found.wrong == []
+        assert not found.wrong, found.wrong
     finally:
         undo()
