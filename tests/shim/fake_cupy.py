@@ -481,6 +481,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         return lambda *args, **kwargs: _called(lambda a, *x, **y: getattr(a, name)(*x, **y), (self, *args), kwargs)
 
+    def tobytes(self):
+        return self.get().tobytes()
+
     def __bool__(self):
         return bool(self.get())
 
