@@ -31,7 +31,7 @@ STAGE = 1 << 24  # bytes of a pinned buffer
 RELIEF = 4  # a second try after a shortage of memory folds so many times fewer rows at once
 
 
-class Lanes:
+class Streams:
     """What a thread has of its own on a device: a stream that computes, one that copies, and pinned buffers."""
 
     def __init__(self) -> None:
@@ -67,13 +67,13 @@ _threads = threading.local()
 
 
 @contextmanager
-def lanes(device_id: int) -> Iterator[Lanes]:
-    """This thread's lanes on the current device, behind all that the caller's stream has been told to do."""
+def streams(device_id: int) -> Iterator[Streams]:
+    """This thread's streams on the current device, behind all that the caller's stream has been told to do."""
     import cupy
 
-    known: dict[int, Lanes] = _threads.__dict__.setdefault("lanes", {})
+    known: dict[int, Streams] = _threads.__dict__.setdefault("streams", {})
     if device_id not in known:
-        known[device_id] = Lanes()
+        known[device_id] = Streams()
     mine = known[device_id]
     before = cupy.cuda.get_current_stream().record()  # arrays of the device may still be being written
     with mine.compute:
@@ -110,9 +110,11 @@ class Cut:
         fixed += sum(dim * kind for _, dim, axes in source.loads if axes not in (I, J))
         left = limit - fixed
         scratch = max(least_scratch(source), min(SCRATCH, left // 4))
-        rows = (left - scratch) // row // source.tile_rows * source.tile_rows
-        least = min(M, source.tile_rows)
-        if rows < least:
+        rows = min(M, (left - scratch) // row)
+        if rows < M:
+            rows -= rows % source.tile_rows
+        if rows <= 0:
+            least = min(M, source.tile_rows)
             raise MemoryError(
                 f"{human(limit)} may be used, {human(fixed)} is for {min(2, len(cut))} panels of {longest:,} columns,"
                 f" and {human(least * row + least_scratch(source))} for the fewest rows, {least:,}"
@@ -173,7 +175,14 @@ def fold(
             job = _Job(spec, found, state, given, M, N, i0, j0, device_id)
             return job.run(cut)
         except MemoryError as error:
+            if _of_the_host(error):
+                raise
             raise no_memory(f"a fold of {M:,} x {N:,} rows", error) from error
+
+
+def _of_the_host(error: MemoryError) -> bool:
+    """Whether it is NumPy that had no memory."""
+    return type(error).__module__.partition(".")[0] == "numpy"
 
 
 @dataclass(frozen=True)
@@ -194,13 +203,13 @@ class _Job:
         """Block after block; where memory runs out after all, once with fewer rows."""
         done: list[State] = []
         low, relieved = 0, False
-        with lanes(self.device_id) as mine:
+        with streams(self.device_id) as mine:
             while low < self.M:
                 high = min(low + cut.rows, self.M)
                 try:
                     done.append(self.block(mine, low, high, cut.scratch))
-                except MemoryError:
-                    if relieved:
+                except MemoryError as error:
+                    if relieved or _of_the_host(error):
                         raise
                     relieved = True
                 else:
@@ -211,7 +220,7 @@ class _Job:
                 cut = cut.fewer(self.source)
         return done[0] if len(done) == 1 else tuple(np.concatenate(parts, axis=1) for parts in zip(*done, strict=True))
 
-    def block(self, mine: Lanes, low: int, high: int, scratch: int) -> State:
+    def block(self, mine: Streams, low: int, high: int, scratch: int) -> State:
         """The state of the rows `low:high` after all columns."""
         import cupy
 

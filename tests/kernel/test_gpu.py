@@ -122,7 +122,7 @@ def test_blocks_and_panels_change_no_bit(monkeypatch):
     s, arrays = spec(case, "float64"), tuple(data(case, M, N, "float64").values())
     monkeypatch.setattr(cuda_launch, "PANEL", 1 << 17)
     monkeypatch.setattr(cuda_host, "STAGE", 10_000)
-    monkeypatch.setattr(cuda_host, "_threads", threading.local())  # lanes with such buffers
+    monkeypatch.setattr(cuda_host, "_threads", threading.local())  # buffers of that size
     start, found = (np.zeros((1, M)),), set()
     for memory in (1_000_000, 1_500_000, 0.5):
         (state,) = cuda.fold(s, start, arrays, M, N, memory=memory)
