@@ -7,6 +7,15 @@ from typing import Any
 SHOWN = 60  # characters of a text that an error shows on either side of the offending part, and of that part
 
 
+def human(count: float) -> str:
+    """Bytes for people: `human(1_200_000)` is '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"
+
+
 class DredError(Exception):
     """Base of every exception that dred raises on purpose.
 
@@ -132,6 +141,10 @@ class DtypeError(InputError, TypeError):
 
 class BackendError(DredError, RuntimeError):
     """The requested backend cannot run here."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """Work that does not fit into the memory of a GPU, however few rows of it are computed at a time."""
 
 
 class PlanError(DredError, ValueError):

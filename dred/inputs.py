@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dred.errors import DtypeError, InputError
+from dred.errors import DredError, DtypeError, InputError
 from dred.formula.language import Formula
 
 DTYPES = ("float16", "float32", "float64")
+HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
 _KINDS = {np.dtype(name): name for name in DTYPES}
 _PLURAL = ("i-variables", "j-variables")
 
@@ -22,18 +23,21 @@ class Inputs(NamedTuple):
     Attributes
     ----------
     kind : str
-        "numpy", "dask" (at least one dask array) or "cupy" (all CuPy).
+        "numpy", "dask" (at least one dask array) or "cupy" (all CuPy, on one device).
     arrays : tuple of arrays
         By position; NumPy arrays are plain, C-contiguous and aligned.
     dtype : str
     rows : (int, int)
         M and N: rows of the i-variables and of the j-variables, 1 where there are none.
+    device : int
+        That of CuPy arrays; -1 for others.
     """
 
     kind: str
     arrays: tuple[Any, ...]
     dtype: str
     rows: tuple[int, int]
+    device: int = -1
 
 
 def kind_of(array: Any) -> str | None:
@@ -45,6 +49,48 @@ def kind_of(array: Any) -> str | None:
     if module == "dask" and hasattr(type(array), "chunks") and hasattr(array, "__dask_graph__"):
         return "dask"
     return "cupy" if module == "cupy" and hasattr(array, "__cuda_array_interface__") else None
+
+
+def native(array: Any, label: str) -> Any:
+    """An array of another library as a NumPy or CuPy array of the same memory; anything else as it is.
+
+    It is asked for DLPack (PyTorch, JAX, ...), or else for the CUDA array interface (Numba, ...).
+
+    Raises
+    ------
+    InputError
+        It cannot be used without a copy, or is on a device that is no CUDA device.
+    BackendError
+        It is on a CUDA device, and CuPy is not installed.
+    """
+    if isinstance(array, np.ndarray) or kind_of(array) is not None:
+        return array
+    name = f"{type(array).__module__}.{type(array).__qualname__}"
+    where = CUDA
+    if hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__"):
+        where = array.__dlpack_device__()[0]
+    else:
+        try:
+            array.__cuda_array_interface__  # noqa: B018
+        except Exception:  # there is none, or its library says that it cannot be had
+            return array
+    try:
+        if where in HOST:
+            return np.from_dlpack(array)
+        if where in (CUDA, CUDA_MANAGED):
+            from dred.kernel import cuda
+
+            return cuda.adopted(array)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, DredError):
+            raise
+        raise InputError(
+            f"{label} is a {name} that cannot be used without a copy ({error}): convert it to a NumPy or CuPy array"
+        ) from error
+    raise InputError(
+        f"{label} is a {name} on a device of DLPack's type {int(where)}: pass arrays in the host's memory or on a CUDA"
+        " device"
+    )
 
 
 def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
@@ -63,6 +109,7 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
     label = [f"argument {k} ({name})" for k, name in enumerate(formula.labels)]
     if len(args) != n:
         raise InputError(f"the routine takes {n} arrays ({', '.join(formula.labels)}), got {len(args)}")
+    args = [native(a, name) for a, name in zip(args, label, strict=True)]
     kinds = [kind_of(a) for a in args]
     for k, kind in enumerate(kinds):
         if kind is None:
@@ -87,13 +134,17 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
         raise InputError(
             f"CuPy arrays cannot be mixed with {' and '.join(sorted(sorts - {'cupy'}))} arrays: convert them"
         )
+    on = {int(a.device.id): name for a, name in zip(args, label, strict=True)} if "cupy" in sorts else {}
+    if len(on) > 1:
+        each = ", ".join(f"{name} on {device}" for device, name in sorted(on.items()))
+        raise InputError(f"all arrays must be on one CUDA device, got {each}: copy them to one")
     kind = "dask" if "dask" in sorts else "cupy" if "cupy" in sorts else "numpy"
     dtype = dtype or (str(args[0].dtype) if args else "float64")
     arrays = tuple(
         np.require(np.asarray(a), requirements=("C", "A")) if k == "numpy" else a
         for a, k in zip(args, kinds, strict=True)
     )
-    return Inputs(kind, arrays, dtype, (rows[0], rows[1]))
+    return Inputs(kind, arrays, dtype, (rows[0], rows[1]), next(iter(on), -1))
 
 
 def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs | None:

@@ -212,7 +212,7 @@ class Routine:
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
 
-        name, plans, lazy = engine.named(backend), [], _lazily(engine.named(backend), -1)
+        name, plans, lazy = engine.named(backend), [], _lazily(engine.named(backend), -1, inputs)
 
         def planned(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
             plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label))
@@ -231,7 +231,8 @@ class Routine:
         *args : arrays
             One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
             dask or CuPy, all float16, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will
-            do.
+            do. Arrays of other libraries are used where they are, as NumPy or CuPy arrays: by DLPack (PyTorch, JAX),
+            or the CUDA array interface (Numba).
         backend : str
             "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
             configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU. There,
@@ -248,8 +249,10 @@ class Routine:
         -------
         ndarray, dask array or CuPy array
             One row per i, M of them, for axis 1; N, one per j, for axis 0. NumPy in, NumPy out, computed in this
-            process; a dask array among the inputs: a lazy dask array, in the chunks of the first variable of the kept
-            index. A tuple of arrays for pairs, and of all entries where several reductions are computed.
+            process (on a GPU in blocks of rows and panels of columns, so that either may be larger than its memory);
+            arrays on a GPU in, CuPy out, on the current stream; a dask array among the inputs: a lazy dask array, in
+            the chunks of the first variable of the kept index. A tuple of arrays for pairs, and of all entries where
+            several reductions are computed.
 
         Raises
         ------
@@ -258,7 +261,9 @@ class Routine:
         OptionError
             An argument that is not accepted.
         BackendError
-            No GPU where one is asked for.
+            No GPU where one is asked for, or arrays on another one than that which computes.
+        DeviceMemoryError
+            Not even a few rows fit into its memory.
         """
         if ranges is not None:
             raise OptionError("ranges are not offered yet: pass ranges=None")
@@ -272,7 +277,7 @@ class Routine:
         inputs = check(self._formula, args, self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._checked_out(out, inputs, planned[-1])
-        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id))), inputs.dtype)
+        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
         if given is not None:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
@@ -412,7 +417,7 @@ def _centre(kind: str, points: Any, dtype: str) -> Any:
     return lazily(points, dtype)
 
 
-def _on_host(backend: str, device_id: int) -> Reducer:
+def _on_host(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     found = engine.device(backend)
 
     def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
@@ -423,10 +428,12 @@ def _on_host(backend: str, device_id: int) -> Reducer:
     return reducer
 
 
-def _on_device(backend: str, device_id: int) -> Reducer:
+def _on_device(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     if backend == "cpu":
         raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
     from dred.kernel import cuda
+
+    device_id = cuda.placed(inputs.device, device_id)
 
     def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
         found: tuple[Any, ...] = cuda.reduce_device(
@@ -437,7 +444,7 @@ def _on_device(backend: str, device_id: int) -> Reducer:
     return reducer
 
 
-def _lazily(backend: str, device_id: int) -> Reducer:
+def _lazily(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     if device_id >= 0:
         raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
     from dred.cluster import graph
@@ -448,4 +455,8 @@ def _lazily(backend: str, device_id: int) -> Reducer:
     return reducer
 
 
-_REDUCERS: Mapping[str, Callable[[str, int], Reducer]] = {"numpy": _on_host, "cupy": _on_device, "dask": _lazily}
+_REDUCERS: Mapping[str, Callable[[str, int, Inputs], Reducer]] = {
+    "numpy": _on_host,
+    "cupy": _on_device,
+    "dask": _lazily,
+}

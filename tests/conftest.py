@@ -62,11 +62,13 @@ def pytest_configure(config):
     """Kernels are kept in a folder of this run alone: shared by its processes, and never the user's own."""
     if not hasattr(config, "workerinput"):
         config.kernels = os.environ["DRED_CACHE_DIR"] = tempfile.mkdtemp(prefix="dred-kernels-")
+        os.environ["DRED_SHIM_DIR"] = f"{config.kernels}-shim"  # likewise, of `tests.shim.fake_cupy`
 
 
 def pytest_unconfigure(config):
     if hasattr(config, "kernels"):
-        shutil.rmtree(config.kernels, ignore_errors=True)
+        for folder in (config.kernels, f"{config.kernels}-shim"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_addoption(parser):

@@ -1,6 +1,7 @@
 """Several reductions in one sweep over the pairs, and sweeps that read what others have left."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,6 +244,7 @@ class OnDevice:
 
     __module__ = "cupy"
     __cuda_array_interface__ = {}  # noqa: RUF012
+    device = SimpleNamespace(id=0)
 
     def __init__(self, array):
         self.array = array
@@ -262,6 +264,7 @@ def test_on_a_device_what_one_sweep_leaves_stays_there(monkeypatch):
         state = engine.fold(spec, "cpu", engine.empty(spec, M), host, M, N)
         return tuple(map(OnDevice, engine.finalize(spec, state, outputs)))
 
+    monkeypatch.setattr(cuda, "placed", lambda arrays, device_id: device_id)
     monkeypatch.setattr(cuda, "reduce_device", reduce_device)
     x, y, _ = random_of(6, 40)
     e = np.ones((6, 1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,8 +51,18 @@ def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
         return engine.local(backend)
     if backend == "cpu":
         return backend  # likewise
-    workers = list(client.run(tasks.devices).values())
-    return _common(backend, with_gpu=sum(count > 0 for count in workers), workers=len(workers))
+    workers = list(client.run(tasks.machine).values())
+    chosen = _common(backend, with_gpu=sum(worker.gpus > 0 for worker in workers), workers=len(workers))
+    found = Counter(worker.gpu if chosen == "cuda" else worker.cpu for worker in workers)
+    if len(found) > 1:
+        each = ", ".join(f"{count} of {kind}" for kind, count in sorted(found.items()))
+        warnings.warn(
+            f"the workers are of several architectures ({each}): the last bits of the result depend on which of them "
+            "computes what",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return chosen
 
 
 def _common(backend: str, with_gpu: int, workers: int) -> str:

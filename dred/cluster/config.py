@@ -10,6 +10,7 @@ from dask.utils import parse_bytes, parse_timedelta
 
 from dred.cluster.plan import Settings
 from dred.errors import OptionError
+from dred.kernel.cuda_device import memory_limit
 
 (_DEFAULTS,) = dask.config.collect_yaml([str(Path(__file__).with_name("dred.yaml"))])
 dask.config.update_defaults(_DEFAULTS)
@@ -26,6 +27,12 @@ def graph_bytes() -> int:
     return most
 
 
+def cuda_memory() -> float | None:
+    """Memory of a GPU that the folds of a worker may hold: a fraction up to 1, else bytes; None: nothing is said."""
+    value = _get("cuda.memory")
+    return None if value is None else float(_read("cuda.memory", _memory))
+
+
 def settings() -> Settings:
     """Everything that plans depend on besides the sizes of a problem."""
     return Settings(
@@ -40,6 +47,10 @@ def settings() -> Settings:
 
 def _bytes(value: Any) -> int:
     return int(parse_bytes(value))
+
+
+def _memory(value: Any) -> float:
+    return memory_limit(str(value))
 
 
 def _seconds(value: Any) -> float:

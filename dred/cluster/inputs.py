@@ -13,8 +13,8 @@ import dask.array as da
 import numpy as np
 
 from dred.cluster import config
-from dred.cluster.plan import Axis, Plan, Sizes, human
-from dred.errors import InputError
+from dred.cluster.plan import Axis, Plan, Sizes
+from dred.errors import InputError, human
 from dred.formula.language import Variable
 from dred.kernel import engine
 from dred.kernel.lower import lower

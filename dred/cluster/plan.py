@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from dred.errors import PlanError
+from dred.errors import PlanError, human
 
 LEAST_ROWS = 256  # x rows per block below which more blocks cost more than they bring, where the plan may choose
 
@@ -353,12 +353,3 @@ def merge_tree(states: int, arity: int) -> list[list[range]]:
         levels.append(groups(states, arity))
         states = len(levels[-1])
     return levels
-
-
-def human(count: float) -> str:
-    """Bytes for people: `human(1_200_000)` is '1.2 MB'."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB"

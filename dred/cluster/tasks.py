@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,18 +77,18 @@ def fold_blocks(
     Raises
     ------
     BackendError
-        This worker cannot run the backend that the plan names.
+        This worker cannot run the backend that the plan names, or (DeviceMemoryError) its GPU is too small.
     FoldError
         Anything else that went wrong, with its place in the plan.
     """
     try:
         if state is None:
             state = engine.empty(spec, place.rows)
-        arrays = _arrange(spec, place, kept, reduced, parameters)
-        more = {} if (threads := share()) is None else {"threads": threads}
+        arrays = _arrange(spec, place, kept, reduced, parameters, host if backend != "cuda" else _as_it_is)
+        more = _MORE[backend]() if backend in _MORE else {}
         return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0, **more)
     except BackendError as error:
-        raise BackendError(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
+        raise type(error)(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise FoldError(cause, str(place), describe(spec, label), backend, place.i, place.lane, place.step) from error
@@ -112,11 +113,29 @@ def pick(results: Sequence[Array], n: int) -> Array:
     return results[n]
 
 
-def devices() -> int:
-    """GPUs that this process can compute on: what workers are asked before a graph is built."""
+@dataclass(frozen=True)
+class Machine:
+    """What a worker computes with, as far as the bits of results depend on it.
+
+    Attributes
+    ----------
+    gpus : int
+        CUDA devices that it can use.
+    cpu, gpu : str
+        Architectures: "x86_64", "sm_90" (of its current device; "" where there is none).
+    """
+
+    gpus: int
+    cpu: str
+    gpu: str
+
+
+def machine() -> Machine:
+    """This process: what workers are asked before a graph is built."""
     from dred.kernel import cuda
 
-    return cuda.device_count()
+    count = cuda.device_count()
+    return Machine(count, platform.machine(), cuda.architecture() if count else "")
 
 
 def share() -> int | None:
@@ -125,14 +144,38 @@ def share() -> int | None:
     None where nobody divides them: DRED_NUM_THREADS is meant for a fold, and folds of dask's threaded scheduler, of
     which there may be one or many, take turns (`dred.kernel.threads`).
     """
+    folds = None if declared() is not None else _folds()
+    return None if folds is None else max(1, thread_count() // folds)
+
+
+def _folds() -> int | None:
+    """Tasks that this worker of a cluster runs at once; None where this is no worker."""
     distributed = sys.modules.get("distributed.worker")  # where it is not loaded, this is no worker
-    if distributed is None or declared() is not None:
+    if distributed is None:
         return None
     try:
-        worker = distributed.get_worker()
+        return int(distributed.get_worker().state.nthreads)
     except ValueError:
         return None
-    return max(1, thread_count() // int(worker.state.nthreads))
+
+
+def _threads() -> dict[str, Any]:
+    threads = share()
+    return {} if threads is None else {"threads": threads}
+
+
+def _memory() -> dict[str, Any]:
+    """What one fold may hold of the GPU; that of all folds is the limit of CuPy's pool, in a worker of a cluster."""
+    from dred.cluster import config
+    from dred.kernel import cuda
+
+    memory, folds = config.cuda_memory(), _folds()
+    if folds is None:
+        return {"memory": memory}
+    return {"memory": cuda.bound_pool(memory) / folds}
+
+
+_MORE = {"cpu": _threads, "cuda": _memory}  # arguments of a fold that are this process's own
 
 
 def describe(spec: KernelSpec, label: str, most: int = 300) -> str:
@@ -149,33 +192,47 @@ def _arrange(
     kept: Sequence[Any],
     reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
-) -> list[Array]:
-    """Host arrays by position; an empty one where the formula reads none, since no block of that has travelled."""
+    moved: Callable[[Any], Any],
+) -> list[Any]:
+    """Arrays by position; an empty one where the formula reads none, since no block of that has travelled."""
     given = {spec.axis: iter(reduced), 1 - spec.axis: ([x] for x in kept), 2: ([p] for p in parameters)}
     heads: dict[int, list[tuple[int, ...]]] = {
         spec.axis: [(rows,) for rows in place.panel],
         1 - spec.axis: [(place.rows,)],
         2: [()],
     }
-    arrays = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
+    arrays: list[Any] = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for v in spec.read:
         blocks = [
-            _checked(block, v.ind, (*head, v.dim), np.dtype(spec.type_of(v.ind)))
+            _checked(moved(block), v.ind, (*head, v.dim), np.dtype(spec.type_of(v.ind)))
             for block, head in zip(next(given[v.cat]), heads[v.cat], strict=True)
         ]
-        arrays[v.ind] = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        arrays[v.ind] = blocks[0] if len(blocks) == 1 else _joined(blocks)
     return arrays
 
 
-def _checked(block: Any, ind: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The block as a contiguous host array: it may differ from what its dask array declared."""
-    array = host(block)
+def _joined(blocks: Sequence[Any]) -> Any:
+    """One array of several blocks; on the host, unless all of them are on a device."""
+    if all(hasattr(block, "__cuda_array_interface__") for block in blocks):
+        from dred.kernel import cuda
+
+        return cuda.joined(blocks)
+    return np.concatenate(list(map(host, blocks)))
+
+
+def _checked(array: Any, ind: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The block, contiguous where it is on the host: it may differ from what its dask array declared."""
     if array.shape != shape or array.dtype != dtype:
         raise InputError(
             f"argument {ind}: a block holds {array.dtype} of shape {array.shape}, "
             f"but its dask array declares {dtype} of shape {shape}"
         )
-    return np.ascontiguousarray(array)
+    return array if hasattr(array, "__cuda_array_interface__") else np.ascontiguousarray(array)
+
+
+def _as_it_is(block: Any) -> Any:
+    """The block, on the device if it is there."""
+    return block if hasattr(block, "__cuda_array_interface__") else host(block)
 
 
 def host(block: Any) -> Array:

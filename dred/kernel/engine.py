@@ -33,7 +33,8 @@ __all__ = [
 State = tuple[NDArray[Any], ...]
 
 # what users may write, as KeOps spells it -> backend
-NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "gpu_1d": "cuda", "gpu_2d": "cuda"}
+NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
+NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in ("", "_host", "_device")}
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
 # interpreter computes, and nothing is compiled. An operation of NumPy costs about as much before it has computed
@@ -152,6 +153,7 @@ def fold(
     j0: int = 0,
     device_id: int = -1,
     threads: int | None = None,
+    memory: float | None = None,
 ) -> State:
     """The state after the terms of one block of columns.
 
@@ -164,7 +166,7 @@ def fold(
         Of the M rows; never written to.
     arrays : sequence of ndarray
         By position, C-contiguous, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced
-        ones, (dim,) for parameters. Without those of `spec.constants`.
+        ones, (dim,) for parameters. Without those of `spec.constants`. For "cuda" they may also be cupy.ndarray.
     M, N : int
         Rows kept and reduced.
     i0, j0 : int
@@ -173,6 +175,9 @@ def fold(
         CUDA device; -1: the current one.
     threads : int, optional
         Most threads of a CPU; default: all that this process may use. No bit depends on it.
+    memory : float, optional
+        Most memory of a CUDA device: a fraction of it, or bytes where it is above 1; default: what DRED_CUDA_MEMORY
+        says. No bit depends on it.
 
     Returns
     -------
@@ -180,7 +185,10 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    own: dict[str, dict[str, Any]] = {"cuda": {"device_id": device_id}, "cpu": {"threads": threads}}
+    own: dict[str, dict[str, Any]] = {
+        "cuda": {"device_id": device_id, "memory": memory},
+        "cpu": {"threads": threads},
+    }
     arrays = spec.arrays(arrays)
     result: State = _module(backend).fold(spec, state, arrays, M, N, i0=i0, j0=j0, **own.get(backend, {}))
     return result

@@ -38,6 +38,7 @@ def gpus(monkeypatch):
     def have(*counts):
         answers = list(counts)
         monkeypatch.setattr(cuda, "device_count", lambda: answers.pop())
+        monkeypatch.setattr(cuda, "architecture", lambda: "sm_90")
         return answers  # those that are left
 
     return have
@@ -152,6 +153,7 @@ class Devices(WorkerPlugin):
 
     def setup(self, worker):
         cuda.device_count = lambda: self.counts[f"worker{worker.name}"]
+        cuda.architecture = lambda: "sm_90"
 
 
 def test_processes_are_asked_one_by_one():

@@ -51,6 +51,24 @@ def test_what_cannot_be_read_is_refused(key, value):
     assert str(caught.value).startswith(f"dred.{key} is {value!r} in dask's configuration, which cannot be read: ")
 
 
+@pytest.mark.parametrize(
+    ("value", "want"), [(None, None), (0.5, 0.5), ("0.25", 0.25), ("20 GiB", 20 * 2**30), (3e9, 3e9)]
+)
+def test_the_memory_of_a_gpu(value, want):
+    """Up to 1 a fraction, else bytes; by default nothing is said here."""
+    assert config.cuda_memory() is None
+    with dask.config.set({"dred.cuda.memory": value}):
+        assert config.cuda_memory() == want
+
+
+@pytest.mark.parametrize("value", ["much", 0, -1, "2 parsec", {}])
+def test_a_memory_that_is_none(value):
+    with dask.config.set({"dred.cuda.memory": value}), pytest.raises(OptionError) as caught:
+        config.cuda_memory()
+    why = "it must be positive" if value == 0 else "a fraction of the device, such as 0.5, or bytes, such as 2 GiB"
+    assert str(caught.value) == f"dred.cuda.memory is {value!r} in dask's configuration, which cannot be read: {why}"
+
+
 def test_a_setting_around_the_first_import_leaves_the_defaults():
     script = (
         "import dask\n"

@@ -236,7 +236,7 @@ def test_the_demonstration_has_lanes(axis):
 
 
 def test_tasks_are_found_by_reference():
-    for function in (tasks.fold_blocks, tasks.merge_states, tasks.finish, tasks.pick, tasks.devices):
+    for function in (tasks.fold_blocks, tasks.merge_states, tasks.finish, tasks.pick, tasks.machine):
         assert pickle.loads(pickle.dumps(function)) is function
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dred.cluster.plan import Axis, Plan, Settings, Sizes, cut, equal, human, in_steps, merge_tree
-from dred.errors import PlanError
+from dred.cluster.plan import Axis, Plan, Settings, Sizes, cut, equal, in_steps, merge_tree
+from dred.errors import PlanError, human
 
 SETTINGS = Settings(
     arity=4,

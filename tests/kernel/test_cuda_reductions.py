@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dred.kernel import cuda, interpret
+from dred.kernel import cuda, cuda_launch, interpret
 from dred.kernel.cuda_source import rendered
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
@@ -21,8 +21,8 @@ from tests.kernel.reduction_cases import (
     every_case,
     spec_of,
 )
-from tests.kernel.test_cuda_source import ARCHITECTURES, FakeCuPy, check_use, needs_compiler, needs_nvrtc
-from tests.shim import shim
+from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
+from tests.shim import fake_cupy, shim
 
 FAR = 2**33 + 5  # a row number beyond 32 bits
 TOGETHER = 40  # kernels of one library
@@ -149,7 +149,7 @@ def test_launches_change_no_bit(tier, monkeypatch):
         given = arrays(case, *case.rows(M, N), kind="any")
         whole = tier[1].run(n, given, M, N, splits=2)
         with monkeypatch.context() as patch:
-            patch.setattr(cuda, "LAUNCH_COST", 1.0)
+            patch.setattr(cuda_launch, "LAUNCH_COST", 1.0)
             sliced = tier[1].run(n, given, M, N, splits=2)
         assert [a.tobytes() for a in sliced] == [a.tobytes() for a in whole]
 
@@ -344,18 +344,19 @@ DEVICE = [
 
 @needs_compiler
 @pytest.mark.parametrize("case", DEVICE)
-def test_the_way_through_cupy(case, tmp_path, monkeypatch):
+def test_the_way_through_cupy(case):
     """States of several types, tables that every call has, and results of every sort."""
-    library = shim.compile_sources([rendered(case.spec)], tmp_path, ["-O0"])
-    fake = FakeCuPy(monkeypatch, library)
-    M, N = 20, 300
-    given = arrays(case, M, N)
-    state = cuda.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
-    assert_states(
-        case.spec, state, interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
-    )
-    results = cuda.reduce_device(case.spec, [fake.asarray(a) for a in given], M, N, case.outputs())
-    assert_results(case, results, case.numpy(given, 0))
+    with fake_cupy.installed():
+        import cupy
+
+        M, N = 20, 300
+        given = arrays(case, M, N)
+        state = cuda.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+        assert_states(
+            case.spec, state, interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N, j0=FAR)
+        )
+        results = cuda.reduce_device(case.spec, [cupy.asarray(a) for a in given], M, N, case.outputs())
+        assert_results(case, [cupy.asnumpy(a) for a in results], case.numpy(given, 0))
 
 
 @pytest.mark.gpu

@@ -1,13 +1,10 @@
 """CUDA sources without a GPU: run through the shim, compiled by NVRTC, and equal in every process."""
 
-import ctypes
 import hashlib
 import os
 import re
 import subprocess
 import sys
-import threading
-import types
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,14 +12,13 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError
-from dred.formula.language import Variable
-from dred.kernel import cuda
+from dred.kernel import cuda, cuda_launch
 from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
 from dred.kernel.cuda_source import Source
 from dred.kernel.cuda_text import literal
 from dred.kernel.lower import lower
 from dred.kernel.output import Output
-from dred.kernel.spec import CHAIN, KernelSpec
+from dred.kernel.spec import CHAIN
 from tests.kernel.cuda_cases import (
     CASES,
     HUGE,
@@ -202,7 +198,7 @@ def test_bits_do_not_depend_on_launches(built, name, dtype, monkeypatch):
 
     whole, launches = fold()
     assert launches == 1
-    monkeypatch.setattr(cuda, "LAUNCH_COST", 1.0)
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 1.0)
     sliced, launches = fold()
     assert launches == 4 * 3
     assert sliced.tobytes() == whole.tobytes()
@@ -469,254 +465,7 @@ def test_splits_follow_from_sizes():
     assert cuda.splits_of(source, 1, 400) == 100  # few rows: as many blocks as have four tiles each
     assert cuda.splits_of(source, 4096, 200) == 1  # rows fill a device
     long = cuda.splits_of(source, 4096, 400_000)  # a block ends soon, whatever the number of columns
-    assert 400_000 / long * source.tile_columns * source.tile_rows * source.cost <= cuda.BLOCK_COST * 1.01
-
-
-# -- CuPy's part ---------------------------------------------------------------------------------------------------
-
-
-def test_without_a_driver(monkeypatch):
-    monkeypatch.setattr(cuda, "_driver", lambda: False)
-    assert cuda.device_count() == 0
-    s = spec(gaussian(3, 1), "float32")
-    with pytest.raises(BackendError) as error:
-        cuda.fold(s, (np.zeros((1, 4)),), [np.zeros((4, 3), "f4")] * 4, 4, 4)
-    assert str(error.value) == (
-        "backend='cuda' cannot run here: no NVIDIA driver was found; use backend='cpu', or install CuPy"
-        " (in dred's folder: pip install '.[cuda13]' or '.[cuda12]') on a machine with a GPU"
-    )
-
-
-def test_without_cupy(monkeypatch):
-    monkeypatch.setattr(cuda, "_driver", lambda: True)
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    assert cuda.device_count() == 0
-    with pytest.raises(BackendError, match="cannot run here: CuPy is not installed; use backend='cpu'"):
-        cuda.reduce_device(spec(gaussian(3, 1), "float32"), [], 4, 4, SUM)
-
-
-MISSING_NVRTC = (
-    "CuPy cannot load NVRTC, which compiles the kernels (no libnvrtc.so.13): install it beside CuPy"
-    " (in dred's folder: pip install '.[cuda13]' or '.[cuda12]'), or use backend='cpu'"
-)
-
-
-def no_nvrtc(*_):
-    raise RuntimeError("no libnvrtc.so.13\nwas found in any of a long list of folders")
-
-
-def test_cupy_without_nvrtc(monkeypatch):
-    """CuPy loads it when it is first called, and a wheel of CuPy does not bring it along."""
-    nvrtc = types.SimpleNamespace(getVersion=no_nvrtc, createProgram=no_nvrtc)
-    for name, module in {"cupy": types.ModuleType("cupy"), "cupy.cuda": types.SimpleNamespace(nvrtc=nvrtc)}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    with pytest.raises(BackendError) as error:
-        cuda.compile_cubin("", "sm_90")
-    assert str(error.value) == MISSING_NVRTC
-
-
-def test_no_cupy_to_compile_with(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
-    with pytest.raises(BackendError, match=r"CuPy cannot load NVRTC.*halted.*pip install '\.\[cuda13\]'"):
-        cuda.compile_cubin("", "sm_90")
-
-
-class FakeCuPy:
-    """CuPy's names as far as `dred.kernel.cuda` uses them, over NumPy; kernels run in the shim."""
-
-    def __init__(self, monkeypatch, library, devices=2):
-        self.library, self.loaded, self.current, self.synchronised, self.uploads = library, 0, 0, [], 0
-        fake = self
-
-        class Array(np.ndarray):
-            device = property(lambda self: types.SimpleNamespace(id=fake.current))
-
-        class Device:
-            compute_capability = "90"
-
-            def __init__(self, id):
-                self.id = id
-
-            def __enter__(self):
-                self.before, fake.current = fake.current, self.id
-                return self
-
-            def __exit__(self, *_):
-                fake.current = self.before
-
-        class Stream:
-            def __init__(self, non_blocking):
-                assert non_blocking
-
-            def __enter__(self):
-                return self
-
-            def __exit__(self, *_):
-                pass
-
-            def synchronize(self):
-                fake.synchronised.append(threading.get_ident())
-
-        class Event:
-            def __init__(self, disable_timing):
-                pass
-
-            def record(self):
-                pass
-
-            def synchronize(self):
-                fake.synchronised.append("event")
-
-        class Module:
-            def load(self, cubin):
-                assert cubin == b"cubin"
-                fake.loaded += 1
-
-            def get_function(self, name):
-                def function(grid, block, args):
-                    assert block == (THREADS,)
-                    values = [
-                        ctypes.c_void_p(a.ctypes.data) if isinstance(a, Array)
-                        else {np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}[type(a)](int(a))
-                        for a in args
-                    ]  # fmt: skip
-                    getattr(fake.library, f"run_{name}")(*grid, *values)
-
-                return function
-
-        def asarray(a):
-            fake.uploads += 1
-            return np.array(a).view(Array)
-
-        cupy = types.ModuleType("cupy")
-        cupy.cuda = types.ModuleType("cupy.cuda")
-        cupy.asarray, cupy.asnumpy = asarray, np.array
-        cupy.ascontiguousarray = lambda a: np.ascontiguousarray(a).view(Array)
-        cupy.empty = lambda *a: np.empty(*a).view(Array)
-        cupy.full = lambda *a: np.full(*a).view(Array)
-        cupy.cuda.Device, cupy.cuda.Stream, cupy.cuda.Event = Device, Stream, Event
-        cupy.cuda.runtime = types.SimpleNamespace(getDeviceCount=lambda: devices, getDevice=lambda: fake.current)
-        cupy.cuda.function = types.SimpleNamespace(Module=Module)
-        cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setitem(sys.modules, "cupy.cuda", cupy.cuda)
-        monkeypatch.setattr(cuda, "_driver", lambda: True)
-        monkeypatch.setattr(cuda, "_programs", type(cuda._programs)())
-        monkeypatch.setattr(cuda, "_threads", threading.local())
-        monkeypatch.setattr(cuda, "compile_cubin", lambda text, arch: (b"cubin", ""))
-        monkeypatch.setenv("DRED_CACHE_DIR", "off")  # a device could not load that
-        monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
-        self.asarray = asarray
-
-
-@pytest.fixture(scope="session")
-def unnamed(tmp_path_factory):
-    """A kernel under the name that it has on a device."""
-    return shim.compile_sources([rendered(gaussian(3, 1), "float32")], tmp_path_factory.mktemp("unnamed"))
-
-
-@pytest.fixture
-def fake(monkeypatch, unnamed):
-    return FakeCuPy(monkeypatch, unnamed)
-
-
-@needs_compiler
-def test_the_way_through_cupy(fake):
-    """What CuPy is asked for, and in what order, with the shim in its place."""
-    case, M, N = gaussian(3, 1), 300, 301
-    s, arrays = spec(case, "float32"), data(case, M, N, "float32")
-    terms = pairs(case, arrays)
-    assert cuda.device_count() == 2
-    start = (np.full((1, M), 2.5),)
-    new = cuda.fold(s, start, tuple(arrays.values()), M, N, device_id=1)
-    assert_sums(new[0], terms, "float32", start=2.5)
-    assert np.all(start[0] == 2.5)  # never written to
-    assert fake.synchronised == [threading.get_ident()]
-    assert cuda.fold(s, start, tuple(arrays.values()), M, N, device_id=1)[0].tobytes() == new[0].tobytes()
-    assert fake.loaded == 1  # once per device and source
-    on_device = [fake.asarray(a) for a in arrays.values()]
-    (result,) = cuda.reduce_device(s, on_device, M, N, SUM)
-    assert fake.loaded == 2
-    assert result.dtype == "float32"
-    assert result.shape == (M, 1)
-    assert_sums(np.asarray(result, "f8").T, terms, "float32")
-    (none,) = cuda.reduce_device(s, [fake.asarray(np.zeros((0, n), "f4")) for n in (3, 3, 1, 1)], 0, 0, SUM)
-    assert none.shape == (0, 1)
-
-
-@needs_compiler
-def test_devices_that_do_not_fit(fake):
-    case = gaussian(3, 1)
-    s, arrays = spec(case, "float32"), data(case, 4, 5, "float32")
-    with pytest.raises(BackendError) as error:
-        cuda.fold(s, (np.zeros((1, 4)),), tuple(arrays.values()), 4, 5, device_id=2)
-    assert str(error.value) == "device_id=2 is out of range: this process sees 2 device(s), 0 ... 1"
-
-    class Elsewhere(type(fake.asarray(np.zeros(1)))):
-        device = types.SimpleNamespace(id=1)
-
-    with pytest.raises(BackendError) as error:
-        cuda.reduce_device(s, [fake.asarray(a).view(Elsewhere) for a in arrays.values()], 4, 5, SUM)
-    assert str(error.value) == (
-        "array 0 is on device 1, the current device is 0: move it there, or enter `with cupy.cuda.Device(1):`"
-    )
-
-
-@needs_compiler
-def test_arrays_of_any_strides(fake):
-    case, M, N = gaussian(3, 1), 300, 301
-    s, arrays = spec(case, "float32"), data(case, M, N, "float32")
-    inputs = [fake.asarray(a) for a in arrays.values()]
-    want = cuda.reduce_device(s, inputs, M, N, SUM)[0].tobytes()
-    for strided in (np.asfortranarray, lambda a: np.repeat(a, 2, axis=0)[::2], lambda a: a[::-1].copy()[::-1]):
-        others = [strided(a).view(type(a)) for a in inputs]
-        assert not all(a.flags.c_contiguous for a in others)
-        assert cuda.reduce_device(s, others, M, N, SUM)[0].tobytes() == want
-        assert cuda.fold_device(s, None, others, M, N)[0].astype("f4").tobytes() == want
-
-
-@needs_compiler
-def test_arrays_that_are_not_read(fake):
-    """They are not uploaded, nor need they be on the device."""
-    case = gaussian(3, 1)
-    arrays, M, N = [*data(case, 4, 5, "float32").values(), np.ones((5, 2), "f4")], 4, 5
-    read = spec(case, "float32")
-    s = KernelSpec.of(
-        read.parts[0].formula, "Sum", 1, "float32", "float64", variables=(*read.variables, Variable(4, 2, 1))
-    )
-    start = (np.zeros((1, M)),)
-    fake.uploads = 0
-    want = cuda.fold(read, start, arrays[:4], M, N)[0].tobytes()
-    uploads, fake.uploads = fake.uploads, 0
-    assert cuda.fold(s, start, arrays, M, N)[0].tobytes() == want
-    assert fake.uploads == uploads
-
-    class Elsewhere(type(fake.asarray(np.zeros(1)))):
-        device = types.SimpleNamespace(id=1)
-
-    inputs = [fake.asarray(a) for a in arrays[:4]]
-    inputs.append(fake.asarray(arrays[4]).view(Elsewhere))
-    assert cuda.reduce_device(s, inputs, M, N, SUM)[0].shape == (M, 1)
-
-
-@needs_compiler
-def test_nvrtc_is_missing_when_a_kernel_is_wanted(fake, monkeypatch):
-    monkeypatch.setattr(sys.modules["cupy.cuda"].nvrtc, "getVersion", no_nvrtc)
-    case = gaussian(3, 1)
-    arrays = data(case, 4, 5, "float32")
-    with pytest.raises(BackendError) as error:
-        cuda.fold(spec(case, "float32"), (np.zeros((1, 4)),), tuple(arrays.values()), 4, 5)
-    assert str(error.value) == MISSING_NVRTC
-
-
-@needs_compiler
-def test_few_launches_wait(fake, monkeypatch):
-    monkeypatch.setattr(cuda, "LAUNCH_COST", 1.0)
-    case, M, N = gaussian(3, 1), 4 * 1024, 5
-    arrays = data(case, M, N, "float32")
-    cuda.fold(spec(case, "float32"), (np.zeros((1, M)),), tuple(arrays.values()), M, N)
-    assert fake.synchronised[:-1] == ["event"] * 2  # of four launches, two wait
+    assert 400_000 / long * source.tile_columns * source.tile_rows * source.cost <= cuda_launch.BLOCK_COST * 1.01
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import pytest
 from dred.errors import BackendError, OptionError
 from dred.formula.language import formula
 from dred.formula.ops import OPS
-from dred.kernel import cpu, cuda, disk, machine, sources
+from dred.kernel import cpu, cuda, cuda_cache, disk, machine, sources
 from dred.kernel.disk import Store
 from dred.kernel.output import empty
 from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
 from dred.reductions import MONOIDS
+from tests.kernel.test_cuda_source import needs_nvrtc
 
 POSIX = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners of files")
 
@@ -465,8 +466,10 @@ def test_a_cubin_is_compiled_once(tmp_path, monkeypatch):
     """For each source, architecture and compiler."""
     monkeypatch.setenv("DRED_CACHE_DIR", str(tmp_path))
     version, compiled = (13, 0), []
-    monkeypatch.setattr(cuda, "_nvrtc", lambda: types.SimpleNamespace(getVersion=lambda: version))
-    monkeypatch.setattr(cuda, "compile_cubin", lambda *args: (compiled.append(args) or repr(args).encode(), "log"))
+    monkeypatch.setattr(cuda_cache, "_nvrtc", lambda: types.SimpleNamespace(getVersion=lambda: version))
+    monkeypatch.setattr(
+        cuda_cache, "compile_cubin", lambda *args: (compiled.append(args) or repr(args).encode(), "log")
+    )
     for _ in range(2):
         assert cuda.cubin("text", "sm_90") == b"('text', 'sm_90')"
         assert cuda.cubin("other", "sm_90") == b"('other', 'sm_90')"
@@ -475,6 +478,27 @@ def test_a_cubin_is_compiled_once(tmp_path, monkeypatch):
     version = (13, 1)
     cuda.cubin("text", "sm_90")
     assert len(compiled) == 4
+    monkeypatch.setattr(cuda_cache, "OPTIONS", ("--std=c++17",))
+    cuda.cubin("text", "sm_90")
+    assert len(compiled) == 5
+
+
+@needs_nvrtc
+def test_machine_code_needs_no_device(tmp_path, monkeypatch):
+    """A client compiles for the GPUs of others, each architecture once; what is spoiled on disk is made again."""
+    monkeypatch.setenv("DRED_CACHE_DIR", str(tmp_path / "kernels"))
+    text = cuda.source(problem())
+    codes = {arch: cuda.cubin(text, arch) for arch in ("sm_80", "sm_90")}
+    assert all(code.startswith(b"\x7fELF") for code in codes.values())
+    assert codes["sm_80"] != codes["sm_90"]
+    entries = list((tmp_path / "kernels").iterdir())
+    assert len(entries) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_cache, "compile_cubin", None)
+        assert {arch: cuda.cubin(text, arch) for arch in codes} == codes
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[:-100])
+    assert {arch: cuda.cubin(text, arch) for arch in codes} == codes
 
 
 # -- sources -------------------------------------------------------------------------------------------------------

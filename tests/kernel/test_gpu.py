@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from dred.errors import BackendError
-from dred.kernel import cuda
+from dred.errors import BackendError, DeviceMemoryError
+from dred.kernel import cuda, cuda_host, cuda_launch
 from dred.kernel.output import Output
 from tests.kernel.cuda_cases import (
     CASES,
@@ -109,9 +109,66 @@ def test_launches_and_threads_change_no_bit(monkeypatch):
         t.start()
     for t in threads:
         t.join()
-    monkeypatch.setattr(cuda, "LAUNCH_COST", 1e6)
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 1e6)
     found.append(cuda.fold(s, start, arrays, M, N)[0])
     assert [state.tobytes() for state in found] == [whole] * 5
+
+
+def test_blocks_and_panels_change_no_bit(monkeypatch):
+    """Host arrays in pieces, host arrays as a whole, and arrays of the device."""
+    import cupy
+
+    case, M, N = CASES["gaussian 3 axis 1"], 50_000, 20_000
+    s, arrays = spec(case, "float64"), tuple(data(case, M, N, "float64").values())
+    monkeypatch.setattr(cuda_launch, "PANEL", 1 << 17)
+    monkeypatch.setattr(cuda_host, "STAGE", 10_000)
+    monkeypatch.setattr(cuda_host, "_threads", threading.local())  # buffers of that size
+    start, found = (np.zeros((1, M)),), set()
+    for memory in (1_000_000, 1_500_000, 0.5):
+        (state,) = cuda.fold(s, start, arrays, M, N, memory=memory)
+        found.add(state.tobytes())
+    there = list(map(cupy.asarray, arrays))
+    found.add(cupy.asnumpy(cuda.fold_device(s, None, there, M, N)[0]).tobytes())
+    found.add(cuda.fold(s, start, [there[0], arrays[1], there[2], arrays[3]], M, N, memory=1_000_000)[0].tobytes())
+    assert len(found) == 1
+    rows = slice(0, M, 997)
+    some = {name: a[rows] if name == "x" else a for name, a in zip("xybg", arrays, strict=True)}
+    assert_sums(state[:, rows], pairs(case, some), "float64")
+
+
+def test_arrays_of_other_libraries_are_used_where_they_are():
+    import cupy
+
+    from dred import Genred
+
+    class Interface:
+        def __init__(self, array):
+            self.__cuda_array_interface__, self.array = array.__cuda_array_interface__, array
+
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __dlpack__(self, **more):
+            return self.array.__dlpack__(**more)
+
+        def __dlpack_device__(self):
+            return self.array.__dlpack_device__()
+
+    routine = Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    x, y = (cupy.random.random((n, 3), dtype="float32") for n in (300, 200))
+    want = routine(x, y)
+    for wrap in (Interface, Tensor):
+        got = routine(wrap(x), wrap(y))
+        assert isinstance(got, cupy.ndarray)
+        assert cupy.asnumpy(got).tobytes() == cupy.asnumpy(want).tobytes()
+
+
+def test_too_little_memory_is_said():
+    case, M, N = CASES["gaussian 3 axis 1"], 5000, 300
+    arrays = tuple(data(case, M, N, "float32").values())
+    with pytest.raises(DeviceMemoryError, match="too little memory for a fold of 5,000 x 300 rows: 10 kB may be used"):
+        cuda.fold(spec(case, "float32"), (np.zeros((1, M)),), arrays, M, N, memory=10_000)
 
 
 def test_a_million_equal_terms():
