@@ -19,7 +19,7 @@ from dred.formula.syntax import evaluate, parse_once
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 
 CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
-VERSION = 5  # of the arithmetic: raised when the same spec gives other bits
+VERSION = 6  # of the arithmetic: raised when the same spec gives other bits
 
 
 @dataclass(frozen=True)
