@@ -16,7 +16,7 @@ from dred.kernel.cuda import launch
 from dred.kernel.cuda_source import Entry, Source
 from tests.shim import shim
 
-FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-w", "-DDRED_SHIM_STATIC", "-fno-omit-frame-pointer",
+FLAGS = ["-std=c++17", "-O0", "-g", "-ffp-contract=off", "-w", "-DDRED_SHIM_STATIC", "-fno-omit-frame-pointer",
          "-fsanitize=address,alignment,bounds", "-fno-sanitize-recover=all"]  # fmt: skip
 # Fibers have stacks of their own, of which the checks of returns know nothing.
 OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:exitcode=99"}
