@@ -316,9 +316,8 @@ def header(name, driver):
 
     nvrtc = ".".join(map(str, cuda._nvrtc().getVersion()))
     print(f"{name}; driver {driver}; CuPy {cupy.__version__}, NVRTC {nvrtc}")
-    print(
-        f"dred {dred_version}, NumPy {np.__version__}; peers: {installed(*dict.fromkeys(d for d, _ in PEERS.values() if d))}"
-    )
+    peers = installed(*dict.fromkeys(package for package, _ in PEERS.values() if package))
+    print(f"dred {dred_version}, NumPy {np.__version__}; peers: {peers}")
 
 
 def device():
