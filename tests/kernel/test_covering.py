@@ -11,6 +11,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from dred.errors import BackendError
 from dred.formula.ops import OPS
 from dred.kernel.output import Output, empty
 from dred.reductions import REDUCTIONS
@@ -68,14 +69,14 @@ def sizes(source):
 def check_nvrtc(cases):
     """Within two blocks' registers in float32, without spills."""
     with ThreadPoolExecutor(2) as pool:  # NVRTC runs without Python's lock
-        for case, error in zip(cases, pool.map(uses, cases), strict=True):
-            assert error is None, f"{case}: {error}"
+        found = [f"{case}: {error}" for case, error in zip(cases, pool.map(uses, cases), strict=True) if error]
+    assert not found, "\n".join(found)
 
 
 def uses(case):
     try:
         check_use(case.source, case.architecture)
-    except AssertionError as error:
+    except (AssertionError, BackendError) as error:
         return error
     return None
 

@@ -98,6 +98,6 @@ def fibers(reverse: bool):
 
 def renamed(source: Source, name: str) -> Source:
     """A source under a name of its own, so that it can stand beside others: what is launched bears the same one."""
-    text = re.sub(r"\bdred(?=_)", name, source.text)
+    text = re.sub(r"\bdred(?=_)", name, re.sub(r"\bDRED(?=_)", name.upper(), source.text))  # functions, macros
     entries = {kind: replace(e, name=e.name.replace("dred", name, 1)) for kind, e in source.entries.items()}
     return replace(source, text=text, entries=entries)
