@@ -4,7 +4,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 DEMO = --cluster local --workers 2 --M 1000000 --N 50000 --output demo
 
-.PHONY: help venv demo test test-slow soak lint format doctest docs bench clean
+.PHONY: help venv demo test test-slow soak lint format doctest docs bench bench-gpu clean
 
 help:
 	@echo "make demo       a million points by fifty thousand on a local cluster, checked (a few minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make doctest    the examples in docstrings, README and docs"
 	@echo "make docs       docs/operations.md, printed from the tables"
 	@echo "make bench      dred beside its peers: those of .venv (.venv/bin/pip install '.[bench]' for all of them)"
+	@echo "make bench-gpu  the same on a GPU, with the rates aimed at; without one each kernel's registers and instructions"
 	@echo "make clean      remove .venv, caches and the demo's output"
 
 venv: .venv/.stamp
@@ -68,7 +69,10 @@ docs: venv
 	mv docs/operations.tmp docs/operations.md
 
 bench: venv
-	for script in $(filter-out benchmarks/peers.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
+	for script in $(filter-out benchmarks/peers.py benchmarks/gpu%.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
+
+bench-gpu: venv
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv demo dist build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

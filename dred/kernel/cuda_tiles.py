@@ -111,7 +111,9 @@ class Tiles(State):
         chain = [*runs, *(loop(self.every_row, starts, "all") if starts else [])]
         for name, puts in passes.items():
             exprs = [e for put in puts for e in put.exprs]
+            self.scopes.append({})
             body = self.folds(exprs, CLOSED) + self.phase(puts, CLOSED, bounded=True)
+            self.scopes.pop()
             chain += [f"const auto {name} = [&](const int t{left}) {{", *body, "};"]
         every = [f"{name}(t{rest});" for name in passes]
         group = [f"columns(c0 + t{full});"]

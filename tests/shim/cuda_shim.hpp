@@ -3,7 +3,7 @@
 // An OS thread runs one block at a time; the threads of the block are fibers, each on its own stack. A fiber runs until
 // it meets __syncthreads() or a warp shuffle, then the next one runs: an order as bad as any for a missing barrier.
 // DRED_SHIM_REVERSE=1 in the environment runs them from the last to the first. Blocks are spread over OpenMP threads,
-// and __shared__ variables are `static thread_local`.
+// and __shared__ variables are `static thread_local`; with DRED_SHIM_STATIC `static`, for builds without OpenMP.
 //
 // Aborts with a message where some threads of a block have returned while others wait at a barrier, where threads wait
 // for each other for ever, and where a launch asks for no block, no thread or more than 1024 threads.
@@ -30,7 +30,11 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
+#ifdef DRED_SHIM_STATIC
+#define __shared__ static
+#else
 #define __shared__ static thread_local
+#endif
 #define __constant__ static
 #define __align__(n) alignas(n)
 
