@@ -134,6 +134,6 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     copies = 1 if full else max(1, min(chain // (2 * C), PAIRS // (R * C), int(BODY / (2 * R * C * load))))
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
-    simple = size == 4 and not (rows_in_memory or wide or fused or long_j) and R * registers <= SIMPLE
+    simple = size == 4 and not (rows_in_memory or wide or fused or long_j or ranked) and R * registers <= SIMPLE
     blocks = 4 if simple else 2
     return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, blocks, columns)

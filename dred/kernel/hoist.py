@@ -105,11 +105,11 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
         if post is not None:
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
-            rest = [f for f in factors if not f.axes & ~I]
+            rest = [f for f in factors if rewriting.leaves(f)]
             if (new := rewriting.post(number, rest)) is None:
                 continue
             posts[n] = new
-            steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f.axes & ~I]))
+            steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f not in rest]))
     return quick._replace(steps=tuple(steps), posts=tuple(posts))
 
 
@@ -163,6 +163,11 @@ class _Rewriting:
         for f in factors:
             fine = g.make("either", fine, g.make("eq", f, g.const(0)))
         return fine
+
+    def leaves(self, factor: Expr) -> bool:
+        """Whether a factor of quick steps is taken out of a sum; on GPUs, only what stays as it is for all columns."""
+        held = self.approximate and any(e.op == "stored" for e in walk([factor]))
+        return not factor.axes & ~I and not held
 
     def near(self, term: Expr) -> Expr:
         """The term with roots, and quotients by them, that are right but for the last bit or two."""
