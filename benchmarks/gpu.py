@@ -37,7 +37,7 @@ from peers import Task
 from dred import Genred
 from dred import __version__ as dred_version
 from dred.formula.oracle import dense
-from dred.kernel import cuda
+from dred.kernel import cuda, cuda_cache
 from dred.reductions import REDUCTIONS
 from tests.kernel.instructions import count, ptx, ptx_code
 
@@ -314,7 +314,7 @@ def installed(*packages):
 def header(name, driver):
     import cupy
 
-    nvrtc = ".".join(map(str, cuda._nvrtc().getVersion()))
+    nvrtc = ".".join(map(str, cuda_cache._nvrtc().getVersion()))
     print(f"{name}; driver {driver}; CuPy {cupy.__version__}, NVRTC {nvrtc}")
     peers = installed(*dict.fromkeys(package for package, _ in PEERS.values() if package))
     print(f"dred {dred_version}, NumPy {np.__version__}; peers: {peers}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dred.formula.language import formula
-from dred.kernel import cuda
+from dred.kernel import cuda, cuda_cache
 from dred.kernel.cuda_source import Source
 from dred.kernel.spec import KernelSpec
 
@@ -62,10 +62,10 @@ _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)
 
 def ptx(text: str, architecture: str = "compute_90") -> str:
     """What NVRTC makes of a source before registers are given out."""
-    nvrtc = cuda._nvrtc()
+    nvrtc = cuda_cache._nvrtc()
     program = nvrtc.createProgram(text, "dred.cu", (), ())
     try:
-        options = (o for o in cuda.OPTIONS if "ptxas" not in o)
+        options = (o for o in cuda_cache.OPTIONS if "ptxas" not in o)
         nvrtc.compileProgram(program, (f"--gpu-architecture={architecture}", *options))
         return nvrtc.getPTX(program).decode()
     finally:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError
-from dred.kernel import cuda, cuda_launch
+from dred.kernel import cuda, cuda_cache, cuda_launch
 from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
 from dred.kernel.cuda_source import Source
 from dred.kernel.cuda_text import literal
@@ -414,8 +414,8 @@ def test_source_needs_no_headers_and_no_fast_math():
             assert "#include" not in text
             assert "__expf" not in text
             assert "atomic" not in text
-    assert "--fmad=false" in cuda.OPTIONS
-    assert not any("ftz" in option or "fast" in option for option in cuda.OPTIONS)
+    assert "--fmad=false" in cuda_cache.OPTIONS
+    assert not any("ftz" in option or "fast" in option for option in cuda_cache.OPTIONS)
 
 
 def test_source_of_a_spec():
