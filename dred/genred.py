@@ -92,8 +92,9 @@ class Genred(Routine):
     axis : {0, 1}
         1 reduces over j and keeps one row per i; 0 reduces over i and keeps one row per j.
     dtype : str or dtype, optional
-        "float16", "float32" or "float64": the type of all arrays of a call. By default that of the arrays. float16 is
-        computed in float32, and results are rounded to float16 in the end: inf beyond 65504.
+        "bfloat16", "float16", "float32" or "float64": the type of all arrays of a call. By default that of the arrays.
+        float16 and bfloat16 (of the package ml_dtypes) are computed in float32, and results are rounded to them in the
+        end: inf beyond 65504, for float16.
     opt_arg : int or sequence of float, optional
         K, ddof or the edges of bins, for the reductions that take them.
     formula2 : str, optional

@@ -11,9 +11,9 @@ import numpy as np
 from dred.errors import DredError, DtypeError, InputError
 from dred.formula.language import Formula
 
-DTYPES = ("float16", "float32", "float64")
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
-_KINDS = {np.dtype(name): name for name in DTYPES}
+_KINDS = {np.dtype(name): name for name in DTYPES[1:]}
 _PLURAL = ("i-variables", "j-variables")
 
 
@@ -174,7 +174,8 @@ def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs |
 def _check_types(args: Sequence[Any], label: Sequence[str], dtype: str | None) -> None:
     for a, name in zip(args, label, strict=True):
         if str(a.dtype) not in DTYPES:
-            raise DtypeError(f"{name} has type {a.dtype}: it is float16, float32 or float64, convert it with .astype")
+            known = f"{', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+            raise DtypeError(f"{name} has type {a.dtype}: it is {known}, convert it with .astype")
     found = {str(a.dtype): name for a, name in zip(args, label, strict=True)}
     if len(found) > 1:
         each = ", ".join(f"{name} {t}" for t, name in sorted(found.items()))

@@ -13,7 +13,7 @@ from dred.formula.expand import expanded
 from dred.formula.op import MAX_DIM
 from dred.formula.pullback import Reduced, misfit
 from dred.inputs import DTYPES
-from dred.kernel.spec import CHAIN
+from dred.kernel.spec import CHAIN, HALF, array_type
 from dred.reductions import MONOIDS, REDUCTIONS, Monoid, Reduction, monoid_name
 
 MAX_DDOF = 2**24  # exact in every type
@@ -142,7 +142,7 @@ class Accumulation:
     Attributes
     ----------
     acc : str or None
-        Type of the accumulator; None: float64, which is never too narrow, or float32 for arrays of float16.
+        Type of the accumulator; None: float64, which is never too narrow, or float32 for arrays of float16 or bfloat16.
     chain : int
         Terms that are added in the compute type before they join the accumulator.
     kahan : bool
@@ -193,7 +193,7 @@ def accumulation(
     if not isinstance(sum_scheme, str) or sum_scheme not in _SCHEMES:
         raise OptionError(f"sum_scheme={sum_scheme!r} is unknown: it is one of {', '.join(_SCHEMES)}")
     automatic = isinstance(dtype_acc, str) and dtype_acc == "auto"
-    acc = None if automatic else checked_dtype("dtype_acc", dtype_acc, DTYPES[1:])
+    acc = None if automatic else checked_dtype("dtype_acc", dtype_acc, DTYPES[2:])
     if use_double_acc and acc == "float32":
         raise OptionError("use_double_acc=True contradicts dtype_acc='float32': give one of them")
     scheme = _SCHEMES[sum_scheme]
@@ -249,7 +249,7 @@ def checked_dtype(name: str, value: Any, known: tuple[str, ...] = DTYPES) -> str
 
 def compute_type(dtype: str) -> str:
     """The type that is computed in for arrays of a type."""
-    return "float32" if dtype == "float16" else dtype
+    return "float32" if dtype in HALF else dtype
 
 
 def accumulator(how: Accumulation, dtype: str) -> str:
@@ -260,7 +260,7 @@ def accumulator(how: Accumulation, dtype: str) -> str:
     OptionError
         It is narrower.
     """
-    acc = how.acc or ("float32" if dtype == "float16" else "float64")
-    if np.dtype(acc).itemsize < np.dtype(dtype).itemsize:
+    acc = how.acc or ("float32" if dtype in HALF else "float64")
+    if np.dtype(acc).itemsize < array_type(dtype).itemsize:
         raise OptionError(f"dtype_acc={acc!r} is narrower than the arrays' type {dtype}: use 'auto' or {dtype!r}")
     return acc

@@ -19,7 +19,7 @@ from dred.formula.pullback import Reduced, grad
 from dred.inputs import Inputs, check
 from dred.kernel import engine
 from dred.kernel.centre import centre
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
 from dred.sweeps import Sweep, sweeps, with_expansion
@@ -86,7 +86,7 @@ class Routine:
         Parameters
         ----------
         dtype : str or dtype
-            "float16", "float32" or "float64".
+            "float16", "float32", "float64" or "bfloat16".
 
         Returns
         -------
@@ -230,9 +230,9 @@ class Routine:
         ----------
         *args : arrays
             One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
-            dask or CuPy, all float16, all float32 or all float64. NumPy and dask arrays may be mixed; any chunks will
-            do. Arrays of other libraries are used where they are, as NumPy or CuPy arrays: by DLPack (PyTorch, JAX),
-            or the CUDA array interface (Numba).
+            dask or CuPy, all of one type: bfloat16, float16, float32 or float64. NumPy and dask arrays may be mixed;
+            any chunks will do. Arrays of other libraries are used where they are, as NumPy or CuPy arrays: by DLPack
+            (PyTorch, JAX), or the CUDA array interface (Numba).
         backend : str
             "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
             configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU. There,
@@ -289,7 +289,7 @@ class Routine:
         if not self._rows_added:
             return results
         with np.errstate(over="ignore"):  # beyond the largest number is inf
-            return tuple(rows.sum(axis=0, dtype="float64").astype(dtype) for rows in results)
+            return tuple(rows.sum(axis=0, dtype="float64").astype(array_type(dtype)) for rows in results)
 
     def _entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""

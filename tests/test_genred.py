@@ -448,10 +448,10 @@ KNOWN = suggestion("zzz", [*REDUCTIONS])
         ({"axis": -1}, "axis=-1: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": True}, "axis=True: it is 0 (reduce over i) or 1 (reduce over j)"),
         ({"axis": None}, "axis=None: it is 0 (reduce over i) or 1 (reduce over j)"),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16': it is float16, float32 or float64"),
-        ({"dtype": "int64"}, "dtype='int64': it is float16, float32 or float64"),
-        ({"dtype": "single precision"}, "dtype='single precision': it is float16, float32 or float64"),
-        ({"dtype": ">f4"}, "dtype='>f4': it is float16, float32 or float64"),
+        ({"dtype": "float8"}, "dtype='float8': it is bfloat16, float16, float32 or float64"),
+        ({"dtype": "int64"}, "dtype='int64': it is bfloat16, float16, float32 or float64"),
+        ({"dtype": "single precision"}, "dtype='single precision': it is bfloat16, float16, float32 or float64"),
+        ({"dtype": ">f4"}, "dtype='>f4': it is bfloat16, float16, float32 or float64"),
         ({"dtype_acc": "float16"}, "dtype_acc='float16': it is float32 or float64"),
         ({"dtype": "float64", "dtype_acc": "float32"},
          "dtype_acc='float32' is narrower than the arrays' type float64: use 'auto' or 'float64'"),
@@ -726,7 +726,7 @@ def test_that_the_engine_was_replaced(nothing_runs):
 x, y, a, p = arrays()
 f4 = np.float32
 TAKES = "the routine takes 4 arrays (x, y, a, p), got "
-CONVERT = "it is float16, float32 or float64, convert it with .astype"
+CONVERT = "it is bfloat16, float16, float32 or float64, convert it with .astype"
 BAD_INPUTS = {
     "none": ((), InputError, TAKES + "0"),
     "too few": ((x, y, a), InputError, TAKES + "3"),

@@ -292,7 +292,7 @@ def test_what_is_refused(fake, cupy):
     )  # fmt: skip
     refused(
         DtypeError,
-        "argument 1 (y) has type int32: it is float16, float32 or float64, convert it with .astype",
+        "argument 1 (y) has type int32: it is bfloat16, float16, float32 or float64, convert it with .astype",
         there[0], cupy.asarray(y.astype("int32")), there[2], there[3],
     )  # fmt: skip
     refused(InputError, "argument 1 (y) has shape (200, 2): expected (N, 3)", there[0], there[2], there[2], there[3])

@@ -213,7 +213,7 @@ def test_options_are_those_of_genred(options):
     ("options", "message"),
     [
         ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
-        ({"dtype": "int8"}, "dtype='int8': it is float16, float32 or float64"),
+        ({"dtype": "int8"}, "dtype='int8': it is bfloat16, float16, float32 or float64"),
         (
             {"sum_scheme": "fast"},
             "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum, kahan_scheme",

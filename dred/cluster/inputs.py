@@ -19,7 +19,7 @@ from dred.formula.language import Variable
 from dred.kernel import engine
 from dred.kernel.lower import lower
 from dred.kernel.output import Output
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import KernelSpec, array_type
 
 UNROLL = 32  # of the kernel whose instructions are counted; their number does not depend on it
 
@@ -46,13 +46,13 @@ def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) 
         out_row_bytes=sum(_row_bytes(output.empty(spec)) for output in outputs),
         operations=operations(spec),
         outputs=len(outputs),
-        widened=np.dtype(spec.dtype).itemsize // np.dtype(spec.given).itemsize if spec.given else 0,
+        widened=np.dtype(spec.dtype).itemsize // array_type(spec.given).itemsize if spec.given else 0,
     )
 
 
 def _bytes_of(spec: KernelSpec, variables: Sequence[Variable]) -> int:
     """Bytes of a row of variables."""
-    return sum(np.dtype(spec.type_of(v.ind)).itemsize * v.dim for v in variables)
+    return sum(array_type(spec.type_of(v.ind)).itemsize * v.dim for v in variables)
 
 
 def _row_bytes(array: Any) -> int:

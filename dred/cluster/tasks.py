@@ -15,7 +15,7 @@ from dred.errors import BackendError, FoldError, InputError
 from dred.formula.node import canonical
 from dred.kernel import engine
 from dred.kernel.output import Output
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import KernelSpec, array_type
 from dred.kernel.threads import declared, thread_count
 
 Array = NDArray[Any]
@@ -204,7 +204,7 @@ def _arrange(
     arrays: list[Any] = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for v in spec.read:
         blocks = [
-            _checked(moved(block), v.ind, (*head, v.dim), np.dtype(spec.type_of(v.ind)))
+            _checked(moved(block), v.ind, (*head, v.dim), array_type(spec.type_of(v.ind)))
             for block, head in zip(next(given[v.cat]), heads[v.cat], strict=True)
         ]
         arrays[v.ind] = blocks[0] if len(blocks) == 1 else _joined(blocks)

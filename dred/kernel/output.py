@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.kernel.flat import straight
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import KernelSpec, array_type
 from dred.reductions import NONE, REDUCTIONS, stored
 
 State = tuple[NDArray[Any], ...]
@@ -75,7 +75,7 @@ class Output:
         if self.truth:
             result = result.astype(bool)
         elif not whole or self.saved:
-            result = result.astype(spec.dtype if self.saved else spec.given or spec.dtype, copy=False)
+            result = result.astype(array_type(spec.dtype if self.saved else spec.given or spec.dtype), copy=False)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         return xp.ascontiguousarray(result)

@@ -19,6 +19,7 @@ from dred.formula.syntax import evaluate, parse_once
 from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 
 CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
+HALF = ("bfloat16", "float16")  # types of arrays that are computed in float32
 VERSION = 6  # of the arithmetic: raised when the same spec gives other bits
 
 
@@ -81,6 +82,16 @@ class Layout:
         return self.dim * self.places
 
 
+def array_type(name: str) -> np.dtype[Any]:
+    """The NumPy type of a name; that of bfloat16 comes with the package ml_dtypes."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    found: np.dtype[Any] = np.dtype(name)
+    return found
+
+
 @dataclass(frozen=True)
 class KernelSpec:
     """Reductions of formulas over one index, in one sweep over the pairs.
@@ -101,7 +112,7 @@ class KernelSpec:
         The inputs by position, also those that no formula reads: they too say how many rows there are. By default
         those that are read.
     given : str
-        Type of the arrays of a call and of its results, where that is not the compute type: "float16".
+        Type of the arrays of a call and of its results, where that is not the compute type: "float16" or "bfloat16".
     left : tuple of int
         Positions of variables that earlier sweeps have left, which are of the compute type.
     """

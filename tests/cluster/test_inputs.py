@@ -81,7 +81,7 @@ def test_rows_that_disagree(lazy, axis):
 def test_types(lazy):
     x, y, a, p = lazy
     assert refused(x.astype(int), y, a, p, error=DtypeError) == (
-        "argument 0 (x) has type int64: it is float16, float32 or float64, convert it with .astype"
+        "argument 0 (x) has type int64: it is bfloat16, float16, float32 or float64, convert it with .astype"
     )
     both = "all arrays must have one type, got {}: convert them with .astype"
     assert refused(x.astype("float32"), y, a, p, error=DtypeError) == both.format(
