@@ -15,6 +15,7 @@ BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills,
 HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
+HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
 SIMPLE = 72  # values that the rows of a thread keep: that many leave room for four blocks
 PAIRS = 32  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
@@ -111,8 +112,9 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         chain = short if short * record <= SHARED else chain
         if fused or long_j or rows_in_memory:
             C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
-    registers = (0 if rows_in_memory else k.size_i) + sum(4 if field.number else 3 for field in values)
+    registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
+    registers += sum(root.places > 1 for root in k.roots)
     R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
