@@ -21,8 +21,8 @@ class Tiles(State):
         quick steps do not hold, it is done again by these, for single rows and straight from the variables.
     redone : list of Root
         The roots that this may happen to.
-    posts : dict of int to str
-        By number of a root's factor, the name of what its sums are multiplied with.
+    posts : dict of (scale, number of an expression) to str
+        The name of what sums are multiplied with.
     """
 
     def __init__(self, kernel: Kernel, s: Schedule, dtype: str, acc: str, name: str, plain: Kernel | None) -> None:
