@@ -167,8 +167,10 @@ def fold_device(
                 partial(launch, found, device, new, given, M, end - begin, splits=splits, row0=i0, column0=j0 + begin)
             )
     except MemoryError as error:
-        raise no_memory(what, error) from error
-    return new
+        shortage = no_memory(what, error)
+    else:
+        return new
+    raise shortage  # out here without a context: CuPy's own error cannot be unpickled
 
 
 def columns(source: Source, inputs: Sequence[Any], begin: int, end: int) -> list[Any]:
@@ -208,4 +210,5 @@ def reduce_device(
         try:
             return tuple(output.read(spec, state) for output in outputs)  # NumPy hands on to CuPy
         except MemoryError as error:
-            raise no_memory(f"the results of {M:,} rows", error) from error
+            shortage = no_memory(f"the results of {M:,} rows", error)
+        raise shortage

@@ -177,7 +177,8 @@ def fold(
         except MemoryError as error:
             if _of_the_host(error):
                 raise
-            raise no_memory(f"a fold of {M:,} x {N:,} rows", error) from error
+            shortage = no_memory(f"a fold of {M:,} x {N:,} rows", error)
+        raise shortage  # out here without a context: CuPy's own error cannot be unpickled
 
 
 def _of_the_host(error: MemoryError) -> bool:

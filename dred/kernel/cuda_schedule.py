@@ -16,7 +16,7 @@ HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
-SIMPLE = 72  # values that the rows of a thread keep: that many leave room for four blocks
+SIMPLE = 72  # registers of a thread's rows and of a column's record: so few leave room for four blocks
 PAIRS = 32  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
@@ -132,10 +132,12 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
 
-    full = rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD
+    full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
     copies = 1 if full else max(1, min(chain // (2 * C), PAIRS // (R * C), int(BODY / (2 * R * C * load))))
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
-    simple = size == 4 and not (rows_in_memory or wide or fused or long_j or ranked) and R * registers <= SIMPLE
+    simple = (
+        size == 4 and not (rows_in_memory or wide or fused or long_j or ranked) and R * registers + k.size_j <= SIMPLE
+    )
     blocks = 4 if simple else 2
     return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, blocks, columns)

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from tblib import pickling_support
 
 from dred.errors import BackendError, DeviceMemoryError, OptionError, human
 from dred.formula.language import Variable
@@ -337,6 +338,7 @@ def test_too_little_memory_is_said_with_numbers(fake):
         " on the device, raise the limit (DRED_CUDA_MEMORY, for workers dred.cuda.memory in dask's configuration), or"
         " pass fewer rows at a time"
     )
+    pickling_support.install()  # as on workers: with causes and contexts, which cannot all be pickled
     again = pickle.loads(pickle.dumps(error.value))
     assert type(again) is DeviceMemoryError
     assert isinstance(again, BackendError)
