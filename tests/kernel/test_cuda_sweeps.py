@@ -45,8 +45,8 @@ class Text:
     LEAVES = ("s", "t", "p", "2", "(-3)", "Sum(x)", "Sum(y)", "Elem(y, 0)", "Elem(q, 0)", "(IndexI() - IndexJ())")
     SCALARS = ("({0} + {1})", "({0} - {1})", "{0} * {1}", "{0} * {1}", "{0} / (1 + Square({1}))", "IfElse({0}, {1}, 1)",
                "Max({0} | {1})", "({0} < {1})", "Abs({0})", "Sqrt(1 + Square({0}))", "{0} / Norm2(x - y + 1)",
-               "Log(1 + Square({0}))", "Sum({0} * x * y)", "Step({0}) * {1}", "Square({0})", "Inv({0})",
-               "{0} * Rsqrt(SqDist(x, y))", "Sum(Square(x - y) * {0})", "Tanh({0})", "{0} / {1}")  # fmt: skip
+               "Log(1 + Square({0}))", "Sum({0} * x * y)", "Step({0}) * {1}", "Square({0})", "Inv({0} + 0.25)",
+               "{0} * Rsqrt(SqDist(x, y))", "Sum(Square(x - y) * {0})", "Tanh({0})", "{0} / ({1} + 0.25)")  # fmt: skip
     POWERS = ("-SqDist(x, y)", "-p * SqDist(x, y)", "-SqDist(x, y) / (2 * Square(s))", "(x | y)", "-Norm2(x - y)",
               "s * t", "-Square(s - t)", "p * (s + t)", "-Sum(Square(q * (x - y)))", "s", "t", "p",
               "Sum(x) * t")  # fmt: skip
