@@ -237,11 +237,15 @@ class Tiles(State):
         for root in self.redone:
             if root in anchored:
                 continue
-            for post, run, acc in zip(self.posted(root), self.names(root), self.names(root, "acc"), strict=True):
-                if post is not None:
-                    out.append(f"{acc} += {self.weighed(post, run)};")
-            if not any(self.posted(root)):
-                out.append(self.join(root, self.names(root, "acc"), self.others(root)))
+            posts, states = self.posted(root), self.names(root, "acc")
+            runs = [
+                self.weighed(post, run) if post else other
+                for post, run, other in zip(posts, self.names(root), self.others(root), strict=True)
+            ]
+            if all(posts):
+                out += [f"{acc} += {run};" for acc, run in zip(states, runs, strict=True)]
+            else:  # fields beside those that are multiplied, as how many terms a mean is of
+                out.append(self.join(root, states, runs))
         others: dict[Slot, str] = {}
         beyond: list[str] = []
         for root in anchored:

@@ -36,6 +36,9 @@ RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
 # factors that are smaller than the smallest one may have underflowed themselves
 FACTORS = {"float32": _Range(2.0**-100, 2.0**24), "float64": _Range(2.0**-960, 2.0**53)}
 
+# what constants of a product make together, to be one constant: neither it nor its multiple is denormal, or infinite
+NUMBERS = {"float32": _Range(2.0**-120, 2.0**120), "float64": _Range(2.0**-996, 2.0**996)}
+
 
 def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool = False) -> list[Root]:
     """The roots with rewritten terms: equal to the given ones, up to rounding, where the new sums are finite.
@@ -135,17 +138,21 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 class _Rewriting:
     def __init__(self, graph: Graph, dtype: str, kept: set[int], approximate: bool) -> None:
         self.graph, self.range, self.factors, self.kept = graph, RANGES[dtype], FACTORS[dtype], kept
-        self.approximate = approximate
+        self.numbers, self.approximate = NUMBERS[dtype], approximate
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
 
     def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
         """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
-        if not (number == 0 or 1e-300 < abs(number) < 1e300):
+        if not self.constant(number):
             return None
         if not rest:
             return Post(float(number)) if abs(number) <= self.factors.high else None
         return Post(float(number), self.guarded(number, rest))
+
+    def constant(self, number: Fraction) -> bool:
+        """Whether a number is a constant of the type."""
+        return number == 0 or self.numbers.low <= abs(number) <= self.numbers.high
 
     def guarded(self, number: Fraction, factors: Sequence[Expr]) -> Expr:
         """The product of what is taken out of a sum, beside a number; NaN where the sum may have lost what counts."""
@@ -221,7 +228,7 @@ class _Rewriting:
         inside = [f for f in factors if f.axes & ~I]
         # within the range, what a number makes of an overflow, or underflow, has no other exponential
         moderate = self.factors.low <= abs(number) <= self.factors.high
-        if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)):
+        if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)) or not self.constant(number):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
         if self.approximate:

@@ -10,7 +10,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import interpret
+from dred.kernel import cpu, interpret
 from dred.kernel.cuda_source import rendered
 from dred.kernel.cuda_text import PRELUDE, indented
 from dred.kernel.output import empty
@@ -69,6 +69,8 @@ CASES = {
     "roots of what is no number": ("Norm2(x - y) * s + Rsqrt(SqDist(x, y))", "Sum", lost),
     "long vectors": ("u * Exp(-Square(Elem(v, 0))) * t", "Sum", large_factors),
     "long vectors that are no numbers": ("Grad(Exp(-SqDist(u, v) / 40) * Elem(x, 0) * t, u, s)", "Sum", lost),
+    "means": ("s * Exp(-SqDist(x, y)) * t", "Mean", large_factors),
+    "means of what is no number": ("s * Exp(-g * SqDist(x, y))", "Mean", lost),
     "references": ("-SqDist(x, y)", "LogSumExp", far),
     "references that are no numbers": ("-SqDist(x, y)", "LogSumExp", lost),
     "the least": ("SqDist(x, y)", "Min_ArgMin", lost),
@@ -98,13 +100,13 @@ def check(spec, arrays, state):
     want = interpret.fold(spec, empty(spec, kept), arrays, kept, N if spec.axis else M)
     size = None
     for field, a, b in zip(spec.fields, state, want, strict=True):
-        if field.kind == "index":
+        if field.kind in ("index", "count"):
             assert np.array_equal(a, b)
             continue
         finite = np.isfinite(b)
         assert np.array_equal(a[~finite], b[~finite], equal_nan=True), field.name
         with np.errstate(all="ignore"):
-            if spec.parts[0].monoid == "sum" and size is None:
+            if spec.parts[0].monoid in ("sum", "mean") and size is None:
                 size = np.abs(dense(spec.parts[0].formula, arrays, (M, N))).astype(float)
                 size = np.broadcast_to(size, (M, N, field.size)).sum(1 if spec.axis else 0).T
             scale = np.abs(b) if size is None else size
@@ -146,6 +148,30 @@ def test_without_doing_again_they_are_not(tmp_path):
         except AssertionError:
             pass
     assert not passed
+
+
+SCALES = {  # products of constants that are no float32, of rows and columns that make up for them
+    "a small exponent": ("Exp(-1e-25 * (s * (1e-25 * t)))", "Sum", 1e20, 1e30),
+    "a denormal exponent": ("Exp(-1e-23 * (s * (1e-19 * t)))", "Sum", 1e12, 1e30),
+    "a large exponent": ("Exp(1e20 * (2.5e18 * (s - t)))", "Sum", 0, 1e-38),
+    "small terms": ("1e-25 * (s * (1e-25 * t))", "Sum", 1e20, 1e30),
+    "denormal terms": ("1e-23 * (Exp(-s) * s * (1e-19 * t))", "Mean", 1, 1e35),
+}
+
+
+def test_constants_out_of_range_are_not_multiplied(tmp_path):
+    aliases = ("s = Vi(1)", "t = Vj(1)")
+    specs, sources = [], []
+    for n, (text, reduction, *_) in enumerate(SCALES.values()):
+        f = formula(text, aliases)
+        specs.append(KernelSpec.of(f.node, reduction, 1, "float32", "float32", variables=f.variables))
+        sources.append(rendered(specs[n], f"k{n}"))
+    library = shim.compile_sources(sources, tmp_path, ["-O0"])
+    for name, spec, source, (_, _, s, t) in zip(SCALES, specs, sources, SCALES.values(), strict=True):
+        arrays = [np.full((3, 1), s, "float32"), np.full((40, 1), t, "float32")]
+        want = interpret.fold(spec, empty(spec, 3), arrays, 3, 40)[-1]
+        for got in (shim.run(library, source, arrays, 3, 40), cpu.fold(spec, empty(spec, 3), arrays, 3, 40)):
+            np.testing.assert_allclose(got[-1], want, rtol=1e-5, err_msg=name)
 
 
 def test_powers_of_two_in_float64(tmp_path):
