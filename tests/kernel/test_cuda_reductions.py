@@ -295,8 +295,8 @@ def check_compiled(case: Case, architecture: str) -> None:
 @needs_nvrtc
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_nvrtc_compiles_without_spills(name):
-    """A few cases, for the architectures in turn."""
-    for n, case in enumerate([case for case in FAST if case.reduction == name][:4]):
+    """A case, for one of the architectures; all cases are in the slow tier."""
+    for n, case in enumerate([case for case in FAST if case.reduction == name][:1], len(name)):
         check_compiled(case, ARCHITECTURES[n % 3])
 
 

@@ -59,6 +59,11 @@ def nvrtc_available() -> bool:
 needs_nvrtc = pytest.mark.skipif(not nvrtc_available(), reason="no NVRTC")
 
 
+def some(cases, every: int):
+    """Cases as parameters: one in `every` is for the fast tier, the others are for the slow one."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (n % every > 0)) for n, case in enumerate(cases)]
+
+
 # -- run on the CPU ------------------------------------------------------------------------------------------------
 
 
@@ -355,9 +360,9 @@ def check_use(source: Source, architecture: str, registers: int | None = None, s
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(("name", "dtype"), FAST)
+@pytest.mark.parametrize(("name", "dtype"), FAST[::3])
 def test_nvrtc_compiles_without_spills(name, dtype):
-    """For the architectures in turn; all of them are in the slow tier."""
+    """Some cases, for the architectures in turn; all of them are in the slow tier."""
     check_compiled(CASES[name], dtype, ARCHITECTURES[FAST.index((name, dtype)) % 3])
 
 

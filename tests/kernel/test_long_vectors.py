@@ -15,7 +15,7 @@ from dred.kernel.cuda_source import rendered
 from dred.kernel.ir import walk
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
-from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc
+from tests.kernel.test_cuda_source import ARCHITECTURES, check_use, needs_compiler, needs_nvrtc, some
 from tests.shim import shim
 
 M, N = 19, 37  # more than a tile of rows, more than a chain of columns
@@ -118,7 +118,7 @@ def test_in_the_shim(dtype, tmp_path):
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("text", FORMULAS)
+@pytest.mark.parametrize("text", some(FORMULAS, 4))
 def test_nvrtc_compiles_without_spills(text):
     place = FORMULAS.index(text)
     dtype = ("float32", "float64")[place % 2]
