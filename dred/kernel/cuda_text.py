@@ -45,7 +45,8 @@ DOUBLE
 #endif
 
 """
-# the nearest integer by its bits, a polynomial, and the exponent by bits; 0 below 2^-1022, infinite from 2^1022 on
+# the nearest integer by its bits, a polynomial, and the exponent by bits; 0 below 2^-1022, infinite from 2^1022 on and
+# of NaN: a negative one has a high word above that of -inf
 EXP2 = "\n".join(
     [
         "const double n = x + 6755399441055744.0, r = x - (n - 6755399441055744.0);",
@@ -54,7 +55,7 @@ EXP2 = "\n".join(
         "const i64 bits = __double_as_longlong(p) + (__double_as_longlong(n) << 52);",
         "const int high = (int)(__double_as_longlong(x) >> 32);",
         "const double y = __longlong_as_double(bits);",
-        f"return (high & 0x7fffffff) < 0x408ff000 ? y : high < 0 ? 0.0 : {_BITS['float64'][0]};",
+        f"return (high & 0x7fffffff) < 0x408ff000 ? y : high <= -0x100000 ? 0.0 : {_BITS['float64'][0]};",
     ]
 )
 PRELUDE = {
