@@ -299,7 +299,7 @@ def check(first, count, folder):
 
 
 def test_random_sweeps_briefly(tmp_path):
-    check(0, 40, tmp_path)
+    check(0, 24, tmp_path)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def sources(dtype, unroll):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("dtype", "unroll"), WAYS)
+@pytest.mark.parametrize(("dtype", "unroll"), [pytest.param(*WAYS[0], marks=pytest.mark.slow), WAYS[1]])
 def test_in_the_shim(dtype, unroll, tmp_path):
     """Compiled as one library, without optimization: that is what takes the time."""
     made = sources(dtype, unroll)

@@ -105,7 +105,7 @@ def test_by_the_interpreter(text):
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_in_the_shim(dtype, tmp_path):
     specs = [made(text, dtype, n % 2) for n, text in enumerate(FORMULAS)]
     unrolled = UNROLL[dtype] if dtype == "float32" else 2
