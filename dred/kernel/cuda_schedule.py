@@ -115,7 +115,11 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     registers += sum(root.places > 1 for root in k.roots)
-    R = 4 if rows_in_memory else next((r for r, most in ((8, 8), (4, 16), (2, 24)) if registers <= most), 1)
+    R = (
+        4
+        if rows_in_memory
+        else next((r for r, most in ((8, 8 if size == 4 else 7), (4, 16), (2, 24)) if registers <= most), 1)
+    )
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
         C //= 2
