@@ -114,7 +114,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
             C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
-    registers += sum(root.places > 1 for root in k.roots)
+    registers += (4 if size == 8 else 1) * sum(root.places > 1 for root in k.roots)
     R = (
         4
         if rows_in_memory
