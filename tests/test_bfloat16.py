@@ -8,8 +8,8 @@ import pytest
 from dred import DtypeError, Genred
 from dred.kernel import engine
 from tests.cluster.local import threads
+from tests.test_float16 import GAUSSIAN, wide
 
-GAUSSIAN = "Exp(-g*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)"]
 EPS = 2.0**-8  # a rounding to bfloat16
 
 
@@ -17,10 +17,6 @@ def data(M=40, N=50):
     rng = np.random.default_rng(3)
     arrays = rng.random((M, 3)), rng.random((N, 3)), rng.random((N, 1)), np.full(1, 0.5)
     return tuple(a.astype(ml_dtypes.bfloat16) for a in arrays)
-
-
-def wide(arrays):
-    return [a.astype("float64") for a in arrays]
 
 
 def near(got, wanted):
@@ -65,5 +61,5 @@ def test_blocks_of_dask():
     lazy = routine(x, y, b, arrays[3], backend="cpu")
     assert lazy.dtype == ml_dtypes.bfloat16
     with threads(2) as client:
-        got = client.compute(lazy).result() if client else lazy.compute()
+        got = client.compute(lazy).result()
     near(got, routine(*wide(arrays), backend="cpu"))

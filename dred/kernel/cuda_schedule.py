@@ -16,6 +16,7 @@ HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
+ROWS = {4: ((8, 8), (4, 16), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
 SIMPLE = 72  # registers of a thread's rows and of a column's record: so few leave room for four blocks
 PAIRS = 32  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
@@ -115,11 +116,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     registers += (4 if size == 8 else 1) * sum(root.places > 1 for root in k.roots)
-    R = (
-        4
-        if rows_in_memory
-        else next((r for r, most in ((8, 8 if size == 4 else 7), (4, 16), (2, 24)) if registers <= most), 1)
-    )
+    R = 4 if rows_in_memory else next((r for r, most in ROWS[size] if registers <= most), 1)
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
         C //= 2

@@ -231,16 +231,9 @@ class _Rewriting:
         if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)) or not self.constant(number):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
-        if self.approximate:
-            if rest:
-                scale = g.make("mul", scale, self.product(rest))
-                fine = g.make("lt", g.make("abs", scale), g.const(math.inf))
-                fine = g.make("both", fine, self.whole(scale, rest)) if len(rest) > 1 else fine
-                scale = g.make("select", fine, scale, g.const(math.nan))
-            return g.make("approx_exp2", g.make("mul", q, scale))
         low, high = map(g.const, self.range)
         sign = 0  # of a; -1 also where a positive one is made NaN
-        if self.nonnegative(q):
+        if not self.approximate and self.nonnegative(q):
             sign = -1 if number < 0 or rest else 1
         if rest:
             scale = g.make("mul", scale, self.product(rest))
@@ -251,6 +244,8 @@ class _Rewriting:
                 fine = g.make("both", fine, g.make("le", scale, g.const(0)))
             scale = g.make("select", fine, scale, g.const(math.nan))
         exponent = g.make("mul", q, scale)
+        if self.approximate:
+            return g.make("approx_exp2", exponent)
         if sign <= 0:
             exponent = g.make("max", low, exponent)
         if sign >= 0:

@@ -34,7 +34,8 @@ FORMULAS = (
     "TensorProd(MatVecMult(A, x * y), y)",
     "A * TensorProd(MatVecMult(A, y), y) * s",
     "Sum(TensorProd(MatVecMult(A, x - y), y))",
-    "let u = TensorDot(2, x, [1, 1], [2, 20], [], [], [0, 2, 1, 3]); OneHot(ArgMax(u), 40) * Max(u) * y",
+    "let u = TensorDot(2, x, [1, 1], [2, 20], [], [], [0, 2, 1, 3]);"
+    " TensorDot(2, OneHot(ArgMax(u), 40) * y, [1, 1], [2, 20], [], [], [0, 2, 1, 3])",
     "Kron(x, z, [5, 8], [5, 5])",
     "TensorDot(x * t, y, [4, 5, 2], [2, 5, 4], [0, 1], [2, 1], [1, 0])",
     "TensorDot(B, Exp(y), [3, 40], [40], [1], [0])",

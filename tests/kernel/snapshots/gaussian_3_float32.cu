@@ -30,7 +30,7 @@ __device__ __forceinline__ double dred_exp2(const double x) {
   const i64 bits = __double_as_longlong(p) + (__double_as_longlong(n) << 52);
   const int high = (int)(__double_as_longlong(x) >> 32);
   const double y = __longlong_as_double(bits);
-  return (high & 0x7fffffff) < 0x408ff000 ? y : high < 0 ? 0.0 : __longlong_as_double(0x7ff0000000000000ll);
+  return (high & 0x7fffffff) < 0x408ff000 ? y : high <= -0x100000 ? 0.0 : __longlong_as_double(0x7ff0000000000000ll);
 }
 #endif
 
