@@ -72,8 +72,13 @@ def rows(axis: int) -> tuple[int, int]:
     return (M, N) if axis == 1 else (N, M)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize(("dtype", "unroll"), WAYS)
+# each axis with one of the ways in the fast tier, with the other one in the slow tier
+CROSSED = [
+    pytest.param(*way, axis, marks=[pytest.mark.slow] * (n != axis)) for n, way in enumerate(WAYS) for axis in (0, 1)
+]
+
+
+@pytest.mark.parametrize(("dtype", "unroll", "axis"), CROSSED)
 @pytest.mark.parametrize("name", OPS)
 def test_on_the_cpu(name, dtype, unroll, axis):
     s = spec(OPS[name], dtype, axis)
