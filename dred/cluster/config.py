@@ -42,6 +42,10 @@ def settings() -> Settings:
         parallelism=_read("plan.parallelism", int),
         y_budget=_read("plan.y-budget", _bytes),
         operations_per_second=_read("plan.operations-per-second", _rates),
+        x_budget=_read("plan.x-budget", _bytes),
+        panel=_read("plan.panel", _bytes),
+        wave_rows=_read("plan.wave-rows", _bytes),
+        feed=_read("plan.feed", str),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -19,7 +20,11 @@ from dask.task_spec import List, Task, TaskRef
 
 from dred.cluster import config, inputs, tasks
 from dred.cluster.backend import resolve
+from dred.cluster.cuts import Piece, pieces, whole
 from dred.cluster.plan import Plan
+from dred.cluster.rows import Stored
+from dred.cluster.sources import Source
+from dred.errors import PlanError, human
 from dred.kernel import engine
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
@@ -28,6 +33,7 @@ LONGEST_PREFIX = 32
 
 Key = tuple[Any, ...]
 Layer = dict[Key, Task]
+Layers = dict[str, tuple[Layer, set[str]]]  # tasks, and the layers that they read
 
 
 def plan(
@@ -77,35 +83,86 @@ def reduce(
         kept (reduced) variable.
     """
     chosen = plan(spec, arrays, outputs, backend, label=label)
+    if chosen.feed == "waves":
+        raise PlanError(
+            f"{human(chosen.sizes.y.rows * chosen.moving_row_bytes)} of reduced rows would come to lie in every worker, "
+            "more than dred.plan.y-budget in dask's configuration allows. Either store them where all workers can read "
+            "them and pass dred.from_file(...), or call routine.compute(...), which folds them in waves, or raise it"
+        )
     return build(spec, inputs.prepare(spec, arrays, chosen), outputs, chosen)
 
 
-def build(spec: KernelSpec, arrays: Sequence[da.Array], outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:
-    """The graph of `plan` over the arrays of `spec.read`, which are in its blocks already."""
-    prefix = layer_prefix(plan.reduction)
-    token = tokenize(spec.digest, plan.token(), repr(outputs), list(map(source, arrays)))
-    fold_name, merge_name, done_name = (f"{prefix}{kind}-{token}" for kind in ("-fold", "-merge", ""))
-    folds, lanes = fold_layer(fold_name, spec, arrays, plan)
-    merges, tops = merge_layer(merge_name, spec, plan, lanes)
-    layers: dict[str, tuple[Layer, set[str]]] = {fold_name: (folds, set(map(source, arrays)))}
+def build(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:
+    """The graph of `plan` over what `inputs.prepare` has given for the variables of `spec.read`."""
+    names = Names.of(spec, arrays, outputs, plan)
+    blocks, places = block_layer(names("block"), spec, arrays, plan)
+    folds, lanes = fold_layer(names("fold"), spec, places, plan)
+    layers: Layers = {}
+    given = {source(array) for array in arrays if isinstance(array, da.Array)}
+    if blocks:
+        layers[names("block")] = (blocks, given)
+    layers[names("fold")] = (folds, {*given, *layers})
+    return finished(spec, arrays, outputs, plan, names, layers, lanes)
+
+
+def finished(
+    spec: KernelSpec,
+    arrays: Sequence[Any],
+    outputs: Sequence[Output],
+    plan: Plan,
+    names: Names,
+    layers: Layers,
+    lanes: list[list[Key]],
+) -> tuple[da.Array, ...]:
+    """The results, over `layers` in which `lanes` are the keys of the last states of each x block."""
+    layers = dict(layers)
+    merges, tops = merge_layer(names("merge"), spec, plan, lanes)
     if merges:
-        layers[merge_name] = (merges, {fold_name})
+        layers[names("merge")] = (merges, {key[0] for states in lanes for key in states})
     results = [output.empty(spec) for output in outputs]
     tails = [(0,) * (result.ndim - 1) for result in results]  # of the keys of blocks: rows are never cut
-    single = len(outputs) == 1
+    single, again = len(outputs) == 1, plan.out_pieces
+    done_name = names("rows") if single and again else names("")
     done: list[Key] = [(done_name, i, *(tails[0] if single else ())) for i in range(len(tops))]
     finish = [
         Task(key, tasks.finish, spec, tuple(outputs), _refs(states)) for key, states in zip(done, tops, strict=True)
     ]
     layers[done_name] = (dict(zip(done, finish, strict=True)), {key[0] for states in tops for key in states})
-    names = [done_name] if single else [f"{prefix}-{n}-{token}" for n in range(len(outputs))]
     found = []
-    for n, (name, result, tail) in enumerate(zip(names, results, tails, strict=True)):
-        own = {} if single else {name: (pick_layer(name, n, done, tail), {done_name})}
-        chunks = (plan.x_blocks, *((size,) for size in result.shape[1:]))
+    for n, (result, tail) in enumerate(zip(results, tails, strict=True)):
+        keys, own = done, {}
+        name = names("") if single else names(str(n))
+        if not single:
+            picked = names(f"rows-{n}") if again else name
+            keys = [(picked, i, *tail) for i in range(len(done))]
+            layer = {key: Task(key, tasks.pick, TaskRef(rows), n) for key, rows in zip(keys, done, strict=True)}
+            own[picked] = (layer, {done_name})
+        if again:
+            chunks = [(name, k, *tail) for k in range(len(again))]
+            own[name] = (
+                {key: assembled(key, [[keys[p.chunk]] for p in found], found) for key, found in zip(chunks, again)},
+                {keys[0][0]},
+            )
+        cut = (plan.out_chunks, *((size,) for size in result.shape[1:]))
         meta = np.empty((0,) * result.ndim, dtype=result.dtype)
-        found.append(as_dask_array(name, {**layers, **own}, arrays, chunks, meta))
+        found.append(as_dask_array(name, {**layers, **own}, [a for a in arrays if isinstance(a, da.Array)], cut, meta))
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of layers: "dred-sum-fold-<token>" is that of "fold"."""
+
+    prefix: str
+    token: str
+
+    @classmethod
+    def of(cls, spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> Names:
+        given = [source(array) if isinstance(array, da.Array) else array for array in arrays]
+        return cls(layer_prefix(plan.reduction), tokenize(spec.digest, plan.token(), repr(outputs), given))
+
+    def __call__(self, kind: str) -> str:
+        return "-".join(part for part in (self.prefix, kind, self.token) if part)
 
 
 def layer_prefix(label: str) -> str:
@@ -123,34 +180,117 @@ def layer_prefix(label: str) -> str:
     return prefix
 
 
-def fold_layer(name: str, spec: KernelSpec, arrays: Sequence[da.Array], plan: Plan) -> tuple[Layer, list[list[Key]]]:
+def block_layer(
+    name: str, spec: KernelSpec, arrays: Sequence[Any], plan: Plan
+) -> tuple[Layer, list[list[Key] | Source]]:
+    """Tasks (name, position, block) for blocks that are no chunks as they are; and per variable the keys of its blocks.
+
+    Of what fold tasks read by path there is the source instead.
+    """
+    blocks = {1 - spec.axis: plan.x_blocks, spec.axis: plan.y_blocks}
+    layer: Layer = {}
+    places: list[list[Key] | Source] = []
+    for v, array in zip(spec.read, arrays, strict=True):
+        if not isinstance(array, da.Array):
+            places.append(array)
+            continue
+        rows, *columns = array.chunks
+        tails = [(c,) for c in range(len(columns[0]))] if columns else [()]
+        keys: list[Key] = []
+        for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (v.dim,))):
+            parts = [[(source(array), piece.chunk, *tail) for tail in tails] for piece in found]
+            if len(tails) == 1 and whole(found, rows):
+                keys.append(parts[0][0])
+            else:
+                keys.append((name, v.ind, k))
+                layer[keys[-1]] = assembled(keys[-1], parts, found)
+        places.append(keys)
+    return layer, places
+
+
+def assembled(key: Key, parts: Sequence[Sequence[Key]], runs: Sequence[Piece]) -> Task:
+    """The task that puts a block together: of the rows of each run, whose columns are in the arrays of its parts."""
+    return Task(key, tasks.assemble, List(*map(_refs, parts)), tuple((run.start, run.stop) for run in runs))
+
+
+def fold_layer(
+    name: str, spec: KernelSpec, places: Sequence[list[Key] | Source], plan: Plan
+) -> tuple[Layer, list[list[Key]]]:
     """Fold tasks (name, i, lane, step), and per x block the key of each lane's last state."""
-    i0 = [0, *accumulate(plan.x_blocks)]
-    j0 = [0, *accumulate(plan.y_blocks)]
-    kept, reduced, parameters = (
-        [source(a) for v, a in zip(spec.read, arrays, strict=True) if v.cat == category]
-        for category in (1 - spec.axis, spec.axis, 2)
-    )
-    fixed = _refs([(p, 0) for p in parameters])
-    panels = {  # shared by all x blocks
-        step: List(*(_refs([(y, j, 0) for j in step]) for y in reduced)) for lane in plan.schedule for step in lane
-    }
+    given = Given.of(spec, places, plan)
     layer: Layer = {}
     ends: list[list[Key]] = []
-    for i, rows in enumerate(plan.x_blocks):
-        x = _refs([(k, i, 0) for k in kept])
+    for i in range(len(plan.x_blocks)):
         ends.append([])
         for lane, steps in enumerate(plan.schedule):
-            state: TaskRef | None = None
-            for step, js in enumerate(steps):
+            state: Key | None = None
+            for step in range(len(steps)):
                 key = (name, i, lane, step)
-                place = tasks.Place(i, lane, step, i0[i], rows, j0[js.start], plan.y_blocks[js.start : js.stop])
-                layer[key] = Task(
-                    key, tasks.fold_blocks, spec, plan.reduction, plan.backend, place, state, x, panels[js], fixed
-                )
-                state = TaskRef(key)
-            ends[i].append(key)
+                layer[key] = given.fold(key, i, lane, step, state)
+                state = key
+            ends[i].append(state or ())
     return layer, ends
+
+
+@dataclass(frozen=True)
+class Given:
+    """What fold tasks are given: references to blocks, and runs of what is stored."""
+
+    spec: KernelSpec
+    plan: Plan
+    i0: list[int]
+    j0: list[int]
+    kept: list[list[Key]]
+    fixed: List
+    panels: dict[range, List]
+
+    @classmethod
+    def of(cls, spec: KernelSpec, places: Sequence[list[Key] | Source], plan: Plan) -> Given:
+        i0, j0 = ([*accumulate(blocks, initial=0)] for blocks in (plan.x_blocks, plan.y_blocks))
+        kept, reduced, parameters = (
+            [place for v, place in zip(spec.read, places, strict=True) if v.cat == category]
+            for category in (1 - spec.axis, spec.axis, 2)
+        )
+
+        def panel(step: range) -> List:
+            return List(
+                *(
+                    _refs([place[j] for j in step])
+                    if isinstance(place, list)
+                    else [Stored(place, j0[step.start], j0[step.stop])]
+                    for place in reduced
+                )
+            )
+
+        return cls(
+            spec,
+            plan,
+            i0,
+            j0,
+            [place for place in kept if isinstance(place, list)],
+            _refs([place[0] for place in parameters if isinstance(place, list)]),
+            {step: panel(step) for lane in plan.schedule for step in lane},  # shared by all x blocks
+        )
+
+    def fold(self, key: Key, i: int, lane: int, step: int, state: Key | None) -> Task:
+        """The task that folds a step of a lane into a state, for one x block."""
+        plan, js = self.plan, self.plan.schedule[lane][step]
+        rows, blocks = plan.x_blocks[i], plan.y_blocks[js.start : js.stop]
+        place = tasks.Place(i, lane, step, self.i0[i], rows, self.j0[js.start], blocks, plan.panel)
+        before = None if state is None else TaskRef(state)
+        x = _refs([keys[i] for keys in self.kept])
+        return Task(
+            key,
+            tasks.fold_blocks,
+            self.spec,
+            plan.reduction,
+            plan.backend,
+            place,
+            before,
+            x,
+            self.panels[js],
+            self.fixed,
+        )
 
 
 def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]]) -> tuple[Layer, list[list[Key]]]:
@@ -172,15 +312,9 @@ def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]])
     return layer, tops
 
 
-def pick_layer(name: str, n: int, done: Sequence[Key], tail: tuple[int, ...]) -> Layer:
-    """Tasks (name, i, 0, ...) that take the array of one output out of those of an x block."""
-    keys = [(name, i, *tail) for i in range(len(done))]
-    return {key: Task(key, tasks.pick, TaskRef(arrays), n) for key, arrays in zip(keys, done, strict=True)}
-
-
 def as_dask_array(
     name: str,
-    layers: dict[str, tuple[Layer, set[str]]],
+    layers: Layers,
     arrays: Sequence[da.Array],
     chunks: tuple[tuple[int, ...], ...],
     meta: Any,

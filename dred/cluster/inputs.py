@@ -1,4 +1,4 @@
-"""Arguments of a reduction as dask arrays whose blocks are those of the plan."""
+"""Arguments of a reduction: their sizes for the plan, and what its blocks are taken from."""
 
 # mypy: allow-untyped-calls
 # (dask is typed in part)
@@ -13,7 +13,8 @@ import dask.array as da
 import numpy as np
 
 from dred.cluster import config
-from dred.cluster.plan import Axis, Plan, Sizes
+from dred.cluster.arrays import source_of, stored
+from dred.cluster.plan import Axis, Input, Plan, Sizes
 from dred.errors import InputError, human
 from dred.formula.language import Variable
 from dred.kernel import engine
@@ -40,8 +41,8 @@ def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) 
     return Sizes(
         x=_axis(spec, arrays, 1 - spec.axis),
         y=_axis(spec, arrays, spec.axis),
-        parameters=len(parameters),
-        parameter_bytes=_bytes_of(spec, parameters),
+        parameters=tuple(_input(spec, v, arrays[v.ind]) for v in parameters),
+        parameter_bytes=sum(_row_of(spec, v) * v.dim for v in parameters),
         state_row_bytes=sum(field.nbytes for field in engine.empty(spec, 1)),
         out_row_bytes=sum(_row_bytes(output.empty(spec)) for output in outputs),
         operations=operations(spec),
@@ -50,9 +51,20 @@ def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) 
     )
 
 
-def _bytes_of(spec: KernelSpec, variables: Sequence[Variable]) -> int:
-    """Bytes of a row of variables."""
-    return sum(array_type(spec.type_of(v.ind)).itemsize * v.dim for v in variables)
+def _row_of(spec: KernelSpec, variable: Variable) -> int:
+    """Bytes of a row of a variable, of a parameter of a component."""
+    dim = 1 if variable.cat == 2 else variable.dim
+    return int(array_type(spec.type_of(variable.ind)).itemsize * dim)
+
+
+def _input(spec: KernelSpec, variable: Variable, array: Any) -> Input:
+    row_bytes = _row_of(spec, variable)
+    if not isinstance(array, da.Array):
+        return Input(row_bytes)
+    if variable.cat < 2 and source_of(array) is not None:
+        return Input(row_bytes, stored=True)
+    columns = len(array.chunks[1]) if variable.cat < 2 else 1
+    return Input(row_bytes, tuple(map(int, array.chunks[0])), columns)
 
 
 def _row_bytes(array: Any) -> int:
@@ -60,10 +72,25 @@ def _row_bytes(array: Any) -> int:
     return int(array.itemsize * math.prod(array.shape[1:]))
 
 
-def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[da.Array]:
-    """For each variable that the formula reads, a dask array in the blocks of the plan, its columns in one chunk."""
+def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[Any]:
+    """For each variable that the formula reads, what its blocks are taken from: a dask array, or a source to be read.
+
+    Dask arrays are the caller's, in the caller's chunks; NumPy arrays are cut into the blocks of the plan, and so is what
+    is stored, unless fold tasks read it.
+    """
     blocks = {1 - spec.axis: plan.x_blocks, spec.axis: plan.y_blocks}
-    return [_in_blocks(arrays[v.ind], ((v.dim,),) if v.cat == 2 else (blocks[v.cat], (v.dim,))) for v in spec.read]
+
+    def prepared(v: Variable) -> Any:
+        array = arrays[v.ind]
+        chunks = ((v.dim,),) if v.cat == 2 else (blocks[v.cat], (v.dim,))
+        if not isinstance(array, da.Array):
+            return da.from_array(np.asarray(array), chunks=chunks)  # asarray: a memmap would travel whole, by its path
+        source = source_of(array) if v.cat < 2 else None
+        if source is None:
+            return array
+        return source if v.cat == spec.axis and plan.feed != "resident" else stored(source, chunks)
+
+    return [prepared(v) for v in spec.read]
 
 
 def operations(spec: KernelSpec) -> int:
@@ -77,29 +104,19 @@ def _travels(variable: Variable, array: Any) -> None:
         raise InputError(
             f"argument {variable.ind} ({variable}): a NumPy array of {human(array.nbytes)} beside dask "
             f"arrays would travel inside the task graph, which is limited to {human(most)} (dred.graph-bytes in dask's "
-            "configuration). Store it where the workers can read it and pass e.g. dask.array.from_zarr(...)"
+            "configuration). Pass dred.from_array(...), which keeps it where the workers can read it"
         )
 
 
 def _axis(spec: KernelSpec, arrays: Sequence[Any], category: int) -> Axis:
     there = [arrays[v.ind] for v in spec.variables if v.cat == category]
     if not there:
-        return Axis(rows=1, row_bytes=0, arrays=0, chunks=(1,))
+        return Axis(rows=1, chunks=(1,))
     cuts = [array.chunks[0] for array in there if isinstance(array, da.Array)]
-    read = [v for v in spec.read if v.cat == category]
+    if category == spec.axis:  # what is stored can be read in any blocks
+        cuts = [array.chunks[0] for array in there if isinstance(array, da.Array) and source_of(array) is None]
     return Axis(
         rows=int(there[0].shape[0]),
-        row_bytes=_bytes_of(spec, read),
-        arrays=len(read),
+        inputs=tuple(_input(spec, v, arrays[v.ind]) for v in spec.read if v.cat == category),
         chunks=tuple(map(int, cuts[0])) if cuts else None,
     )
-
-
-def _in_blocks(array: Any, chunks: tuple[tuple[int, ...], ...]) -> da.Array:
-    if not isinstance(array, da.Array):
-        array = da.from_array(np.asarray(array), chunks=chunks)  # asarray: a memmap would travel whole, and by its path
-    if array.chunks != chunks:
-        # "tasks": what a worker lost can be computed again block by block; a peer-to-peer shuffle starts over.
-        array = array.rechunk(chunks, method="tasks")
-    blocks: da.Array = array
-    return blocks

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from functools import cached_property
 
+from dred.cluster.cuts import Piece, cut, equal, fitted, in_steps, merge_tree, pieces, whole
 from dred.errors import PlanError, human
 
 LEAST_ROWS = 256  # x rows per block below which more blocks cost more than they bring, where the plan may choose
+FEEDS = ("resident", "stream", "waves")  # see `Plan.feed`
 
 Lane = tuple[range, ...]  # one range of y blocks per step
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What configuration says about plans; see `dred.yaml` for the meaning of each field (times in seconds)."""
+    """What configuration says about plans; see `dred.yaml` for the meaning of each field (seconds, bytes)."""
 
     arity: int
     shortest_fold: float
@@ -30,6 +31,10 @@ class Settings:
     parallelism: int
     y_budget: int
     operations_per_second: Mapping[str, float]
+    x_budget: int = 256 << 20
+    panel: int = 64 << 20
+    wave_rows: int = 4 << 30
+    feed: str = "auto"
 
     def __post_init__(self) -> None:
         if self.arity < 2:
@@ -41,8 +46,12 @@ class Settings:
             )
         if self.parallelism < 1:
             raise PlanError(f"dred.plan.parallelism is {self.parallelism}: at least 1 is needed")
-        if self.y_budget < 1:
-            raise PlanError(f"dred.plan.y-budget is {self.y_budget} bytes: at least 1 is needed")
+        for name in ("y_budget", "x_budget", "panel", "wave_rows"):
+            if getattr(self, name) < 1:
+                key = name.replace("_", "-")
+                raise PlanError(f"dred.plan.{key} is {getattr(self, name)} bytes: at least 1 is needed")
+        if self.feed not in ("auto", *FEEDS):
+            raise PlanError(f"dred.plan.feed is {self.feed!r}: it is auto, {', '.join(FEEDS[:-1])} or {FEEDS[-1]}")
         for name, rate in self.operations_per_second.items():
             if not 0 < rate < math.inf:
                 raise PlanError(f"dred.plan.operations-per-second.{name} is {rate:g}: a positive number is needed")
@@ -60,13 +69,45 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Input:
+    """An array that the formula reads.
+
+    Attributes
+    ----------
+    row_bytes : int
+        Bytes of one row; of a parameter, of a component.
+    chunks : tuple of int or None
+        Rows of its chunks; None: it is cut as the plan says, at no cost (in this process's memory, or stored).
+    columns : int
+        Chunks of its columns.
+    stored : bool
+        Whether tasks can read its rows by path.
+    """
+
+    row_bytes: int
+    chunks: tuple[int, ...] | None = None
+    columns: int = 1
+    stored: bool = False
+
+    def assembled(self, blocks: tuple[int, ...]) -> list[tuple[Piece, ...]]:
+        """The blocks that are no chunks as they are, each with the pieces of chunks that it is put together of."""
+        if self.chunks is None:
+            return []
+        chunks = self.chunks
+        return [found for found in pieces(chunks, blocks) if self.columns > 1 or not whole(found, chunks)]
+
+
+@dataclass(frozen=True)
 class Axis:
-    """One of the two indices: its rows, what a row holds, and how the caller has cut it (None: not at all)."""
+    """One of the two indices: its rows, how the caller has cut it (None: not at all), and the arrays that are read."""
 
     rows: int
-    row_bytes: int
-    arrays: int
+    inputs: tuple[Input, ...] = ()
     chunks: tuple[int, ...] | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(one.row_bytes for one in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -77,8 +118,9 @@ class Sizes:
     ----------
     x, y : Axis
         The kept and the reduced index.
-    parameters, parameter_bytes : int
-        Number of parameters and their bytes together.
+    parameters : tuple of Input
+    parameter_bytes : int
+        Bytes of all of them.
     state_row_bytes, out_row_bytes : int
         Bytes of the state of one kept row, and of its results.
     operations : int
@@ -91,7 +133,7 @@ class Sizes:
 
     x: Axis
     y: Axis
-    parameters: int
+    parameters: tuple[Input, ...]
     parameter_bytes: int
     state_row_bytes: int
     out_row_bytes: int
@@ -111,12 +153,20 @@ class Plan:
     ----------
     reduction, backend : str
         What is computed (names of reductions) and by which kernels.
+    feed : str
+        How y comes to the fold tasks. "resident": as blocks of dask's, which every worker may come to hold all of;
+        "stream": what is stored is read by path, in panels, and the rest is resident; "waves": what is not stored is
+        computed and folded step by step, by `Routine.compute` alone.
     x_blocks, y_blocks : tuple of int
         Rows of each block of kept and of reduced rows.
     schedule : tuple of tuple of range
         `schedule[lane][step]` is the run of y blocks that one fold task reads.
     arity : int
         States that one merge task joins.
+    panel : int
+        Most rows of a y block that are read and folded at once.
+    group : int
+        Most x blocks that take part in the same waves.
     rate : float
         Declared operations per second of one worker.
     sizes : Sizes
@@ -125,10 +175,13 @@ class Plan:
 
     reduction: str
     backend: str
+    feed: str
     x_blocks: tuple[int, ...]
     y_blocks: tuple[int, ...]
     schedule: tuple[Lane, ...] = field(repr=False)
     arity: int
+    panel: int
+    group: int
     rate: float
     sizes: Sizes
 
@@ -137,27 +190,40 @@ class Plan:
         """The plan of a problem: a function of its arguments and of nothing else.
 
         The number of tasks wanted is `work / shortest_fold`, at most `parallelism`, unless tasks would then last
-        longer than `longest_fold`. If there are fewer x blocks than that, y is split into lanes. The caller's x chunks
-        are kept; y chunks are cut where one alone would exceed `longest_fold` or `y_budget`.
+        longer than `longest_fold`. If there are fewer x blocks than that, y is split into lanes. The caller's chunks
+        are kept as blocks, but cut where a fold of one would exceed `longest_fold` or a budget of bytes, and merged
+        where they are more than can be of use.
 
         Raises
         ------
         PlanError
-            A single y row exceeds one of them.
+            A single row exceeds a budget; a feed that is asked for is not possible.
         """
         x, y, rate = sizes.x, sizes.y, settings.rate(backend)
         work = x.rows * y.rows * sizes.operations / rate  # seconds of one worker
         wanted = min(max(work / settings.shortest_fold, 1), max(settings.parallelism, work / settings.longest_fold))
-        x_blocks = x.chunks or equal(x.rows, min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS)))
-        lanes = math.ceil(wanted / len(x_blocks))
+        most_rows = _most_kept(sizes, rate, settings)
+        useful = max(settings.parallelism, math.ceil(work / settings.shortest_fold))
+        if x.chunks:
+            x_blocks = fitted(x.chunks, useful, most_rows)
+        else:
+            blocks = min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS))
+            x_blocks = equal(x.rows, max(blocks, math.ceil(x.rows / most_rows)))
+        lanes = max(1, min(math.ceil(wanted / len(x_blocks)), y.rows))
 
-        most_rows = _most_rows(max(x_blocks), sizes, rate, settings)
+        feed = _feed(sizes, settings)
+        most_rows = _most_reduced(max(x_blocks), lanes, feed, sizes, rate, settings)
         if y.chunks:
-            y_blocks = tuple(rows for chunk in y.chunks for rows in equal(chunk, math.ceil(chunk / most_rows)))
+            y_blocks = fitted(y.chunks, max(settings.parallelism, lanes), min(most_rows, -(-y.rows // lanes) or 1))
         else:
             y_blocks = equal(y.rows, max(lanes, math.ceil(y.rows / most_rows)))
         schedule = tuple(tuple(in_steps(y_blocks, lane, most_rows)) for lane in cut(y_blocks, lanes))
-        return cls(reduction, backend, x_blocks, y_blocks, schedule, settings.arity, rate, sizes)
+        panel = max(1, settings.panel // y.row_bytes if y.row_bytes else y.rows)
+        group = len(x_blocks)
+        if feed == "waves":
+            block = max(x_blocks) * (x.row_bytes + 2 * lanes * sizes.state_row_bytes + sizes.out_row_bytes)
+            group = max(1, min(group, settings.wave_rows // max(1, block)))
+        return cls(reduction, backend, feed, x_blocks, y_blocks, schedule, settings.arity, panel, group, rate, sizes)
 
     @property
     def lanes(self) -> int:
@@ -169,7 +235,7 @@ class Plan:
         """Most fold tasks that follow each other in a lane."""
         return max(map(len, self.schedule))
 
-    @property
+    @cached_property
     def tree(self) -> list[list[range]]:
         """Levels of the merges of an x block: the runs of states that are joined, for the task that also finalizes.
 
@@ -183,6 +249,13 @@ class Plan:
         return len(self.tree) + (self.lanes > 1)
 
     @property
+    def out_chunks(self) -> tuple[int, ...]:
+        """Rows of the chunks of the results: the caller's."""
+        return self.sizes.x.chunks or self.x_blocks
+
+    # -- what is counted ------------------------------------------------------------------------------------------
+
+    @property
     def fold_tasks(self) -> int:
         return len(self.x_blocks) * sum(map(len, self.schedule))
 
@@ -192,25 +265,29 @@ class Plan:
 
     @property
     def out_tasks(self) -> int:
-        """One for each x block, and where there are several arrays one more for each block of each."""
-        return len(self.x_blocks) * (1 + self._picked)
+        """One for each x block; where there are several arrays, one more for each block of each; and their chunks."""
+        return len(self.x_blocks) * (1 + self._picked) + self.sizes.outputs * len(self.out_pieces)
 
     @property
-    def _picked(self) -> int:
-        """Arrays that are taken out of a tuple of several."""
-        return self.sizes.outputs if self.sizes.outputs > 1 else 0
+    def block_tasks(self) -> int:
+        """Blocks that are put together of pieces of the caller's chunks."""
+        return sum(len(found) for _, found in self._assembled)
 
     @property
     def tasks(self) -> int:
         """Tasks that the reduction adds to the graph of its inputs."""
-        return self.fold_tasks + self.merge_tasks + self.out_tasks
+        return self.block_tasks + self.fold_tasks + self.merge_tasks + self.out_tasks
 
     @property
     def edges(self) -> int:
-        """Results that these tasks read: blocks, previous states, states to merge."""
+        """Results that these tasks read: chunks, blocks, previous states, states to merge."""
+        s = self.sizes
         folds = sum(map(len, self.schedule))
-        read = folds * (self.sizes.x.arrays + self.sizes.parameters) + len(self.y_blocks) * self.sizes.y.arrays
-        return len(self.x_blocks) * (read + self.states_read + self._picked)
+        resident = sum(not self.streamed(one) for one in s.y.inputs)
+        read = folds * (len(s.x.inputs) + len(s.parameters)) + len(self.y_blocks) * resident
+        assembled = sum(one.columns * len(block) for one, found in self._assembled for block in found)
+        outs = s.outputs * sum(map(len, self.out_pieces))
+        return len(self.x_blocks) * (read + self.states_read + self._picked) + assembled + outs
 
     @property
     def states_read(self) -> int:
@@ -219,6 +296,30 @@ class Plan:
         tree = self.tree
         left = len(tree[-1]) if tree else self.lanes  # states that the last task joins
         return chained + left + sum(len(run) for level in tree for run in level if len(run) > 1)
+
+    def streamed(self, one: Input) -> bool:
+        """Whether fold tasks read this array of the reduced index by path."""
+        return one.stored and self.feed != "resident"
+
+    @property
+    def _picked(self) -> int:
+        """Arrays that are taken out of a tuple of several."""
+        return self.sizes.outputs if self.sizes.outputs > 1 else 0
+
+    @cached_property
+    def _assembled(self) -> list[tuple[Input, list[tuple[Piece, ...]]]]:
+        """For each array that comes in chunks, the blocks that are put together."""
+        s = self.sizes
+        found = [(one, one.assembled(self.x_blocks)) for one in s.x.inputs]
+        found += [(one, one.assembled(self.y_blocks)) for one in s.y.inputs]
+        return found + [(one, one.assembled((sum(one.chunks or ()),))) for one in s.parameters]
+
+    @cached_property
+    def out_pieces(self) -> list[tuple[Piece, ...]]:
+        """For each chunk of a result the pieces of x blocks that it consists of; nothing where they are the same."""
+        return [] if self.out_chunks == self.x_blocks else pieces(self.x_blocks, self.out_chunks)
+
+    # -- what it takes --------------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> int:
@@ -230,39 +331,74 @@ class Plan:
         return self.pairs * self.sizes.operations / self.rate
 
     @property
-    def panel_rows(self) -> int:
+    def step_rows(self) -> int:
         """Most y rows that one fold task reads."""
         return max(sum(self.y_blocks[step.start : step.stop]) for lane in self.schedule for step in lane)
 
     @property
     def fold_seconds(self) -> float:
         """Seconds of the longest fold task at the declared rate."""
-        return max(self.x_blocks) * self.panel_rows * self.sizes.operations / self.rate
+        return max(self.x_blocks) * self.step_rows * self.sizes.operations / self.rate
+
+    @property
+    def moving_row_bytes(self) -> int:
+        """Bytes of a y row that come as blocks of dask's."""
+        return sum(one.row_bytes for one in self.sizes.y.inputs if not self.streamed(one))
+
+    @property
+    def wave_bytes(self) -> int:
+        """Most bytes of y blocks that there are at once: all of them, or those of one step of all lanes."""
+        if self.feed != "waves":
+            return self.sizes.y.rows * self.moving_row_bytes
+        waves = [
+            sum(sum(self.y_blocks[lane[s].start : lane[s].stop]) for lane in self.schedule if s < len(lane))
+            for s in range(self.steps)
+        ]
+        return max(waves) * self.moving_row_bytes
 
     @property
     def fold_bytes(self) -> int:
-        """Most bytes that one fold task holds: its blocks, the state it was given and the state it returns.
+        """Most bytes that one fold task holds beside blocks of y: those of x, its states, panels that it reads.
 
-        Several y blocks are held twice, by themselves and joined; float16 is held as float32 besides.
+        What is stored is read a panel ahead; float16 is held as float32 besides.
         """
         s = self.sizes
         x = max(self.x_blocks) * ((1 + s.widened) * s.x.row_bytes + 2 * s.state_row_bytes)
-        copies = 2 if any(len(step) > 1 for lane in self.schedule for step in lane) else 1
-        return x + (copies + s.widened) * self.panel_rows * s.y.row_bytes + (1 + s.widened) * s.parameter_bytes
+        panel = min(self.panel, self.step_rows)
+        streamed = s.y.row_bytes - self.moving_row_bytes
+        return x + panel * (2 * streamed + s.widened * s.y.row_bytes) + (1 + s.widened) * s.parameter_bytes
+
+    def worker_bytes(self, workers: int, threads: int = 1) -> int:
+        """Most bytes that a worker of `threads` folds at a time comes to hold, if all do their part.
+
+        All y blocks that there are; what its folds hold; the blocks, states and results of its part of x.
+        """
+        s = self.sizes
+        mine = math.ceil(self.group / workers) * max(self.x_blocks)
+        again = s.out_row_bytes if s.outputs > 1 or self.out_pieces else 0
+        kept = min(mine, s.x.rows) * (s.x.row_bytes + self.lanes * s.state_row_bytes + s.out_row_bytes + again)
+        assembled = max((len(block) for _, found in self._assembled for block in found), default=0) > 0
+        held = self.wave_bytes * (2 if assembled else 1)
+        return held + threads * self.fold_bytes + kept + s.parameter_bytes
 
     def bytes_moved(self, workers: int) -> int:
-        """Most bytes that cross between `workers` processes once the blocks are cut as planned.
+        """Most bytes that cross between `workers` processes.
 
         Every worker may fetch every block that another holds, and every state, or several results together, the task
-        that reads it. No worker is lost.
+        that reads it; so do those tasks that put blocks together of chunks. No worker is lost.
         """
         if workers < 2:
             return 0
         s = self.sizes
-        inputs = s.x.rows * s.x.row_bytes + s.y.rows * s.y.row_bytes + s.parameter_bytes
-        return (workers - 1) * inputs + s.x.rows * (
-            s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked
+        inputs = s.x.rows * s.x.row_bytes + s.y.rows * self.moving_row_bytes + s.parameter_bytes
+        chunks = sum(
+            one.row_bytes * sum(one.chunks[piece.chunk] for block in found for piece in block)
+            for one, found in self._assembled
+            if one.chunks is not None
         )
+        outs = s.out_row_bytes * sum(self.x_blocks[piece.chunk] for block in self.out_pieces for piece in block)
+        states = s.x.rows * (s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked)
+        return (workers - 1) * inputs + chunks + states + outs
 
     def token(self) -> str:
         """32 hexadecimal digits that differ where plans differ."""
@@ -271,85 +407,98 @@ class Plan:
     def __dask_tokenize__(self) -> str:
         return self.token()
 
-    def __str__(self) -> str:
+    def table(self) -> list[tuple[str, str]]:
+        """What there is to say, as names and texts."""
         s = self.sizes
-        return "\n".join(
-            [
-                f"{self.reduction} on {self.backend}: {s.x.rows:,} x {s.y.rows:,} = {self.pairs:.3g} pairs of "
-                f"{s.operations:,} operations, about {self.seconds:.3g} s of one worker at {self.rate:.3g} per second",
-                f"lanes x steps x depth of the tree: {self.lanes} x {self.steps} x {self.depth} (arity {self.arity})",
-                f"blocks: {len(self.x_blocks):,} of at most {max(self.x_blocks):,} kept rows, "
-                f"{len(self.y_blocks):,} of at most {max(self.y_blocks):,} reduced rows",
-                f"tasks: {self.tasks:,} = {self.fold_tasks:,} fold + {self.merge_tasks:,} merge + {self.out_tasks:,} "
-                f"out, {self.edges:,} edges; a fold takes at most about {self.fold_seconds:.3g} s",
-                f"bytes: kept {human(s.x.rows * s.x.row_bytes)}, reduced {human(s.y.rows * s.y.row_bytes)}, states "
-                f"{human(s.x.rows * s.state_row_bytes * self.lanes)}, result {human(s.x.rows * s.out_row_bytes)}; "
-                f"a fold holds at most {human(self.fold_bytes)}; at most {human(self.bytes_moved(2))} move between "
-                "2 workers",
-            ]
+        kinds = {"block": self.block_tasks, "fold": self.fold_tasks, "merge": self.merge_tasks, "out": self.out_tasks}
+        return [
+            ("reduction", f"{self.reduction} on {self.backend}"),
+            ("pairs", f"{s.x.rows:,} x {s.y.rows:,} = {self.pairs:.3g}, each of {s.operations:,} operations"),
+            ("time", f"about {self.seconds:.3g} s of one worker, at {self.rate:.3g} operations per second"),
+            ("feed", _FEED[self.feed].format(human(self.wave_bytes))),
+            ("lanes", f"{self.lanes} x {self.steps} steps, merged {self.arity} at a time in a tree of depth {self.depth}"),
+            ("x blocks", f"{len(self.x_blocks):,} of at most {max(self.x_blocks):,} kept rows"),
+            ("y blocks", f"{len(self.y_blocks):,} of at most {max(self.y_blocks):,} reduced rows"),
+            ("tasks", f"{self.tasks:,} = " + " + ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)),
+            ("edges", f"{self.edges:,}"),
+            ("longest fold", f"about {self.fold_seconds:.3g} s; it holds {human(self.fold_bytes)}"),
+            ("kept rows", human(s.x.rows * s.x.row_bytes)),
+            ("reduced rows", human(s.y.rows * s.y.row_bytes)),
+            ("states", human(s.x.rows * s.state_row_bytes * self.lanes)),
+            ("results", human(s.x.rows * s.out_row_bytes)),
+        ]
+
+    def __str__(self) -> str:
+        return aligned(self.table())
+
+
+_FEED = {
+    "resident": "resident: every worker may come to hold all y blocks, {}",
+    "stream": "stream: stored rows are read by path, and {} come as blocks",
+    "waves": "waves: y blocks are computed and folded step by step, {} at a time",
+}
+
+
+def aligned(table: Sequence[tuple[str, str]]) -> str:
+    """A table as lines, its names in a column."""
+    width = max(len(name) for name, _ in table)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in table)
+
+
+def _feed(sizes: Sizes, settings: Settings) -> str:
+    """How y comes to the folds: what is stored by path, the rest at once if `y_budget` allows it."""
+    y = sizes.y
+    stored = any(one.stored for one in y.inputs)
+    moving = y.rows * sum(one.row_bytes for one in y.inputs if not one.stored)
+    if settings.feed == "waves":
+        return "waves"
+    if settings.feed == "stream" and not stored:
+        raise PlanError(
+            "dred.plan.feed is stream, but no variable of the reduced index is stored: pass dred.from_file(...) or "
+            "dred.from_array(...), or use another feed"
         )
+    if settings.feed == "resident":
+        stored, moving = False, y.rows * y.row_bytes
+    if moving <= settings.y_budget:
+        return "stream" if stored else "resident"
+    if settings.feed != "auto":
+        raise PlanError(
+            f"dred.plan.feed is {settings.feed}, but {human(moving)} of reduced rows would come to lie in every worker, "
+            f"more than dred.plan.y-budget of {human(settings.y_budget)}: raise it, or use another feed"
+        )
+    return "waves"
 
 
-def _most_rows(x_rows: int, sizes: Sizes, rate: float, settings: Settings) -> int:
+def _most_kept(sizes: Sizes, rate: float, settings: Settings) -> int:
+    """Most x rows that one fold may have: with `LEAST_ROWS` reduced rows it is short, and its states fit."""
+    row = sizes.x.row_bytes + 2 * sizes.state_row_bytes + sizes.out_row_bytes
+    if row > settings.x_budget and sizes.x.rows:
+        raise PlanError(
+            f"a single kept row with its states holds {human(row)}, more than dred.plan.x-budget of "
+            f"{human(settings.x_budget)}: raise it in dask's configuration"
+        )
+    pairs = settings.longest_fold * rate / sizes.operations
+    return max(1, min(settings.x_budget // max(row, 1), int(pairs / max(1, min(LEAST_ROWS, sizes.y.rows)))))
+
+
+def _most_reduced(x_rows: int, lanes: int, feed: str, sizes: Sizes, rate: float, settings: Settings) -> int:
     """Most y rows that one fold over `x_rows` kept rows may read, at least 1."""
-    if not sizes.y.rows:
+    y = sizes.y
+    if not y.rows:
         return 1
     seconds = x_rows * sizes.operations / rate  # of one y row
-    if seconds > settings.longest_fold:
+    most = settings.longest_fold / seconds if seconds else math.inf
+    if most < 1:
         raise PlanError(
-            f"a fold of {x_rows:,} kept rows and a single reduced row of {sizes.operations:,} operations takes about "
-            f"{seconds:.3g} s, more than dred.plan.longest-fold of {settings.longest_fold:g} s: give the kept "
-            f"variables chunks of at most {int(settings.longest_fold * rate / sizes.operations):,} rows, or raise it"
+            f"a single pair of {sizes.operations:,} operations takes about {sizes.operations / rate:.3g} s, more than "
+            f"dred.plan.longest-fold of {settings.longest_fold:g} s: raise it"
         )
-    if sizes.y.row_bytes > settings.y_budget:
-        raise PlanError(
-            f"a single reduced row holds {human(sizes.y.row_bytes)}, more than dred.plan.y-budget of "
-            f"{human(settings.y_budget)}: raise it in dask's configuration"
-        )
-    by_time = settings.longest_fold / seconds if seconds else math.inf
-    by_bytes = settings.y_budget // sizes.y.row_bytes if sizes.y.row_bytes else math.inf
-    return max(1, int(min(by_time, by_bytes, sizes.y.rows)))
-
-
-def equal(rows: int, blocks: int) -> tuple[int, ...]:
-    """`rows` in at most `blocks` blocks whose sizes differ by at most 1; none is empty unless `rows` is 0."""
-    blocks = max(1, min(rows, blocks))
-    bounds = [k * rows // blocks for k in range(blocks + 1)]
-    return tuple(b - a for a, b in pairwise(bounds))
-
-
-def cut(blocks: Sequence[int], parts: int) -> list[range]:
-    """Runs of consecutive blocks with about equally many rows: `parts` of them, or one per block if that is fewer."""
-    parts = min(parts, len(blocks))
-    ends = [parts * end for end in accumulate(blocks)]
-    bounds = [0]
-    for k in range(1, parts):  # the first block that reaches k/parts of the rows, leaving a block for everyone
-        reaches = bisect_left(ends, k * ends[-1] // parts) + 1
-        bounds.append(min(max(reaches, bounds[-1] + 1), len(blocks) - parts + k))
-    bounds.append(len(blocks))
-    return [range(a, b) for a, b in pairwise(bounds)]
-
-
-def in_steps(blocks: Sequence[int], lane: range, most_rows: int) -> list[range]:
-    """The lane in runs of at most `most_rows` rows; a block is never split, so a run may be one larger block."""
-    steps, first, rows = [], lane.start, 0
-    for k in lane:
-        if k > first and rows + blocks[k] > most_rows:
-            steps.append(range(first, k))
-            first, rows = k, 0
-        rows += blocks[k]
-    return [*steps, range(first, lane.stop)]
-
-
-def groups(count: int, size: int) -> list[range]:
-    """`range(count)` in runs of `size`; the last may be shorter."""
-    return [range(a, min(a + size, count)) for a in range(0, count, size)]
-
-
-def merge_tree(states: int, arity: int) -> list[list[range]]:
-    """Levels of merges until at most `arity` states are left, for the task that also finalizes."""
-    levels = []
-    while states > arity:
-        levels.append(groups(states, arity))
-        states = len(levels[-1])
-    return levels
+    moving = sum(one.row_bytes for one in y.inputs if not one.stored)
+    if feed == "waves" and moving:
+        if moving > settings.y_budget:
+            raise PlanError(
+                f"a single reduced row holds {human(moving)}, more than dred.plan.y-budget of "
+                f"{human(settings.y_budget)}: raise it in dask's configuration"
+            )
+        most = min(most, settings.y_budget // (moving * lanes))
+    return max(1, int(min(most, y.rows)))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.cluster.rows import Rows, Stored
 from dred.errors import BackendError, FoldError, InputError
+from dred.formula.language import Variable
 from dred.formula.node import canonical
 from dred.kernel import engine
 from dred.kernel.output import Output
@@ -34,8 +36,10 @@ class Place:
         First kept row (of all) and number of kept rows.
     j0 : int
         First reduced row (of all).
-    panel : tuple of int
+    blocks : tuple of int
         Rows of each y block, one after another from `j0` on.
+    panel : int
+        Most rows of a y block that are folded at once.
     """
 
     i: int
@@ -44,12 +48,28 @@ class Place:
     i0: int
     rows: int
     j0: int
-    panel: tuple[int, ...]
+    blocks: tuple[int, ...]
+    panel: int
+
+    @property
+    def columns(self) -> int:
+        """Number of reduced rows."""
+        return sum(self.blocks)
+
+    def panels(self) -> Iterator[slice]:
+        """The runs of reduced rows, counted from `j0`, that are folded one after another: at least one."""
+        start = 0
+        for rows in self.blocks:
+            for low in range(0, rows, self.panel):
+                yield slice(start + low, start + min(low + self.panel, rows))
+            start += rows
+        if not start:
+            yield slice(0, 0)
 
     def __str__(self) -> str:
         return (
             f"block i = {self.i}, lane {self.lane}, step {self.step} (kept rows {self.i0}:{self.i0 + self.rows}, "
-            f"reduced rows {self.j0}:{self.j0 + sum(self.panel)})"
+            f"reduced rows {self.j0}:{self.j0 + self.columns})"
         )
 
 
@@ -63,7 +83,7 @@ def fold_blocks(
     reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
 ) -> State:
-    """Fold the y blocks of one step into `state` (None: the neutral element), as one block.
+    """Fold the y blocks of one step into `state` (None: the neutral element), panel by panel.
 
     Parameters
     ----------
@@ -71,8 +91,8 @@ def fold_blocks(
         Names of the reductions, for errors.
     kept, parameters : sequence of array
         The x block of each kept variable, and each parameter, in the order of `spec.read`.
-    reduced : sequence of sequence of array
-        For each reduced variable its blocks, of the rows in `place.panel`.
+    reduced : sequence of sequence of array or Stored
+        For each reduced variable its blocks, of the rows in `place.blocks`, or one run that is read from storage.
 
     Raises
     ------
@@ -84,9 +104,19 @@ def fold_blocks(
     try:
         if state is None:
             state = engine.empty(spec, place.rows)
-        arrays = _arrange(spec, place, kept, reduced, parameters, host if backend != "cuda" else _as_it_is)
+        moved = host if backend != "cuda" else _as_it_is
+        fixed = _arrange(spec, place, kept, parameters, moved)
+        rows = _reduced(spec, place, reduced, moved)
         more = _MORE[backend]() if backend in _MORE else {}
-        return engine.fold(spec, backend, state, arrays, place.rows, sum(place.panel), i0=place.i0, j0=place.j0, **more)
+        # A GPU gets them as one array, and keeps the x block and the state meanwhile; it has panels of its own.
+        panels = [slice(0, place.columns)] if backend == "cuda" else place.panels()
+        for panel in panels:
+            whole = backend == "cuda"
+            read = {ind: _as_one(run) if whole else run[panel] for ind, run in rows.items()}
+            arrays = [read.get(ind, array) for ind, array in enumerate(fixed)]
+            columns, j0 = panel.stop - panel.start, place.j0 + panel.start
+            state = engine.fold(spec, backend, state, arrays, place.rows, columns, i0=place.i0, j0=j0, **more)
+        return state
     except BackendError as error:
         raise type(error)(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
     except Exception as error:
@@ -106,6 +136,24 @@ def finish(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State])
     """Rows of the results, from the last states of the tree; of a single output without a tuple around it."""
     results = engine.finalize(spec, merge_states(spec, states), outputs)
     return results if results[1:] else results[0]
+
+
+def assemble(pieces: Sequence[Sequence[Any]], runs: Sequence[tuple[int, int]]) -> Any:
+    """A block, or a parameter, of the rows `runs` of chunks; each chunk comes with its columns in several arrays."""
+    cut = [[block[start:stop] for block in row] for row, (start, stop) in zip(pieces, runs, strict=True)]
+    flat = [block for row in cut for block in row]
+    if len(flat) == 1:
+        return flat[0] if hasattr(flat[0], "__cuda_array_interface__") else flat[0].copy()  # the chunk may go
+    if all(hasattr(block, "__cuda_array_interface__") for block in flat):
+        from dred.kernel import cuda
+
+        return cuda.joined([cuda.joined(row, axis=-1) for row in cut])
+    return np.concatenate([np.concatenate(list(map(host, row)), axis=-1) for row in cut])
+
+
+def keep(state: State) -> State:
+    """The state of a lane that has no more steps."""
+    return state
 
 
 def pick(results: Sequence[Array], n: int) -> Array:
@@ -190,44 +238,55 @@ def _arrange(
     spec: KernelSpec,
     place: Place,
     kept: Sequence[Any],
-    reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
     moved: Callable[[Any], Any],
 ) -> list[Any]:
-    """Arrays by position; an empty one where the formula reads none, since no block of that has travelled."""
-    given = {spec.axis: iter(reduced), 1 - spec.axis: ([x] for x in kept), 2: ([p] for p in parameters)}
-    heads: dict[int, list[tuple[int, ...]]] = {
-        spec.axis: [(rows,) for rows in place.panel],
-        1 - spec.axis: [(place.rows,)],
-        2: [()],
-    }
+    """Kept variables and parameters by position; an empty array for others, also where the formula reads none."""
+    given = {1 - spec.axis: iter(kept), 2: iter(parameters)}
+    head: dict[int, tuple[int, ...]] = {1 - spec.axis: (place.rows,), 2: ()}
     arrays: list[Any] = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for v in spec.read:
-        blocks = [
-            _checked(moved(block), v.ind, (*head, v.dim), array_type(spec.type_of(v.ind)))
-            for block, head in zip(next(given[v.cat]), heads[v.cat], strict=True)
-        ]
-        arrays[v.ind] = blocks[0] if len(blocks) == 1 else _joined(blocks)
+        if v.cat != spec.axis:
+            arrays[v.ind] = _checked(spec, v, moved(next(given[v.cat])), (*head[v.cat], v.dim))
     return arrays
 
 
-def _joined(blocks: Sequence[Any]) -> Any:
-    """One array of several blocks; on the host, unless all of them are on a device."""
-    if all(hasattr(block, "__cuda_array_interface__") for block in blocks):
+def _reduced(
+    spec: KernelSpec, place: Place, reduced: Sequence[Sequence[Any]], moved: Callable[[Any], Any]
+) -> dict[int, Rows]:
+    """The rows of the reduced variables that the formula reads, by position."""
+    found = {}
+    for v, blocks in zip((v for v in spec.read if v.cat == spec.axis), reduced, strict=True):
+        counts = place.blocks if len(blocks) == len(place.blocks) else (place.columns,)
+        found[v.ind] = Rows(
+            [
+                _checked(spec, v, block if isinstance(block, Stored) else moved(block), (rows, v.dim))
+                for block, rows in zip(blocks, counts, strict=True)
+            ]
+        )
+    return found
+
+
+def _as_one(rows: Rows) -> Any:
+    """The rows where they are, if that is one array or can be one of the device; else themselves, read run by run."""
+    if len(rows.blocks) == 1 and not isinstance(rows.blocks[0], Stored):
+        return rows.blocks[0]
+    if all(hasattr(block, "__cuda_array_interface__") for block in rows.blocks):
         from dred.kernel import cuda
 
-        return cuda.joined(blocks)
-    return np.concatenate(list(map(host, blocks)))
+        return cuda.joined(rows.blocks)
+    return rows
 
 
-def _checked(array: Any, ind: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def _checked(spec: KernelSpec, v: Variable, array: Any, shape: tuple[int, ...]) -> Any:
     """The block, contiguous where it is on the host: it may differ from what its dask array declared."""
+    dtype = array_type(spec.type_of(v.ind))
     if array.shape != shape or array.dtype != dtype:
         raise InputError(
-            f"argument {ind}: a block holds {array.dtype} of shape {array.shape}, "
+            f"argument {v.ind}: a block holds {array.dtype} of shape {array.shape}, "
             f"but its dask array declares {dtype} of shape {shape}"
         )
-    return array if hasattr(array, "__cuda_array_interface__") else np.ascontiguousarray(array)
+    return np.ascontiguousarray(array) if isinstance(array, np.ndarray) else array
 
 
 def _as_it_is(block: Any) -> Any:

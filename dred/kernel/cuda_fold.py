@@ -68,8 +68,8 @@ def adopted(array: Any) -> Any:
         return cupy.from_dlpack(array)
 
 
-def joined(blocks: Sequence[Any]) -> Any:
-    """Arrays of the current device, one below the other.
+def joined(blocks: Sequence[Any], axis: int = 0) -> Any:
+    """Arrays of the current device, one below the other, or along another axis.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def joined(blocks: Sequence[Any]) -> Any:
     for block in blocks:
         if block.device.id != here:
             raise BackendError(f"a block is on device {block.device.id}, device {here} computes: move it there")
-    return cupy.concatenate(blocks)
+    return cupy.concatenate(blocks, axis=axis)
 
 
 def placed(array_device: int, device_id: int) -> int:

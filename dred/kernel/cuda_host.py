@@ -130,7 +130,7 @@ class Cut:
 
 
 def on_host(array: Any) -> bool:
-    return isinstance(array, np.ndarray)
+    return not hasattr(array, "__cuda_array_interface__")
 
 
 def fold(

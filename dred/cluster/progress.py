@@ -1,0 +1,155 @@
+"""How far a computation is: pairs done, their rate and the time that is left, on terminals, in notebooks and in logs."""
+
+# mypy: allow-untyped-calls
+# (dask is typed in part)
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from dask.callbacks import Callback
+
+from dred.cluster.backend import ambient_client
+from dred.cluster.plan import Plan
+
+INTERVAL = 1.0  # seconds between two looks at a cluster
+QUIET = 30.0  # seconds between two lines of a log
+
+
+class Meter:
+    """Counts pairs and says so.
+
+    A terminal (and a notebook) has one line that changes; anything else gets a line when a tenth more is done or half a
+    minute has passed.
+
+    Parameters
+    ----------
+    total : int
+        Pairs (i, j) of all sweeps.
+    file : text file or None
+        Where it is said; None: nowhere.
+    clock : callable
+        Seconds that only grow.
+    """
+
+    def __init__(self, total: int, file: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done = total, 0
+        self._file, self._clock = file, clock
+        self._start = self._last = clock()
+        self._tenth = self._width = 0
+        self._changes = file is not None and (file.isatty() or "ipykernel" in sys.modules)
+
+    def add(self, pairs: int) -> None:
+        """So many pairs more are done."""
+        self.at(self.done + pairs)
+
+    def at(self, pairs: int) -> None:
+        """So many pairs are done in all."""
+        self.done = min(max(pairs, self.done), self.total)
+        if self._file is None:
+            return
+        now = self._clock()
+        tenth = 10 * self.done // max(1, self.total)
+        if self._changes or tenth > self._tenth or now - self._last >= QUIET:
+            self._tenth, self._last = tenth, now
+            self._say(self.line(now - self._start))
+
+    def line(self, seconds: float) -> str:
+        """What is said after so many seconds."""
+        part = self.done / self.total if self.total else 1.0
+        text = f"dred: {part:4.0%} of {self.total:.3g} pairs"
+        if self.done and seconds > 0:
+            rate = self.done / seconds
+            left = (self.total - self.done) / rate
+            text += f", {rate:.3g} pairs/s, " + (f"{_spoken(left)} left" if part < 1 else f"in {_spoken(seconds)}")
+        return text
+
+    def close(self) -> None:
+        """End the line that changes."""
+        if self._file is not None and self._changes and self._width:
+            self._file.write("\n")
+            self._file.flush()
+
+    def _say(self, text: str) -> None:
+        assert self._file is not None
+        if self._changes:
+            self._file.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._file.write(text + "\n")
+        self._file.flush()
+
+
+def _spoken(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"
+
+
+@contextmanager
+def watched(meter: Meter, plan: Plan, fold: str) -> Iterator[None]:
+    """Tell the meter how many pairs of a sweep are done, by its fold tasks, while it is computed.
+
+    Parameters
+    ----------
+    fold : str
+        Name of the layer of the fold tasks.
+    """
+    before, tasks = meter.done, max(1, plan.fold_tasks)
+
+    def folded(count: int) -> None:
+        meter.at(before + plan.pairs * min(count, tasks) // tasks)
+
+    client = ambient_client()
+    with _looking(client, fold, folded) if client is not None else _Counting(fold, folded):
+        yield
+    folded(tasks)
+
+
+class _Counting(Callback):  # type: ignore[misc]
+    """Of dask's schedulers in this process."""
+
+    def __init__(self, fold: str, folded: Callable[[int], None]) -> None:
+        super().__init__(posttask=self._one)
+        self._fold, self._folded, self._count = fold, folded, 0
+
+    def _one(self, key: Any, *_: Any) -> None:
+        if isinstance(key, tuple) and key[0] == self._fold:
+            self._count += 1
+            self._folded(self._count)
+
+
+@contextmanager
+def _looking(client: Any, fold: str, folded: Callable[[int], None]) -> Iterator[None]:
+    """Of a cluster: its scheduler is asked now and then, by a thread."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(INTERVAL):
+            try:
+                folded(client.run_on_scheduler(finished, fold))
+            except Exception:
+                return  # whatever it is, the computation itself will say it
+
+    thread = threading.Thread(target=look, name="dred-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def finished(fold: str, dask_scheduler: Any) -> int:
+    """On a scheduler: tasks of a group that are done."""
+    group = dask_scheduler.task_groups.get(fold)
+    if group is None:
+        return 0
+    return sum(group.states[state] for state in ("memory", "released", "forgotten"))
