@@ -25,11 +25,18 @@ from dred.errors import (
 from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
 
-if not TYPE_CHECKING:  # to type checkers, these names do not exist
+if TYPE_CHECKING:
+    from dred.cluster.arrays import from_file
+else:  # to type checkers, the names that are not there do not exist
+    _ON_DASK = ("from_file",)  # loaded when they are asked for: dask.array takes half a second
     _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve")
 
     def __getattr__(name):
-        """Say of names of KeOps what is there instead: an ImportError, since `from dred import` hides others."""
+        """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
+        if name in _ON_DASK:
+            from dred.cluster import arrays
+
+            return getattr(arrays, name)
         if name in _NOT_YET:
             example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
             raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
@@ -59,6 +66,7 @@ __all__ = [
     "Reduction",
     "UnknownNameError",
     "VariableError",
+    "from_file",
     "generic_argkmin",
     "generic_argmin",
     "generic_logsumexp",

@@ -139,6 +139,10 @@ class DtypeError(InputError, TypeError):
     """Arrays of a type that the routine does not compute with."""
 
 
+class MissingPackageError(DredError, ImportError):
+    """A package that is needed for what was asked, and is not installed."""
+
+
 class BackendError(DredError, RuntimeError):
     """The requested backend cannot run here."""
 

@@ -27,6 +27,18 @@ def graph_bytes() -> int:
     return most
 
 
+def stream_cache() -> int:
+    """Bytes of panels that a process keeps."""
+    most: int = _read("stream.cache", _bytes)
+    return most
+
+
+def spool_directory() -> str | None:
+    """Where arrays are spooled; None: nothing is said."""
+    value = _get("spool-directory")
+    return str(value) if value is not None else dask.config.get("temporary-directory", default=None)
+
+
 def cuda_memory() -> float | None:
     """Memory of a GPU that the folds of a worker may hold: a fraction up to 1, else bytes; None: nothing is said."""
     value = _get("cuda.memory")
