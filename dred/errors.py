@@ -155,6 +155,39 @@ class PlanError(DredError, ValueError):
     """Work that cannot be planned, or does not fit."""
 
 
+class StoreError(DredError, OSError):
+    """A folder of finished results that cannot be used, or not for this computation."""
+
+
+class WorkersLostError(DredError, RuntimeError):
+    """The scheduler gave a task up, since workers died again and again while it was theirs.
+
+    Parameters
+    ----------
+    task : str
+        Its key.
+    last : str
+        Address of the worker that died last.
+    allowed : int
+        How many may die, as the scheduler was told.
+    nbytes : int
+        What a fold holds by the plan.
+    formula : str
+        What was being computed, shortened.
+    """
+
+    def __init__(self, task: str, last: str, allowed: int, nbytes: float, formula: str) -> None:
+        self.task, self.last, self.allowed, self.nbytes, self.formula = task, last, allowed, nbytes, formula
+        super().__init__(
+            f"the scheduler gave up task {task}: {allowed + 1} workers died while it was theirs, the last was {last}"
+            f"\n    while computing {formula}"
+            f"\nIf they ran out of memory (a fold holds {human(nbytes)} beside blocks of reduced rows, "
+            "see routine.explain): give workers more, or lower dred.plan.x-budget and dred.plan.step. "
+            "If they were killed from outside (preemption): set distributed.scheduler.allowed-failures to 100 where "
+            "the scheduler starts. routine.compute(..., store=FOLDER) goes on with what was finished."
+        )
+
+
 class FoldError(DredError, RuntimeError):
     """A task of a plan failed where it ran.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -18,13 +18,11 @@ from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, grad
 from dred.inputs import Inputs, check
 from dred.kernel import engine
-from dred.kernel.centre import centre
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
+from dred.run import REDUCERS, run
 from dred.sweeps import Sweep, sweeps, with_expansion
-
-Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
 
 
 class Routine:
@@ -207,19 +205,128 @@ class Routine:
             Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes. A tuple of them where several
             sweeps over the pairs are needed, as for gradients through the state of a reduction.
         """
+        plans = self._plans(args, backend)
+        return plans if plans[1:] else plans[0]
+
+    def explain(self, *args: Any, backend: str = "auto", workers: int | None = None) -> Any:
+        """What a call with these arrays takes: tasks, bytes, seconds, and whether it fits; nothing is computed.
+
+        Parameters
+        ----------
+        *args : arrays
+            As in a call, dask arrays among them.
+        backend : str
+            As in a call.
+        workers : int, optional
+            How many workers to think of; default: those of the client, or one.
+
+        Returns
+        -------
+        dred.cluster.explain.Explanation
+            A table, as text and in notebooks; attributes `plans`, `workers`, `fits`.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from dred import Genred
+        >>> x, y = da.zeros((10**6, 3), chunks=10**5), da.zeros((10**5, 3), chunks=10**4)
+        >>> explanation = Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1).explain(x, y, workers=4)
+        >>> explanation.fits, explanation.plans[0].feed, explanation.plans[0].pairs
+        (True, 'resident', 100000000000)
+        """
+        from dred.cluster.explain import Explanation
+
+        return Explanation.of(self._plans(args, backend), workers)
+
+    def _plans(self, args: Sequence[Any], backend: str) -> tuple[Any, ...]:
+        """The plan of each sweep."""
         inputs = check(self._formula, args, self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
 
-        name, plans, lazy = engine.named(backend), [], _lazily(engine.named(backend), -1, inputs)
+        name, plans = engine.named(backend), []
 
         def planned(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
             plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label))
-            return lazy(sweep, arrays, M, N) if sweep.places else ()
+            return graph.unknown(sweep.spec, sweep.outputs, plans[-1]) if sweep.places else ()
 
-        _run(self.sweeps(inputs.dtype), inputs, planned)
-        return tuple(plans) if plans[1:] else plans[0]
+        run(self.sweeps(inputs.dtype), inputs, planned)
+        return tuple(plans)
+
+    def compute(
+        self,
+        *args: Any,
+        backend: str = "auto",
+        out: Any = None,
+        store: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Reduce dask arrays and wait for the result.
+
+        Does what `dask.compute(routine(*args))` does, and besides: where reduced rows are too many to come to lie in
+        every worker (see `explain`), they are computed and folded in waves; results can be written where they belong
+        and need not fit into memory; with a store, a computation that was ended, by whatever, goes on where it was.
+
+        Parameters
+        ----------
+        *args : arrays
+            As in a call.
+        backend : str
+            As in a call.
+        out : array or tuple of arrays, optional
+            Where to put the result: anything of its shape and type to whose rows can be assigned, such as a memmap, or
+            an array of zarr or h5py. Where the result is several arrays, a tuple of as many.
+        store : path, optional
+            A folder that all workers and this process share, for this computation alone. Finished rows are kept there,
+            and where there are fewer than 20 blocks of them the states of lanes too; called again with equal arguments
+            (dask arrays of equal names), only what is missing is computed. Delete it afterwards.
+        progress : bool
+            Whether to say on stderr how many pairs are done, at what rate, and how long the rest will take.
+
+        Returns
+        -------
+        ndarray, or tuple of ndarray
+            As in a call with NumPy arrays; `out`, where it is given.
+
+        Raises
+        ------
+        PlanError
+            A single row does not fit.
+        WorkersLostError
+            Workers died so often that the scheduler gave up.
+        StoreError
+            The folder belongs to another computation, or cannot be written to.
+
+        Examples
+        --------
+        >>> import dask.array as da
+        >>> from dred import Genred
+        >>> routine = Genred("x * y", ["x = Vi(1)", "y = Vj(1)"], axis=1)
+        >>> routine.compute(da.ones((2, 1), chunks=1), da.arange(4.0, chunks=2).reshape((4, 1)))
+        array([[6.],
+               [6.]])
+        """
+        inputs = check(self._formula, args, self.dtype)
+        name = engine.named(backend)
+        if inputs.kind != "dask":
+            if store is not None:
+                raise InputError(
+                    "store is for dask arrays: NumPy and CuPy arrays are computed in this process, at once"
+                )
+            return self(*args, backend=backend, out=out)
+        from dred.cluster import compute
+
+        planned = self.sweeps(inputs.dtype)
+        given = None if out is None else self._targets(out, inputs, planned[-1])
+        with compute.said(self._plans(args, backend) if progress else ()) as meter:
+            reducer = compute.reducer(name, meter, None if self._rows_added else given, store)
+            results = run(planned, inputs, reducer)
+        results = self._added(results, inputs.dtype)
+        if given is not None and self._rows_added:
+            for target, result in zip(given, results, strict=True):
+                target[...] = result
+        return self._entries(results if given is None else given)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -277,7 +384,7 @@ class Routine:
         inputs = check(self._formula, args, self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._checked_out(out, inputs, planned[-1])
-        results = self._added(_run(planned, inputs, _REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
+        results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
         if given is not None:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
@@ -302,24 +409,31 @@ class Routine:
             entries.append(mine if mine[1:] else mine[0])
         return tuple(entries) if self._several else entries[0]
 
-    def _checked_out(self, out: Any, inputs: Inputs, last: Sweep) -> tuple[Any, ...]:
-        """The arrays of `out`, which fit the results."""
+    def _targets(self, out: Any, inputs: Inputs, last: Sweep, plain: bool = False) -> tuple[Any, ...]:
+        """The arrays of `out`, which fit the results; NumPy's, if they must be `plain`, else of whatever kind."""
         alone = not last.outputs[1:] and not self._several
         given = (out,) if alone else tuple(out) if isinstance(out, tuple | list) else ()
         if len(given) != len(last.outputs):
             raise InputError(f"out must be a flat tuple of {len(last.outputs)} arrays, as many as the result has")
         for n, (array, output) in enumerate(zip(given, last.outputs, strict=True)):
             label = "out" if alone else f"out[{n}]"
-            if inputs.kind != "numpy" or not isinstance(array, np.ndarray):
+            if plain and (inputs.kind != "numpy" or not isinstance(array, np.ndarray)):
                 raise InputError(f"{label} must be a NumPy array, and so must be all inputs")
+            if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
+                raise InputError(f"{label} is no array to whose rows can be assigned, but {type(array).__name__}")
             like = output.empty(last.spec)
             rows = () if self._rows_added else (inputs.rows[1 - self.axis],)
             shape = (*rows, *like.shape[1:])
             kind = inputs.dtype if self._rows_added else like.dtype
-            if array.shape != shape or array.dtype != kind:
+            if tuple(array.shape) != shape or array.dtype != kind:
                 raise InputError(f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {kind}")
-            if not array.flags.c_contiguous or not array.flags.writeable:
+            if plain and (not array.flags.c_contiguous or not array.flags.writeable):
                 raise InputError(f"{label} must be C-contiguous and writeable")
+        return given
+
+    def _checked_out(self, out: Any, inputs: Inputs, last: Sweep) -> tuple[Any, ...]:
+        """The arrays of `out`, which are NumPy's and can be written to at once."""
+        given = self._targets(out, inputs, last, plain=True)
         if any(np.may_share_memory(a, b) for n, a in enumerate(given) for b in given[:n]):
             raise InputError("the arrays of out share memory: give each one its own")
         return given
@@ -382,81 +496,3 @@ def _configured() -> str:
     from dred.cluster import config
 
     return engine.named(config.backend())
-
-
-# -- where it runs -----------------------------------------------------------------------------------------------------
-
-
-def _run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
-    """The results: sweep by sweep, what one leaves is an argument of the next."""
-    if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
-        (sweep,) = planned
-        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        return reducer(sweep, list(inputs.arrays), M, N)
-    arrays = dict(enumerate(inputs.arrays))
-    found: tuple[Any, ...] = ()
-    for sweep in planned:
-        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        for place, of in sweep.centres:
-            if place not in arrays:
-                arrays[place] = _centre(inputs.kind, arrays[of], sweep.spec.dtype)
-        found = reducer(sweep, sweep.arguments(arrays), M, N)
-        arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
-    return found
-
-
-def _centre(kind: str, points: Any, dtype: str) -> Any:
-    """The mean of all rows."""
-    if kind == "cupy":
-        with points.device:
-            return centre(points, dtype)
-    if kind == "numpy":
-        return centre(points, dtype)
-    from dred.cluster.centre import centre as lazily
-
-    return lazily(points, dtype)
-
-
-def _on_host(backend: str, device_id: int, inputs: Inputs) -> Reducer:
-    found = engine.device(backend)
-
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-        spec = sweep.spec
-        chosen = engine.placed(found, spec, M, N)
-        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, device_id=device_id)
-
-    return reducer
-
-
-def _on_device(backend: str, device_id: int, inputs: Inputs) -> Reducer:
-    if backend == "cpu":
-        raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
-    from dred.kernel import cuda
-
-    device_id = cuda.placed(inputs.device, device_id)
-
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = cuda.reduce_device(
-            sweep.spec, arrays, M, N, outputs=sweep.outputs, device_id=device_id
-        )
-        return found
-
-    return reducer
-
-
-def _lazily(backend: str, device_id: int, inputs: Inputs) -> Reducer:
-    if device_id >= 0:
-        raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
-    from dred.cluster import graph
-
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-        return graph.reduce(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label)
-
-    return reducer
-
-
-_REDUCERS: Mapping[str, Callable[[str, int, Inputs], Reducer]] = {
-    "numpy": _on_host,
-    "cupy": _on_device,
-    "dask": _lazily,
-}

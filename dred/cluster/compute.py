@@ -1,31 +1,87 @@
-"""Computing to the end: in waves where reduced rows fit nowhere, with progress, and in words where workers died."""
+"""Computing to the end: in waves where reduced rows fit nowhere, going on where a store ends, with progress."""
 
 # mypy: allow-untyped-calls
 # (dask is typed in part)
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
-import dask
 import dask.array as da
+import dask.config
 import numpy as np
+from dask.array import from_array
+from dask.base import compute as computed
+from dask.base import persist
 from dask.task_spec import Task, TaskRef
 
-from dred.cluster import graph, inputs, tasks
+from dred.cluster import explain, graph, inputs, tasks
 from dred.cluster.backend import ambient_client
+from dred.cluster.collection import Key, Layer, as_dask_array, name_of
 from dred.cluster.plan import Plan
 from dred.cluster.progress import Meter, watched
-from dred.errors import WorkersLostError
+from dred.cluster.store import FEW, Store, load
+from dred.errors import StoreError, WorkersLostError
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
+from dred.sweeps import Sweep
 
 # Keys stay what they are called, so that the dashboard and the progress tell folds from other tasks.
 _CONFIG = {"optimization.fuse.active": False}
+
+
+Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
+
+
+def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: str | os.PathLike[str] | None) -> Reducer:
+    """What computes the sweeps of a routine one after another.
+
+    Parameters
+    ----------
+    backend : str
+    meter : Meter
+    targets : sequence of arrays, optional
+        Where the results of the last sweep are put; else new NumPy arrays.
+    store : path, optional
+        A folder, see `store.Store`; of several sweeps each has its own within.
+    """
+    count = itertools.count()
+
+    def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+        plan = graph.plan(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label)
+        explain.refuse(plan)
+        last, number = not sweep.places, next(count)
+        if not last and plan.feed != "waves" and store is None:  # computed where it is needed
+            return graph.build(sweep.spec, inputs.prepare(sweep.spec, arrays, plan), sweep.outputs, plan)
+        found = targets if last and targets is not None else _new(sweep, plan)
+        folder = None if store is None else os.path.join(store, f"sweep-{number}")
+        compute(sweep.spec, arrays, sweep.outputs, found, plan, meter=meter, store=folder)
+        return tuple(found) if last else tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
+
+    return reduce
+
+
+def _new(sweep: Sweep, plan: Plan) -> tuple[Any, ...]:
+    """Arrays for the results of a sweep."""
+    empty = [output.empty(sweep.spec) for output in sweep.outputs]
+    return tuple(np.empty((plan.sizes.x.rows, *array.shape[1:]), array.dtype) for array in empty)
+
+
+@contextmanager
+def said(plans: Sequence[Plan]) -> Iterator[Meter]:
+    """A meter of the pairs of all sweeps, which says how far they are on stderr; of none, one that is silent."""
+    meter = Meter(sum(plan.pairs for plan in plans), sys.stderr if plans else None)
+    try:
+        yield meter
+    finally:
+        meter.close()
 
 
 def compute(
@@ -33,38 +89,46 @@ def compute(
     arrays: Sequence[Any],
     outputs: Sequence[Output],
     targets: Sequence[Any],
-    backend: str = "auto",
+    plan: Plan,
     *,
-    label: str,
     meter: Meter,
+    store: str | None = None,
 ) -> None:
     """Write the results into `targets`, anything of their shape that rows can be assigned to.
 
-    Other parameters, and errors, are those of `graph.plan`.
+    Parameters
+    ----------
+    spec, arrays, outputs, plan
+        As in `graph.plan`, and what it returned.
+    meter : Meter
+    store : str, optional
+        A folder, see `store.Store`.
 
     Raises
     ------
     WorkersLostError
         Workers died so often while a task was theirs that the scheduler gave it up.
+    StoreError
+        The folder is of no use.
     """
-    plan = graph.plan(spec, arrays, outputs, backend, label=label)
     prepared = inputs.prepare(spec, arrays, plan)
-    with dask.config.set(_CONFIG), explained(spec, plan), span(plan):
-        if plan.feed == "waves":
-            Waves(spec, prepared, outputs, plan, targets, meter).run()
+    with dask.config.set(_CONFIG), _explained(spec, plan), span(plan.reduction):
+        if plan.feed == "waves" or store is not None:
+            _Run(spec, prepared, outputs, plan, targets, meter, store).run()
             return
         results = graph.build(spec, prepared, outputs, plan)
-        with watched(meter, plan, results[0]):
-            found = dask.compute(*results)
+        with watched(meter, plan, graph.Names.of(spec, prepared, outputs, plan)("fold")):
+            found = computed(*results)
     for target, rows in zip(targets, found, strict=True):
         target[...] = rows
 
 
-class Waves:
-    """The folds of one step of all lanes at a time, for a group of x blocks after the other.
+class _Run:
+    """A computation x block by x block, in as many graphs as it takes.
 
-    The reduced rows of a step are computed, folded into all states of the group, and forgotten before the next wave; the
-    kept rows of the group stay where they are meanwhile. Reduced rows are computed once for each group.
+    In waves, the reduced rows of a step of all lanes are computed, folded into all states of a group of x blocks, and
+    forgotten before the next wave; the kept rows of the group stay where they are meanwhile. So reduced rows are
+    computed once for each group.
     """
 
     def __init__(
@@ -75,116 +139,234 @@ class Waves:
         plan: Plan,
         targets: Sequence[Any],
         meter: Meter,
+        store: str | None,
     ) -> None:
         self.spec, self.outputs, self.plan, self.targets, self.meter = spec, outputs, plan, targets, meter
         self.names = graph.Names.of(spec, arrays, outputs, plan)
-        blocks, self.places = graph.block_layer(self.names("block"), spec, arrays, plan)
+        blocks, places = graph.block_layer(self.names("block"), spec, arrays, plan)
+        self.given = graph.Given.of(spec, places, plan)
         self.arrays = [array for array in arrays if isinstance(array, da.Array)]
         self.layers: graph.Layers = {}
-        sources = {graph.source(array) for array in self.arrays}
         if blocks:
-            self.layers[self.names("block")] = (blocks, sources)
-        self.below = {*sources, *self.layers}
-        self.given = graph.Given.of(spec, self.places, plan)
+            self.layers[self.names("block")] = (blocks, {*map(name_of, self.arrays)})
+        self.starts = [*accumulate(plan.x_blocks, initial=0)]
+        self.store = None
+        if store is not None:
+            self.store = Store.open(store, graph.identity(spec, arrays, outputs, plan))
+        # finished rows alone would be too few moments to go on from
+        self.states = self.store if len(plan.x_blocks) < FEW else None
 
     def run(self) -> None:
-        """All groups of x blocks."""
-        count, most = len(self.plan.x_blocks), self.plan.group
-        for first in range(0, count, most):
-            self.group(range(first, min(first + most, count)))
-
-    def group(self, rows: range) -> None:
-        """The results of some x blocks."""
+        """All x blocks that are not in the store."""
         plan = self.plan
-        held = self.held(rows)
-        states: da.Array | None = None
-        for step in range(plan.steps):
-            states = self.wave(rows, step, held, states)
-            folded = sum(sum(plan.y_blocks[lane[step].start : lane[step].stop]) for lane in plan.schedule if step < len(lane))
-            self.meter.add(sum(plan.x_blocks[i] for i in rows) * folded)
-        assert states is not None  # there is one step at least
-        blocks = tuple(plan.x_blocks[i] for i in rows)
-        part = replace(plan, x_blocks=blocks, sizes=replace(plan.sizes, x=replace(plan.sizes.x, chunks=None)))
-        lanes = [[(graph.source(states), i, lane) for lane in range(plan.lanes)] for i in range(len(rows))]
-        names = replace(self.names, token=f"{self.names.token}-{rows.start}")
-        results = dask.compute(*graph.finished(self.spec, [states], self.outputs, part, names, {}, lanes))
-        start = sum(plan.x_blocks[: rows.start])
-        for target, found in zip(self.targets, results, strict=True):
-            target[start : start + len(found)] = found
+        missing = [i for i in range(len(plan.x_blocks)) if not self.placed(i)]
+        self.meter.add(plan.sizes.y.rows * (plan.sizes.x.rows - sum(plan.x_blocks[i] for i in missing)))
+        if plan.feed == "waves":
+            for first in range(0, len(missing), plan.group):
+                self.waves(missing[first : first + plan.group])
+        elif missing:
+            self.folds(missing)
 
-    def held(self, rows: range) -> da.Array | None:
+    def placed(self, i: int) -> bool:
+        """Whether the results of an x block are in the store; then they are put in their place."""
+        found = None if self.store is None else load(self.store.rows(i))
+        if found is None:
+            return False
+        self.put(i, found)
+        return True
+
+    def put(self, i: int, found: Sequence[Any]) -> None:
+        for target, rows in zip(self.targets, found, strict=True):
+            target[self.starts[i] : self.starts[i + 1]] = rows
+
+    def folds(self, rows: list[int]) -> None:
+        """The results of some x blocks, in one graph."""
+        name = self.names("fold")
+        layer: Layer = {}
+        lanes: list[list[Key]] = []
+        for i in rows:
+            lanes.append([])
+            for lane, steps in enumerate(self.plan.schedule):
+                key: Key = (name, i, lane, len(steps) - 1)
+                file = None if self.states is None else self.states.state(i, lane, len(steps) - 1)
+                if file is not None and load(file) is not None:
+                    layer[key] = Task(key, tasks.load_state, file)
+                else:
+                    state: Key | None = None
+                    for step in range(len(steps)):
+                        key = (name, i, lane, step)
+                        layer[key] = self.given.fold(key, i, lane, step, state)
+                        state = key
+                    if file is not None:
+                        key = (f"{name}-saved", i, lane)
+                        layer[key] = Task(key, tasks.save_state, TaskRef((name, i, lane, len(steps) - 1)), file)
+                lanes[-1].append(key)
+        layers = {**self.layers, name: (layer, {*map(name_of, self.arrays), *self.layers})}
+        with watched(self.meter, self.plan, name):
+            self.finish(rows, self.arrays, layers, lanes)
+
+    def waves(self, rows: list[int]) -> None:
+        """The results of some x blocks, in a graph for each step."""
+        plan = self.plan
+        pairs = [sum(plan.x_blocks[i] for i in rows) * columns for columns in plan.wave_rows]
+        first = next((step for step in range(plan.steps, 0, -1) if self.all_saved(rows, step - 1)), 0)
+        states = self.loaded(rows, first - 1) if first else None
+        self.meter.add(sum(pairs[:first]))
+        held = self.held(rows) if first < plan.steps else None
+        for step in range(first, plan.steps):
+            states = self.wave(rows, step, held, states)
+            self.save(rows, step, states)
+            self.meter.add(pairs[step])
+        assert states is not None  # there is one step at least
+        lanes = [[(name_of(states), n, lane) for lane in range(plan.lanes)] for n in range(len(rows))]
+        self.finish(rows, [states], {}, lanes)
+
+    def all_saved(self, rows: list[int], step: int) -> bool:
+        """Whether the states of all lanes after a step are in the store, or those of shorter lanes after their last."""
+        store = self.states
+        return store is not None and all(load(store.state(i, lane, step)) is not None for i, lane in self.each(rows))
+
+    def each(self, rows: list[int]) -> list[tuple[int, int]]:
+        """The x blocks with each of their lanes."""
+        return [(i, lane) for i in rows for lane in range(self.plan.lanes)]
+
+    def loaded(self, rows: list[int], step: int) -> da.Array:
+        """The states after a step, from the store."""
+        assert self.states is not None
+        name = self.names(f"load-{rows[0]}-{step}")
+        layer: Layer = {
+            (name, n, lane): Task((name, n, lane), tasks.load_state, self.states.state(i, lane, step))
+            for n, i in enumerate(rows)
+            for lane in range(self.plan.lanes)
+        }
+        return self.persisted(name, layer, (len(rows), self.plan.lanes), [])
+
+    def save(self, rows: list[int], step: int, states: da.Array) -> None:
+        """Put the states after a step into the store, and remove those before."""
+        if self.states is None:
+            return
+        name, there = self.names(f"save-{rows[0]}-{step}"), name_of(states)
+        layer: Layer = {}
+        for n, i in enumerate(rows):
+            for lane in range(self.plan.lanes):
+                key = (name, n, lane)
+                layer[key] = Task(key, tasks.save_state, TaskRef((there, n, lane)), self.states.state(i, lane, step))
+        self.persisted(name, layer, (len(rows), self.plan.lanes), [states])
+        for i, lane in self.each(rows):
+            self.states.forget(self.states.state(i, lane, step - 1))
+
+    def held(self, rows: list[int]) -> da.Array | None:
         """The blocks of the kept variables, computed and kept on the workers."""
         kept = self.given.kept
         if not kept:
             return None
-        name = self.names(f"kept-{rows.start}")
-        layer = {
-            (name, i - rows.start, n): Task((name, i - rows.start, n), tasks.keep, TaskRef(keys[i]))
-            for n, keys in enumerate(kept)
-            for i in rows
+        name = self.names(f"kept-{rows[0]}")
+        layer: Layer = {
+            (name, n, v): Task((name, n, v), tasks.keep, TaskRef(keys[i]))
+            for v, keys in enumerate(kept)
+            for n, i in enumerate(rows)
         }
-        return self.persisted(name, layer, self.arrays, (len(rows), len(kept)))
+        return self.persisted(name, layer, (len(rows), len(kept)), self.arrays, self.layers)
 
-    def wave(self, rows: range, step: int, held: da.Array | None, before: da.Array | None) -> da.Array:
+    def wave(self, rows: list[int], step: int, held: da.Array | None, before: da.Array | None) -> da.Array:
         """The states after a step."""
-        name = self.names(f"fold-{rows.start}-{step}")
+        name = self.names(f"fold-{rows[0]}-{step}")
         given = self.given
         if held is not None:
-            there = graph.source(held)
-            places = [{i: (there, i - rows.start, n) for i in rows} for n in range(len(given.kept))]
-            given = replace(given, kept=places)
-        layer = {}
-        for i in rows:
+            there = name_of(held)
+            given = replace(
+                given, kept=[{i: (there, n, v) for n, i in enumerate(rows)} for v in range(len(given.kept))]
+            )
+        layer: Layer = {}
+        for n, i in enumerate(rows):
             for lane, steps in enumerate(self.plan.schedule):
-                key = (name, i - rows.start, lane)
-                state = None if before is None else (graph.source(before), *key[1:])
+                key: Key = (name, n, lane)
+                state: Key = () if before is None else (name_of(before), n, lane)
                 if step < len(steps):
-                    layer[key] = given.fold(key, i, lane, step, state)
+                    layer[key] = given.fold(key, i, lane, step, state or None)
                 else:
                     layer[key] = Task(key, tasks.keep, TaskRef(state))
         more = [array for array in (held, before) if array is not None]
-        return self.persisted(name, layer, [*self.arrays, *more], (len(rows), self.plan.lanes))
+        return self.persisted(name, layer, (len(rows), self.plan.lanes), [*self.arrays, *more], self.layers)
 
-    def persisted(self, name: str, layer: graph.Layer, arrays: Sequence[da.Array], shape: tuple[int, int]) -> da.Array:
+    def persisted(
+        self,
+        name: str,
+        layer: Layer,
+        shape: tuple[int, int],
+        arrays: Sequence[da.Array],
+        layers: graph.Layers | None = None,
+    ) -> da.Array:
         """What a layer makes, computed and kept where it was computed: one value for each block of an array."""
-        below = {*self.below, *(graph.source(array) for array in arrays)}
+        below = {*(layers or {}), *map(name_of, arrays)}
+        layers = {**(layers or {}), name: (layer, below)}
         chunks = ((1,) * shape[0], (1,) * shape[1])
-        array = graph.as_dask_array(
-            name, {**self.layers, name: (layer, below)}, arrays, chunks, np.empty((0, 0), dtype=object)
-        )
-        (there,) = dask.persist(array)
-        if "distributed" in sys.modules:
-            from distributed import futures_of, wait
+        (there,) = persist(as_dask_array(name, layers, arrays, chunks, np.empty((0, 0), dtype=object)))
+        _waited_for(there)
+        array: da.Array = there
+        return array
 
-            if futures := futures_of(there):
-                wait(futures)
-                for future in futures:
-                    if future.status != "finished":
-                        future.result()  # raises what went wrong
-        result: da.Array = there
-        return result
+    def finish(self, rows: list[int], arrays: Sequence[da.Array], layers: graph.Layers, lanes: list[list[Key]]) -> None:
+        """Put the results of some x blocks in their place, from the keys of the last states of their lanes."""
+        merges, tops = graph.merge_layer(self.names("merge"), self.spec, self.plan, lanes)
+        layers = {**layers, self.names("merge"): (merges, {*layers, *map(name_of, arrays)})}
+        name = self.names("rows")
+        layer: Layer = {}
+        for n, (i, states) in enumerate(zip(rows, tops, strict=True)):
+            file = None if self.store is None else self.store.rows(i)
+            layer[(name, n)] = Task(
+                (name, n), tasks.finish_in_store, self.spec, tuple(self.outputs), graph.refs(states), file
+            )
+        layers[name] = (layer, {*layers, *map(name_of, arrays)})
+        array = as_dask_array(name, layers, arrays, ((1,) * len(rows),), np.empty(0, dtype=object))
+        for i, cell in zip(rows, computed(array)[0], strict=True):
+            found = cell
+            if self.store is not None and (found := load(self.store.rows(i))) is None:
+                raise StoreError(
+                    f"{self.store.rows(i)}, which a worker has written, is not here: name a folder that all workers "
+                    "and this process share"
+                )
+            self.put(i, found)
+            if self.states is not None:
+                for lane, steps in enumerate(self.plan.schedule):
+                    for last in {len(steps), self.plan.steps}:  # as folds and waves call it
+                        self.states.forget(self.states.state(i, lane, last - 1))
+
+
+def _waited_for(array: da.Array) -> None:
+    """Wait until all blocks are there; raises what went wrong."""
+    if "distributed" not in sys.modules:
+        return
+    from distributed import futures_of, wait
+
+    if futures := futures_of(array):
+        wait(futures)
+        for future in futures:
+            if future.status != "finished":
+                future.result()
 
 
 @contextmanager
-def span(plan: Plan) -> Iterator[None]:
+def span(label: str) -> Iterator[None]:
     """On a cluster, all tasks below belong to the span ("dred", "sum"): its totals are on the dashboard."""
     if ambient_client() is None:
         yield
         return
     import distributed
 
-    with distributed.span(*graph.layer_prefix(plan.reduction).split("-", 1)):
+    with distributed.span(*graph.layer_prefix(label).split("-", 1)):
         yield
 
 
 @contextmanager
-def explained(spec: KernelSpec, plan: Plan) -> Iterator[None]:
+def _explained(spec: KernelSpec, plan: Plan) -> Iterator[None]:
     """Where the scheduler gave a task up since its workers died, say what to do about it."""
     try:
         yield
     except Exception as error:
         if type(error).__name__ != "KilledWorker":
             raise
-        task, last, allowed = (getattr(error, name, "?") for name in ("task", "last_worker", "allowed_failures"))
+        task, last, allowed = error.args
         what = tasks.describe(spec, plan.reduction)
-        raise WorkersLostError(str(task), str(getattr(last, "address", last)), allowed, plan.fold_bytes, what) from error
+        address = str(getattr(last, "address", last))
+        raise WorkersLostError(str(task), address, int(allowed), plan.fold_bytes, what) from error

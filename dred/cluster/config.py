@@ -8,7 +8,7 @@ from typing import Any
 import dask.config
 from dask.utils import parse_bytes, parse_timedelta
 
-from dred.cluster.plan import Settings
+from dred.cluster.settings import Settings
 from dred.errors import OptionError
 from dred.kernel.cuda_device import memory_limit
 
@@ -55,6 +55,7 @@ def settings() -> Settings:
         y_budget=_read("plan.y-budget", _bytes),
         operations_per_second=_read("plan.operations-per-second", _rates),
         x_budget=_read("plan.x-budget", _bytes),
+        step=_read("plan.step", _bytes),
         panel=_read("plan.panel", _bytes),
         wave_rows=_read("plan.wave-rows", _bytes),
         feed=_read("plan.feed", str),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -14,25 +14,22 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
-from dask.core import flatten
-from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import List, Task, TaskRef
 
-from dred.cluster import config, inputs, tasks
+from dred.cluster import config, explain, inputs, tasks
 from dred.cluster.backend import resolve
+from dred.cluster.collection import Key, Layer, as_dask_array, name_of
 from dred.cluster.cuts import Piece, pieces, whole
 from dred.cluster.plan import Plan
 from dred.cluster.rows import Stored
-from dred.cluster.sources import Source
+from dred.cluster.stored import Source
 from dred.errors import PlanError, human
 from dred.kernel import engine
 from dred.kernel.output import Output
-from dred.kernel.spec import KernelSpec
+from dred.kernel.spec import VERSION, KernelSpec
 
 LONGEST_PREFIX = 32
 
-Key = tuple[Any, ...]
-Layer = dict[Key, Task]
 Layers = dict[str, tuple[Layer, set[str]]]  # tasks, and the layers that they read
 
 
@@ -83,13 +80,23 @@ def reduce(
         kept (reduced) variable.
     """
     chosen = plan(spec, arrays, outputs, backend, label=label)
+    explain.refuse(chosen)
     if chosen.feed == "waves":
         raise PlanError(
-            f"{human(chosen.sizes.y.rows * chosen.moving_row_bytes)} of reduced rows would come to lie in every worker, "
-            "more than dred.plan.y-budget in dask's configuration allows. Either store them where all workers can read "
-            "them and pass dred.from_file(...), or call routine.compute(...), which folds them in waves, or raise it"
+            f"{human(chosen.sizes.y.rows * chosen.moving_row_bytes)} of reduced rows would come to lie in every "
+            "worker, more than dred.plan.y-budget in dask's configuration allows. Store them where all workers read "
+            "them and pass dred.from_file(...); or call routine.compute(...), which folds them in waves; or raise it"
         )
     return build(spec, inputs.prepare(spec, arrays, chosen), outputs, chosen)
+
+
+def unknown(spec: KernelSpec, outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:
+    """Arrays of the shapes, types and chunks of the results, to make further plans with."""
+    empty = [output.empty(spec) for output in outputs]
+    return tuple(
+        da.empty((plan.sizes.x.rows, *array.shape[1:]), chunks=(plan.out_chunks, *array.shape[1:]), dtype=array.dtype)
+        for array in empty
+    )
 
 
 def build(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:
@@ -98,7 +105,7 @@ def build(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], pl
     blocks, places = block_layer(names("block"), spec, arrays, plan)
     folds, lanes = fold_layer(names("fold"), spec, places, plan)
     layers: Layers = {}
-    given = {source(array) for array in arrays if isinstance(array, da.Array)}
+    given = {name_of(array) for array in arrays if isinstance(array, da.Array)}
     if blocks:
         layers[names("block")] = (blocks, given)
     layers[names("fold")] = (folds, {*given, *layers})
@@ -125,7 +132,7 @@ def finished(
     done_name = names("rows") if single and again else names("")
     done: list[Key] = [(done_name, i, *(tails[0] if single else ())) for i in range(len(tops))]
     finish = [
-        Task(key, tasks.finish, spec, tuple(outputs), _refs(states)) for key, states in zip(done, tops, strict=True)
+        Task(key, tasks.finish, spec, tuple(outputs), refs(states)) for key, states in zip(done, tops, strict=True)
     ]
     layers[done_name] = (dict(zip(done, finish, strict=True)), {key[0] for states in tops for key in states})
     found = []
@@ -140,7 +147,10 @@ def finished(
         if again:
             chunks = [(name, k, *tail) for k in range(len(again))]
             own[name] = (
-                {key: assembled(key, [[keys[p.chunk]] for p in found], found) for key, found in zip(chunks, again)},
+                {
+                    key: assembled(key, [[keys[p.chunk]] for p in found], found)
+                    for key, found in zip(chunks, again, strict=True)
+                },
                 {keys[0][0]},
             )
         cut = (plan.out_chunks, *((size,) for size in result.shape[1:]))
@@ -158,7 +168,7 @@ class Names:
 
     @classmethod
     def of(cls, spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> Names:
-        given = [source(array) if isinstance(array, da.Array) else array for array in arrays]
+        given = [name_of(array) if isinstance(array, da.Array) else array for array in arrays]
         return cls(layer_prefix(plan.reduction), tokenize(spec.digest, plan.token(), repr(outputs), given))
 
     def __call__(self, kind: str) -> str:
@@ -198,7 +208,7 @@ def block_layer(
         tails = [(c,) for c in range(len(columns[0]))] if columns else [()]
         keys: list[Key] = []
         for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (v.dim,))):
-            parts = [[(source(array), piece.chunk, *tail) for tail in tails] for piece in found]
+            parts = [[(name_of(array), piece.chunk, *tail) for tail in tails] for piece in found]
             if len(tails) == 1 and whole(found, rows):
                 keys.append(parts[0][0])
             else:
@@ -210,7 +220,7 @@ def block_layer(
 
 def assembled(key: Key, parts: Sequence[Sequence[Key]], runs: Sequence[Piece]) -> Task:
     """The task that puts a block together: of the rows of each run, whose columns are in the arrays of its parts."""
-    return Task(key, tasks.assemble, List(*map(_refs, parts)), tuple((run.start, run.stop) for run in runs))
+    return Task(key, tasks.assemble, List(*map(refs, parts)), tuple((run.start, run.stop) for run in runs))
 
 
 def fold_layer(
@@ -228,8 +238,20 @@ def fold_layer(
                 key = (name, i, lane, step)
                 layer[key] = given.fold(key, i, lane, step, state)
                 state = key
-            ends[i].append(state or ())
+            assert state is not None  # a lane has a step at least
+            ends[i].append(state)
     return layer, ends
+
+
+def identity(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> dict[str, str]:
+    """What the results depend on, by name: equal where the results are."""
+    given = [name_of(array) if isinstance(array, da.Array) else array for array in arrays]
+    return {
+        "formula": tokenize(spec.digest, repr(outputs)),
+        "inputs": tokenize(given),
+        "plan": plan.token(),
+        "version": str(VERSION),
+    }
 
 
 @dataclass(frozen=True)
@@ -240,7 +262,7 @@ class Given:
     plan: Plan
     i0: list[int]
     j0: list[int]
-    kept: list[list[Key]]
+    kept: Sequence[Mapping[int, Key]]
     fixed: List
     panels: dict[range, List]
 
@@ -255,7 +277,7 @@ class Given:
         def panel(step: range) -> List:
             return List(
                 *(
-                    _refs([place[j] for j in step])
+                    refs([place[j] for j in step])
                     if isinstance(place, list)
                     else [Stored(place, j0[step.start], j0[step.stop])]
                     for place in reduced
@@ -267,8 +289,8 @@ class Given:
             plan,
             i0,
             j0,
-            [place for place in kept if isinstance(place, list)],
-            _refs([place[0] for place in parameters if isinstance(place, list)]),
+            [dict(enumerate(place)) for place in kept if isinstance(place, list)],
+            refs([place[0] for place in parameters if isinstance(place, list)]),
             {step: panel(step) for lane in plan.schedule for step in lane},  # shared by all x blocks
         )
 
@@ -278,7 +300,7 @@ class Given:
         rows, blocks = plan.x_blocks[i], plan.y_blocks[js.start : js.stop]
         place = tasks.Place(i, lane, step, self.i0[i], rows, self.j0[js.start], blocks, plan.panel)
         before = None if state is None else TaskRef(state)
-        x = _refs([keys[i] for keys in self.kept])
+        x = refs([keys[i] for keys in self.kept])
         return Task(
             key,
             tasks.fold_blocks,
@@ -304,7 +326,7 @@ def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]])
                 run = [states[s] for s in group]
                 if len(run) > 1:
                     key = (name, level, i, g)
-                    layer[key] = Task(key, tasks.merge_states, spec, _refs(run))
+                    layer[key] = Task(key, tasks.merge_states, spec, refs(run))
                     run = [key]
                 merged += run
             states = merged
@@ -312,32 +334,6 @@ def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]])
     return layer, tops
 
 
-def as_dask_array(
-    name: str,
-    layers: Layers,
-    arrays: Sequence[da.Array],
-    chunks: tuple[tuple[int, ...], ...],
-    meta: Any,
-) -> da.Array:
-    """Layers (tasks, and the layers they read) over `arrays` as one array: all that knows how dask wraps graphs."""
-    if getattr(da, "array_expr_enabled", lambda: False)():  # experimental: no public constructor from a graph yet
-        from dask.array._array_expr._collection import from_graph
-
-        graph = {key: task for array in arrays for key, task in dict(array.__dask_graph__()).items()}
-        for layer, _ in layers.values():
-            graph.update(layer)
-        result: da.Array = from_graph(graph, meta, chunks, list(layers[name][0]), name.rsplit("-", 1)[0])
-        return result
-    base = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays))
-    tasks_of: dict[str, Any] = {**base.layers, **{n: layer for n, (layer, _) in layers.items()}}
-    reads = {**base.dependencies, **{n: below for n, (_, below) in layers.items()}}
-    return da.Array(HighLevelGraph(tasks_of, reads), name, chunks=chunks, meta=meta)
-
-
-def source(array: da.Array) -> str:
-    """Name in the keys of an array's blocks; for an array expression that is not `array.name`."""
-    return str(next(flatten(array.__dask_keys__()))[0])
-
-
-def _refs(keys: Sequence[Key]) -> List:
+def refs(keys: Sequence[Key]) -> List:
+    """What tasks under these keys give."""
     return List(*map(TaskRef, keys))

@@ -13,8 +13,9 @@ import dask.array as da
 import numpy as np
 
 from dred.cluster import config
-from dred.cluster.arrays import source_of, stored
-from dred.cluster.plan import Axis, Input, Plan, Sizes
+from dred.cluster.arrays import lazy, source_of
+from dred.cluster.plan import Plan
+from dred.cluster.sizes import Axis, Input, Sizes
 from dred.errors import InputError, human
 from dred.formula.language import Variable
 from dred.kernel import engine
@@ -75,8 +76,8 @@ def _row_bytes(array: Any) -> int:
 def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[Any]:
     """For each variable that the formula reads, what its blocks are taken from: a dask array, or a source to be read.
 
-    Dask arrays are the caller's, in the caller's chunks; NumPy arrays are cut into the blocks of the plan, and so is what
-    is stored, unless fold tasks read it.
+    Dask arrays are the caller's, in the caller's chunks; NumPy arrays are cut into the blocks of the plan, and so is
+    what is stored, unless fold tasks read it.
     """
     blocks = {1 - spec.axis: plan.x_blocks, spec.axis: plan.y_blocks}
 
@@ -88,7 +89,7 @@ def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[Any]:
         source = source_of(array) if v.cat < 2 else None
         if source is None:
             return array
-        return source if v.cat == spec.axis and plan.feed != "resident" else stored(source, chunks)
+        return source if v.cat == spec.axis and plan.feed != "resident" else lazy(source, chunks[0])
 
     return [prepared(v) for v in spec.read]
 

@@ -8,138 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dred.cluster.cuts import Piece, cut, equal, fitted, in_steps, merge_tree, pieces, whole
+from dred.cluster.cuts import Piece, cut, equal, fitted, in_steps, merge_tree, pieces
+from dred.cluster.settings import Settings
+from dred.cluster.sizes import Input, Sizes
 from dred.errors import PlanError, human
 
 LEAST_ROWS = 256  # x rows per block below which more blocks cost more than they bring, where the plan may choose
-FEEDS = ("resident", "stream", "waves")  # see `Plan.feed`
 
 Lane = tuple[range, ...]  # one range of y blocks per step
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What configuration says about plans; see `dred.yaml` for the meaning of each field (seconds, bytes)."""
-
-    arity: int
-    shortest_fold: float
-    longest_fold: float
-    parallelism: int
-    y_budget: int
-    operations_per_second: Mapping[str, float]
-    x_budget: int = 256 << 20
-    panel: int = 64 << 20
-    wave_rows: int = 4 << 30
-    feed: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.arity < 2:
-            raise PlanError(f"dred.plan.arity is {self.arity}: a merge joins at least 2 states")
-        if not 0 < self.shortest_fold <= self.longest_fold:
-            raise PlanError(
-                f"dred.plan.shortest-fold is {self.shortest_fold:g} s and longest-fold {self.longest_fold:g} s: "
-                "0 < shortest-fold <= longest-fold must hold"
-            )
-        if self.parallelism < 1:
-            raise PlanError(f"dred.plan.parallelism is {self.parallelism}: at least 1 is needed")
-        for name in ("y_budget", "x_budget", "panel", "wave_rows"):
-            if getattr(self, name) < 1:
-                key = name.replace("_", "-")
-                raise PlanError(f"dred.plan.{key} is {getattr(self, name)} bytes: at least 1 is needed")
-        if self.feed not in ("auto", *FEEDS):
-            raise PlanError(f"dred.plan.feed is {self.feed!r}: it is auto, {', '.join(FEEDS[:-1])} or {FEEDS[-1]}")
-        for name, rate in self.operations_per_second.items():
-            if not 0 < rate < math.inf:
-                raise PlanError(f"dred.plan.operations-per-second.{name} is {rate:g}: a positive number is needed")
-
-    def rate(self, backend: str) -> float:
-        """Declared operations per second of one worker."""
-        try:
-            return self.operations_per_second[backend]
-        except KeyError:
-            known = ", ".join(sorted(self.operations_per_second))
-            raise PlanError(
-                f"no rate is declared for backend {backend!r} (there are {known}): "
-                f"set dred.plan.operations-per-second.{backend} in dask's configuration"
-            ) from None
-
-
-@dataclass(frozen=True)
-class Input:
-    """An array that the formula reads.
-
-    Attributes
-    ----------
-    row_bytes : int
-        Bytes of one row; of a parameter, of a component.
-    chunks : tuple of int or None
-        Rows of its chunks; None: it is cut as the plan says, at no cost (in this process's memory, or stored).
-    columns : int
-        Chunks of its columns.
-    stored : bool
-        Whether tasks can read its rows by path.
-    """
-
-    row_bytes: int
-    chunks: tuple[int, ...] | None = None
-    columns: int = 1
-    stored: bool = False
-
-    def assembled(self, blocks: tuple[int, ...]) -> list[tuple[Piece, ...]]:
-        """The blocks that are no chunks as they are, each with the pieces of chunks that it is put together of."""
-        if self.chunks is None:
-            return []
-        chunks = self.chunks
-        return [found for found in pieces(chunks, blocks) if self.columns > 1 or not whole(found, chunks)]
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One of the two indices: its rows, how the caller has cut it (None: not at all), and the arrays that are read."""
-
-    rows: int
-    inputs: tuple[Input, ...] = ()
-    chunks: tuple[int, ...] | None = None
-
-    @property
-    def row_bytes(self) -> int:
-        return sum(one.row_bytes for one in self.inputs)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """All that a plan may know of a problem.
-
-    Attributes
-    ----------
-    x, y : Axis
-        The kept and the reduced index.
-    parameters : tuple of Input
-    parameter_bytes : int
-        Bytes of all of them.
-    state_row_bytes, out_row_bytes : int
-        Bytes of the state of one kept row, and of its results.
-    operations : int
-        Instructions per pair (i, j).
-    outputs : int
-        Arrays of results.
-    widened : int
-        Times the bytes of its inputs that a fold holds besides, converted to the compute type.
-    """
-
-    x: Axis
-    y: Axis
-    parameters: tuple[Input, ...]
-    parameter_bytes: int
-    state_row_bytes: int
-    out_row_bytes: int
-    operations: int
-    outputs: int = 1
-    widened: int = 0
 
 
 @dataclass(frozen=True)
@@ -331,6 +211,11 @@ class Plan:
         return self.pairs * self.sizes.operations / self.rate
 
     @property
+    def parallel(self) -> int:
+        """Fold tasks that can run at once."""
+        return len(self.x_blocks) * self.lanes
+
+    @property
     def step_rows(self) -> int:
         """Most y rows that one fold task reads."""
         return max(sum(self.y_blocks[step.start : step.stop]) for lane in self.schedule for step in lane)
@@ -346,15 +231,18 @@ class Plan:
         return sum(one.row_bytes for one in self.sizes.y.inputs if not self.streamed(one))
 
     @property
-    def wave_bytes(self) -> int:
-        """Most bytes of y blocks that there are at once: all of them, or those of one step of all lanes."""
-        if self.feed != "waves":
-            return self.sizes.y.rows * self.moving_row_bytes
-        waves = [
+    def wave_rows(self) -> list[int]:
+        """For each step, the y rows that all lanes read in it."""
+        return [
             sum(sum(self.y_blocks[lane[s].start : lane[s].stop]) for lane in self.schedule if s < len(lane))
             for s in range(self.steps)
         ]
-        return max(waves) * self.moving_row_bytes
+
+    @property
+    def wave_bytes(self) -> int:
+        """Most bytes of y blocks that there are at once: all of them, or those of one step of all lanes."""
+        rows = max(self.wave_rows) if self.feed == "waves" else self.sizes.y.rows
+        return rows * self.moving_row_bytes
 
     @property
     def fold_bytes(self) -> int:
@@ -367,6 +255,10 @@ class Plan:
         panel = min(self.panel, self.step_rows)
         streamed = s.y.row_bytes - self.moving_row_bytes
         return x + panel * (2 * streamed + s.widened * s.y.row_bytes) + (1 + s.widened) * s.parameter_bytes
+
+    def least_bytes(self, threads: int = 1) -> int:
+        """Bytes that a worker of `threads` folds at a time needs at once, whatever it may put on its disk meanwhile."""
+        return threads * self.fold_bytes + self.step_rows * self.moving_row_bytes
 
     def worker_bytes(self, workers: int, threads: int = 1) -> int:
         """Most bytes that a worker of `threads` folds at a time comes to hold, if all do their part.
@@ -416,7 +308,7 @@ class Plan:
             ("pairs", f"{s.x.rows:,} x {s.y.rows:,} = {self.pairs:.3g}, each of {s.operations:,} operations"),
             ("time", f"about {self.seconds:.3g} s of one worker, at {self.rate:.3g} operations per second"),
             ("feed", _FEED[self.feed].format(human(self.wave_bytes))),
-            ("lanes", f"{self.lanes} x {self.steps} steps, merged {self.arity} at a time in a tree of depth {self.depth}"),
+            ("lanes", f"{self.lanes} x {self.steps} steps, merged {self.arity} at a time, tree of depth {self.depth}"),
             ("x blocks", f"{len(self.x_blocks):,} of at most {max(self.x_blocks):,} kept rows"),
             ("y blocks", f"{len(self.y_blocks):,} of at most {max(self.y_blocks):,} reduced rows"),
             ("tasks", f"{self.tasks:,} = " + " + ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)),
@@ -463,8 +355,8 @@ def _feed(sizes: Sizes, settings: Settings) -> str:
         return "stream" if stored else "resident"
     if settings.feed != "auto":
         raise PlanError(
-            f"dred.plan.feed is {settings.feed}, but {human(moving)} of reduced rows would come to lie in every worker, "
-            f"more than dred.plan.y-budget of {human(settings.y_budget)}: raise it, or use another feed"
+            f"dred.plan.feed is {settings.feed}, but {human(moving)} of reduced rows would come to lie in every "
+            f"worker, more than dred.plan.y-budget of {human(settings.y_budget)}: raise it, or use another feed"
         )
     return "waves"
 
@@ -493,12 +385,14 @@ def _most_reduced(x_rows: int, lanes: int, feed: str, sizes: Sizes, rate: float,
             f"a single pair of {sizes.operations:,} operations takes about {sizes.operations / rate:.3g} s, more than "
             f"dred.plan.longest-fold of {settings.longest_fold:g} s: raise it"
         )
-    moving = sum(one.row_bytes for one in y.inputs if not one.stored)
-    if feed == "waves" and moving:
-        if moving > settings.y_budget:
+    moving = sum(one.row_bytes for one in y.inputs if not one.stored or feed == "resident")
+    if moving:
+        if moving > settings.step:
             raise PlanError(
-                f"a single reduced row holds {human(moving)}, more than dred.plan.y-budget of "
-                f"{human(settings.y_budget)}: raise it in dask's configuration"
+                f"a single reduced row holds {human(moving)}, more than dred.plan.step of {human(settings.step)}: "
+                "raise it in dask's configuration"
             )
-        most = min(most, settings.y_budget // (moving * lanes))
+        most = min(most, settings.step // moving)
+        if feed == "waves":
+            most = min(most, settings.y_budget // (moving * lanes))
     return max(1, int(min(most, y.rows)))

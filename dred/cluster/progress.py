@@ -1,4 +1,4 @@
-"""How far a computation is: pairs done, their rate and the time that is left, on terminals, in notebooks and in logs."""
+"""How far a computation is: pairs done, their rate and the time left; on terminals, in notebooks and in logs."""
 
 # mypy: allow-untyped-calls
 # (dask is typed in part)
@@ -113,7 +113,7 @@ def watched(meter: Meter, plan: Plan, fold: str) -> Iterator[None]:
     folded(tasks)
 
 
-class _Counting(Callback):  # type: ignore[misc]
+class _Counting(Callback):
     """Of dask's schedulers in this process."""
 
     def __init__(self, fold: str, folded: Callable[[int], None]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.cluster import panels
-from dred.cluster.sources import Source
+from dred.cluster.stored import Source
 
 
 @dataclass(frozen=True)

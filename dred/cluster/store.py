@@ -72,6 +72,12 @@ class Store:
         """The file of the state of a lane of an x block after a step."""
         return os.path.join(self.path, f"state-{i:06d}-{lane:04d}-{step:06d}.npz")
 
+    @staticmethod
+    def forget(path: str) -> None:
+        """Remove a file that is not needed any more."""
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
 
 def save(path: str, arrays: Sequence[NDArray[Any]]) -> None:
     """Write arrays to a file that is there whole or not at all.

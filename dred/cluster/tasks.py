@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.cluster import store
 from dred.cluster.rows import Rows, Stored
-from dred.errors import BackendError, FoldError, InputError
+from dred.errors import BackendError, FoldError, InputError, StoreError
 from dred.formula.language import Variable
 from dred.formula.node import canonical
 from dred.kernel import engine
@@ -154,6 +155,37 @@ def assemble(pieces: Sequence[Sequence[Any]], runs: Sequence[tuple[int, int]]) -
 def keep(state: State) -> State:
     """The state of a lane that has no more steps."""
     return state
+
+
+def save_state(state: State, path: str) -> State:
+    """The state, which is in a store from now on."""
+    store.save(path, state)
+    return state
+
+
+def load_state(path: str) -> State:
+    """A state from a store.
+
+    Raises
+    ------
+    StoreError
+        This worker does not see it.
+    """
+    found = store.load(path)
+    if found is None:
+        raise StoreError(f"{path} cannot be read on {platform.node()}: name a folder that all workers share")
+    return found
+
+
+def finish_in_store(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State], path: str | None) -> Any:
+    """Rows of the results: an array of one element, their tuple, or, where they go into a store, nothing."""
+    cell = np.empty(1, dtype=object)
+    results = engine.finalize(spec, merge_states(spec, states), outputs)
+    if path is None:
+        cell[0] = results
+    else:
+        store.save(path, results)
+    return cell
 
 
 def pick(results: Sequence[Array], n: int) -> Array:

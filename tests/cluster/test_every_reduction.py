@@ -54,7 +54,7 @@ rows = st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple)
 def test_any_chunks_lanes_and_trees(x_chunks, y_chunks, axis, arity, parallelism, budget):
     arrays = arrays_of(sum(x_chunks), sum(y_chunks))
     lazy = dask_of(arrays, x_chunks, y_chunks)
-    more = {"dred.plan.arity": arity, "dred.plan.parallelism": parallelism, "dred.plan.y-budget": f"{budget + 50} B"}
+    more = {"dred.plan.arity": arity, "dred.plan.parallelism": parallelism, "dred.plan.step": f"{budget + 50} B"}
     routine = Genred(EXACT, ALIASES, axis=axis)
     with dask.config.set({**MANY, **more}):
         got = computed(routine(*lazy, backend=BACKEND))

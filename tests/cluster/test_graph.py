@@ -208,7 +208,7 @@ def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     x, y = (np.arange(n, dtype=float)[:, None] for n in (40, 90))
     arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(y_chunks, 1))
     slow = {**SLOW, "dred.plan.operations-per-second": {"cpu": 500}, "dred.plan.parallelism": 10}
-    with dask.config.set({**slow, "dred.plan.y-budget": "120 B", "dred.plan.arity": 3}):  # 15 rows
+    with dask.config.set({**slow, "dred.plan.step": "120 B", "dred.plan.arity": 3}):  # 15 rows
         plan = plan_of(spec, arrays, "cpu")
         result = summed(spec, arrays, "cpu")
     assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == shape

@@ -21,7 +21,7 @@ SETTINGS = {
     "dred.plan.operations-per-second": {"cpu": 1e7},
     "dred.plan.parallelism": 12,
     "dred.plan.longest-fold": "1 hour",
-    "dred.plan.y-budget": "14 kB",
+    "dred.plan.step": "14 kB",
     "dred.plan.arity": 2,
 }
 FOLDS = 4 * 3 * 2
@@ -59,7 +59,7 @@ def results(arrays, opened):
         held = da.map_blocks(gate, last[-250:], path=str(opened), dtype=last.dtype, meta=last._meta)
         lazy[axis] = da.concatenate([last[:-250], held])
         spec = spec_of(axis=axis, dtype="float32")
-        with dask.config.set({**SETTINGS, "dred.plan.y-budget": "14 kB" if axis == 1 else "10.5 kB"}):
+        with dask.config.set({**SETTINGS, "dred.plan.step": "14 kB" if axis == 1 else "10.5 kB"}):
             plan = plan_of(spec, lazy, "cpu")
             out[axis] = summed(spec, lazy, "cpu")
         assert (len(plan.x_blocks), plan.lanes, plan.steps, plan.depth, plan.fold_tasks) == (4, 3, 2, 2, FOLDS)

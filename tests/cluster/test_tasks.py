@@ -17,7 +17,7 @@ from dred.kernel.spec import KernelSpec
 from tests.cluster.local import processes
 from tests.cluster.problems import arrays_of, dask_of, spec_of, summed
 
-TREE = {"dred.plan.operations-per-second": {"cpu": 1e3}, "dred.plan.y-budget": "700 B"}
+TREE = {"dred.plan.operations-per-second": {"cpu": 1e3}, "dred.plan.step": "700 B"}
 
 
 @pytest.fixture(autouse=True)

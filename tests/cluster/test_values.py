@@ -20,7 +20,7 @@ from tests.cluster.problems import BACKEND, arrays_of, dask_of, dense, spec_of, 
 MANY = {
     "dred.plan.operations-per-second": {BACKEND: 1e3},
     "dred.plan.arity": 2,
-    "dred.plan.y-budget": "300 B",
+    "dred.plan.step": "300 B",
 }
 
 
