@@ -85,6 +85,7 @@ ORDER = [
     "dred.cluster.centre",
     "dred.cluster.backend",
     "dred.cluster.collection",
+    "dred.cluster.spool",
     "dred.cluster.arrays",
     "dred.cluster.inputs",
     "dred.cluster.graph",
