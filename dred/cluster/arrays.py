@@ -222,7 +222,7 @@ def _row_chunks(shape: tuple[int, ...], dtype: Any, unit: int, label: str, chunk
             piece = unit * math.prod(shape[1:]) * np.dtype(dtype).itemsize
             rows = max(1, int(limit) // max(1, piece)) * unit
         normal = normalize_chunks((rows, *columns), shape, dtype=np.dtype(dtype))
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise InputError(f"chunks={chunks!r} for {label} of shape {shape}: {error}") from error
     if any(len(sizes) > 1 for sizes in normal[1:]):
         raise InputError(f"chunks={chunks!r} for {label} of shape {shape}: columns are not cut, give the rows alone")

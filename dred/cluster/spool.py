@@ -93,10 +93,11 @@ def sweep(base: str) -> None:
     """Remove directories under `base` that this user's processes left, which ended on this start of this host."""
     if os.name != "posix":  # elsewhere nobody can be asked whether a process is alive
         return
+    host = _host()
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
             named = _NAME.fullmatch(entry.name)
-            if named is None or named["host"] != _host() or not entry.is_dir(follow_symlinks=False):
+            if named is None or named["host"] != host or not entry.is_dir(follow_symlinks=False):
                 continue
             with contextlib.suppress(OSError):
                 if entry.stat(follow_symlinks=False).st_uid == os.getuid() and _ended(int(named["pid"])):
