@@ -26,9 +26,9 @@ from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, gen
 from dred.genred import Genred, Reduction
 
 if TYPE_CHECKING:
-    from dred.cluster.arrays import from_file
+    from dred.cluster.arrays import from_array, from_file
 else:  # to type checkers, the names that are not there do not exist
-    _ON_DASK = ("from_file",)  # loaded when they are asked for: dask.array takes half a second
+    _ON_DASK = ("from_array", "from_file")  # loaded when they are asked for: dask.array takes half a second
     _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve")
 
     def __getattr__(name):
@@ -66,6 +66,7 @@ __all__ = [
     "Reduction",
     "UnknownNameError",
     "VariableError",
+    "from_array",
     "from_file",
     "generic_argkmin",
     "generic_argmin",

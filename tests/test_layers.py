@@ -92,6 +92,7 @@ ORDER = [
     "dred.cluster.backend",
     "dred.cluster.explain",
     "dred.cluster.collection",
+    "dred.cluster.spool",
     "dred.cluster.arrays",
     "dred.cluster.inputs",
     "dred.cluster.graph",

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -18,10 +21,12 @@ from dask.base import tokenize
 from dask.task_spec import Task
 from dask.utils import parse_bytes
 
-from dred.cluster import sources
+from dred.cluster import config, sources, spool
+from dred.cluster.backend import ambient_client
 from dred.cluster.collection import as_dask_array, first_task
-from dred.cluster.stored import Source
-from dred.errors import InputError
+from dred.cluster.stored import DTYPES, Source, stamp_of
+from dred.cluster.stored_npy import mapped
+from dred.errors import DtypeError, InputError, human
 
 
 def from_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None, chunks: Any = "auto") -> da.Array:
@@ -72,7 +77,7 @@ def from_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
 
 def lazy(source: Source, chunks: Any = "auto") -> da.Array:
     """An opened source as a dask array. InputError: wrong chunks."""
-    rows = _row_chunks(source, chunks)
+    rows = _row_chunks(source.shape, source.dtype, source.unit, source.path, chunks)
     name = _name(source, rows)
     starts = [0, *accumulate(rows)]
     tail = (0,) * (len(source.shape) - 1)
@@ -96,34 +101,136 @@ def source_of(array: da.Array) -> Source | None:
     return source if task.key[0] == _name(source, array.chunks[0]) else None
 
 
+def from_array(array: Any, chunks: Any = "auto") -> da.Array:
+    """A NumPy array, or memmap, as a lazy dask array, whose blocks tasks read by path: none travels in a graph.
+
+    A memmap of a file that all workers see, or a view of one whose rows lie one after another, is read where it is;
+    writing to it afterwards makes its blocks fail. Any other array is written once to a file (`dred.spool-directory`)
+    that goes when this process ends, so that it is as it was when this was called. Where the workers of the present
+    client do not see that file, an array up to `dred.graph-bytes` travels in the graph after all.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        (rows,) or (rows, columns), of float16, float32 or float64.
+    chunks : optional
+        As for `from_file`.
+
+    Returns
+    -------
+    dask.array.Array
+        Of the same shape.
+
+    Raises
+    ------
+    InputError
+        No NumPy array, not 1 or 2 dimensions, or wrong chunks; an array that fits on no disk; one that no file can
+        bring to the workers and that is too large for a graph.
+    DtypeError
+        Another type of numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, dred
+    >>> x = dred.from_array(np.arange(12.0).reshape(4, 3), chunks=2)
+    >>> x
+    dask.array<dred-read, shape=(4, 3), dtype=float64, chunksize=(2, 3), chunktype=numpy.ndarray>
+    >>> x.sum(axis=0).compute()
+    array([18., 22., 26.])
+    """
+    _check(array)
+    rows = _row_chunks(array.shape, array.dtype, 1, "an array", chunks)
+    client = _client()
+    source = mapped(array)
+    if source is not None and not _unseen(client, stamp_of, source.path, source.stamp):
+        return lazy(source, (rows, *array.shape[1:]))
+    base = config.spool_directory() or tempfile.gettempdir()
+    why = _no_spool(client, base)
+    if not why:
+        return lazy(spool.keep(array, base), (rows, *array.shape[1:]))
+    most = config.graph_bytes()
+    if array.nbytes > most:
+        raise InputError(
+            f"an array of {human(array.nbytes)} cannot be spooled for the workers ({why}), and would travel inside the "
+            f"task graph, which is limited to {human(most)} (dred.graph-bytes in dask's configuration): set "
+            "dred.spool-directory to a directory that all workers see, or store the array there as npy or zarr and use "
+            "dred.from_file"
+        )
+    plain = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False)
+    result: da.Array = da.from_array(plain, chunks=(rows, *array.shape[1:]))
+    return result
+
+
+def _check(array: Any) -> None:
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise InputError(
+            f"from_array takes NumPy arrays, got {kind}: convert it with numpy.asarray, if it is no dask array"
+        )
+    if array.ndim not in (1, 2):
+        raise InputError(f"from_array takes arrays (rows,) or (rows, columns), got shape {array.shape}: reshape it")
+    if array.dtype.newbyteorder("=").name not in DTYPES:
+        raise DtypeError(f"from_array takes {', '.join(DTYPES)}, got {array.dtype}: convert it with .astype")
+
+
+def _client() -> Any:
+    try:
+        return ambient_client()
+    except RuntimeError as error:
+        raise InputError(
+            f"from_array asks the workers which files they see, which an asynchronous client cannot do here ({error}): "
+            "store the array where they see it and use dred.from_file"
+        ) from error
+
+
+def _unseen(client: Any, look: Callable[[str], Any], path: str, there: Any) -> str:
+    """Why a file is not the same to all workers as to this process; "": it is."""
+    if client is None:
+        return ""
+    answers = client.run(look, path, on_error="return")
+    blind = sum(answer != there for answer in answers.values())
+    if not answers:
+        return "no worker has joined the cluster yet: call client.wait_for_workers(...) first"
+    return f"{blind} of {len(answers)} workers do not see {os.path.dirname(path)}" if blind else ""
+
+
+def _no_spool(client: Any, base: str) -> str:
+    """Why arrays spooled under a directory would not reach all workers; "": they do."""
+    try:
+        path, content = spool.sign(base)
+    except OSError as error:
+        return f"{base} cannot be written: {error}"
+    try:
+        return _unseen(client, spool.signed, path, content)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 def _name(source: Source, rows: tuple[int, ...]) -> str:
     return f"dred-read-{tokenize(source, tuple(map(int, rows)))}"
 
 
-def _row_chunks(source: Source, chunks: Any) -> tuple[int, ...]:
+def _row_chunks(shape: tuple[int, ...], dtype: Any, unit: int, label: str, chunks: Any) -> tuple[int, ...]:
     """The rows of each block, of what a caller may say about chunks."""
-    wanted = chunks
-    if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-        if len(wanted) == len(source.shape) and (
-            len(wanted) == 1 or not _is_int(wanted[1]) or int(wanted[1]) in (-1, source.shape[1])
-        ):
-            wanted, columns = wanted[0], wanted[1:]
-        else:
-            columns = ()
-    else:
-        columns = ()
+    rows, columns = chunks, shape[1:]
+    if isinstance(chunks, Sequence) and not isinstance(chunks, str) and _for_each_dimension(shape, chunks):
+        rows, columns = chunks[0], tuple(chunks[1:])
     try:
-        if isinstance(wanted, str):
-            limit = dask.config.get("array.chunk-size", default="128 MiB") if wanted == "auto" else wanted
-            pieces = int(parse_bytes(limit)) // max(1, source.row_bytes * source.unit)
-            wanted = max(1, pieces) * source.unit
-        normal = normalize_chunks((wanted, *(columns or source.shape[1:])), source.shape, dtype=np.dtype(source.dtype))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"chunks={chunks!r} for {source}: {error}") from error
+        if isinstance(rows, str):
+            limit = parse_bytes(dask.config.get("array.chunk-size", default="128 MiB") if rows == "auto" else rows)
+            piece = unit * math.prod(shape[1:]) * np.dtype(dtype).itemsize
+            rows = max(1, int(limit) // max(1, piece)) * unit
+        normal = normalize_chunks((rows, *columns), shape, dtype=np.dtype(dtype))
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise InputError(f"chunks={chunks!r} for {label} of shape {shape}: {error}") from error
     if any(len(sizes) > 1 for sizes in normal[1:]):
-        raise InputError(f"chunks={chunks!r} for {source}: columns are in one chunk, give the rows alone")
+        raise InputError(f"chunks={chunks!r} for {label} of shape {shape}: columns are not cut, give the rows alone")
     return tuple(map(int, normal[0]))
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer))
+def _for_each_dimension(shape: tuple[int, ...], chunks: Sequence[Any]) -> bool:
+    """Are these dask's chunks, (of the rows, of the columns), rather than the rows of each block?"""
+    if len(chunks) != len(shape):
+        return False
+    return len(shape) == 1 or not isinstance(chunks[1], (int, np.integer)) or int(chunks[1]) in (-1, shape[1])

@@ -76,7 +76,7 @@ class Panels:
     def prefetch(self, source: Source, start: int, stop: int) -> bool:
         """Read rows start:stop in the background, if they are not there yet and there is room: is it done or under way?
 
-        Never raises: what goes wrong, goes wrong again in `get`.
+        What goes wrong in reading is not raised here: it goes wrong again in `get`.
         """
         key = (source, start, stop)
         with self._lock:

@@ -94,7 +94,7 @@ def open_source(path: str | os.PathLike[str], columns: Sequence[str] | None = No
     array([[3., 4., 5.],
            [6., 7., 8.]])
     """
-    name = os.fspath(path)
+    name = os.fspath(path).removeprefix("file://")
     if not is_url(name):
         name = os.path.abspath(os.path.expanduser(name))
         if not os.path.exists(name):

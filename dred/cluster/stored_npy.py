@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,43 @@ def region(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int,
             f"and the file has {stamp[0]}: write it again"
         )
     return Source("npy", path, sizes, name, stamp, (offset, fortran and len(sizes) == 2, dtype.str))
+
+
+def mapped(array: Array) -> Source | None:
+    """The region of a file that a memmap, or a view of one, shows; None where that is not sure, or is no one region.
+
+    What was written through the memmap is on the file afterwards.
+    """
+    root: Any = array
+    while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
+        root = root.base
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c" or not array.size:
+        return None  # of mode "c": what was written to it is on no file
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        return None
+    path, address = os.path.abspath(root.filename), array.ctypes.data
+    inode = _mapped_inode(address)
+    if inode is None or not os.path.exists(path) or os.stat(path).st_ino != inode:
+        return None  # another file has taken the name since
+    if root.mode != "r":
+        root.flush()
+    # A view's own `offset` is that of the whole memmap.
+    offset = root.offset + address - root.ctypes.data
+    return region(path, array.shape, array.dtype, offset, fortran=not array.flags.c_contiguous)
+
+
+def _mapped_inode(address: int) -> int | None:
+    """The number of the file that is mapped at an address of this process; None where the system does not tell."""
+    try:
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                span, _, _, _, inode = line.split(maxsplit=5)[:5]
+                start, stop = (int(bound, 16) for bound in span.split("-"))
+                if start <= address < stop:
+                    return int(inode)
+    except OSError:
+        pass
+    return None
 
 
 def recognises(path: str) -> bool:

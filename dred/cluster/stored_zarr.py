@@ -22,10 +22,6 @@ def recognises(path: str) -> bool:
     return is_url(path) or path.endswith(".zarr") or any(os.path.exists(os.path.join(path, f)) for f in _ZARR_FILES)
 
 
-def _zarr(path: str) -> Any:
-    return package("zarr", "zarr").open_array(path, mode="r")
-
-
 def open_source(path: str, columns: Sequence[str] | None) -> Source:
     no_columns(path, columns)
     zarr = package("zarr", "zarr")
@@ -43,8 +39,7 @@ def open_source(path: str, columns: Sequence[str] | None) -> Source:
     outer = tuple(map(int, array.shards or array.chunks))
     unit = max(1, int(array.chunks[0]))
     if is_url(path):  # what is behind it has no times: what describes the array stands for it
-        digest = _digest(json.dumps(array.metadata.to_dict(), default=str, sort_keys=True))
-        return Source("zarr", path, shape, dtype, (digest,), (), unit)
+        return Source("zarr", path, shape, dtype, (_described(array),), (), unit)
     about = next(name for name in ("zarr.json", ".zarray") if os.path.exists(os.path.join(path, name)))
     stamps = [stamp_of(file) for file in _chunks(path, array, shape, outer, 0, shape[0])]
     there = [stamp for stamp in stamps if stamp is not None]
@@ -55,6 +50,10 @@ def open_source(path: str, columns: Sequence[str] | None) -> Source:
     return Source(
         "zarr", path, shape, dtype, (stamped(os.path.join(path, about)), digest), (about, outer, newest, absent), unit
     )
+
+
+def _described(array: Any) -> str:
+    return _digest(json.dumps(array.metadata.to_dict(), default=str, sort_keys=True))
 
 
 def _digest(text: str) -> str:
@@ -72,9 +71,14 @@ def _chunks(
 
 
 def read(source: Source, start: int, stop: int) -> Array:
-    rows: Array = np.ascontiguousarray(_zarr(source.path)[start:stop], dtype=source.dtype)
-    if rows.shape != (stop - start, *source.shape[1:]):
-        raise InputError(f"{source.path} changed since it was opened: it had shape {source.shape}. Open it again")
+    array = package("zarr", "zarr").open_array(source.path, mode="r")
+    if not source.details and _described(array) != source.stamp[0]:
+        raise InputError(
+            f"{source.path} changed since it was opened: it was {source.dtype} of shape {source.shape}, and is "
+            f"{array.dtype} of shape {array.shape}, or stored otherwise. "
+            "Open it again to compute with what it holds now"
+        )
+    rows: Array = np.ascontiguousarray(array[start:stop], dtype=source.dtype)
     return rows if rows.flags.writeable and rows.base is None else rows.copy()
 
 
@@ -89,7 +93,8 @@ def check(source: Source, start: int, stop: int) -> None:
     per_row = math.prod(-(-size // chunk) for size, chunk in zip(source.shape[1:], outer[1:], strict=True))
     first = start // outer[0] * per_row
     not_there = np.unpackbits(np.frombuffer(absent, np.uint8))
-    files = _chunks(source.path, _zarr(source.path), source.shape, outer, start, stop)
+    array = package("zarr", "zarr").open_array(source.path, mode="r")
+    files = _chunks(source.path, array, source.shape, outer, start, stop)
     for number, file in enumerate(files, first):
         stamp = stamp_of(file)
         was_there = not (len(not_there) and not_there[number])

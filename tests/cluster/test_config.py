@@ -17,6 +17,8 @@ def test_defaults():
     assert (settings.parallelism, settings.y_budget) == (64, 1 << 30)
     assert set(settings.operations_per_second) == {"cpu", "cuda", "numpy"}
     assert config.graph_bytes() == 100_000_000
+    assert config.stream_cache() == 512 << 20
+    assert config.spool_directory() is None
     assert config.backend() == "auto"
 
 
