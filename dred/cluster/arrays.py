@@ -86,7 +86,7 @@ def lazy(source: Source, chunks: Any = "auto") -> da.Array:
         for i, key in enumerate((name, i, *tail) for i in range(len(rows)))
     }
     meta = np.empty((0,) * len(source.shape), source.dtype)
-    return as_dask_array(name, {name: (tasks, set())}, [], (rows, *((size,) for size in source.shape[1:])), meta)
+    return as_dask_array(name, {name: tasks}, [], (rows, *((size,) for size in source.shape[1:])), meta)
 
 
 def source_of(array: da.Array) -> Source | None:

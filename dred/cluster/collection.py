@@ -22,24 +22,32 @@ Layer = dict[Key, Task]
 
 def as_dask_array(
     name: str,
-    layers: Mapping[str, tuple[Layer, set[str]]],
+    layers: Mapping[str, Layer],
     arrays: Sequence[da.Array],
     chunks: tuple[tuple[int, ...], ...],
     meta: Any,
 ) -> da.Array:
-    """Layers (tasks, and the layers they read) over `arrays` as one array, whose blocks layer `name` makes."""
+    """Layers of tasks over `arrays` as one array, whose blocks layer `name` makes.
+
+    The first part of a key is the name of its layer.
+    """
     if getattr(da, "array_expr_enabled", lambda: False)():  # experimental: no public constructor from a graph yet
         from dask.array._array_expr._collection import from_graph
 
         graph = {key: task for array in arrays for key, task in dict(array.__dask_graph__()).items()}
-        for layer, _ in layers.values():
+        for layer in layers.values():
             graph.update(layer)
-        result: da.Array = from_graph(graph, meta, chunks, list(layers[name][0]), name.rsplit("-", 1)[0])
+        result: da.Array = from_graph(graph, meta, chunks, list(layers[name]), name.rsplit("-", 1)[0])
         return result
     base = HighLevelGraph.merge(*(array.__dask_graph__() for array in arrays))
-    tasks_of: dict[str, Any] = {**base.layers, **{n: layer for n, (layer, _) in layers.items()}}
-    reads = {**base.dependencies, **{n: below for n, (_, below) in layers.items()}}
+    tasks_of: dict[str, Any] = {**base.layers, **layers}
+    reads = {**base.dependencies, **{n: _read_by(n, layer) for n, layer in layers.items()}}
     return da.Array(HighLevelGraph(tasks_of, reads), name, chunks=chunks, meta=meta)
+
+
+def _read_by(name: str, layer: Layer) -> set[str]:
+    """Names of the layers that tasks of a layer read."""
+    return {key[0] for task in layer.values() for key in task.dependencies} - {name}
 
 
 def name_of(array: da.Array) -> str:

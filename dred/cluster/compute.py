@@ -17,12 +17,12 @@ from typing import Any
 import dask.array as da
 import dask.config
 import numpy as np
-from dask.array import from_array
 from dask.base import compute as computed
 from dask.base import persist
 from dask.task_spec import Task, TaskRef
 
 from dred.cluster import explain, graph, inputs, tasks
+from dred.cluster.arrays import from_array
 from dred.cluster.backend import ambient_client
 from dred.cluster.collection import Key, Layer, as_dask_array, name_of
 from dred.cluster.plan import Plan
@@ -146,9 +146,7 @@ class _Run:
         blocks, places = graph.block_layer(self.names("block"), spec, arrays, plan)
         self.given = graph.Given.of(spec, places, plan)
         self.arrays = [array for array in arrays if isinstance(array, da.Array)]
-        self.layers: graph.Layers = {}
-        if blocks:
-            self.layers[self.names("block")] = (blocks, {*map(name_of, self.arrays)})
+        self.layers = {self.names("block"): blocks} if blocks else {}
         self.starts = [*accumulate(plan.x_blocks, initial=0)]
         self.store = None
         if store is not None:
@@ -181,29 +179,28 @@ class _Run:
 
     def folds(self, rows: list[int]) -> None:
         """The results of some x blocks, in one graph."""
-        name = self.names("fold")
-        layer: Layer = {}
+        name, kept = self.names("fold"), self.names("saved")
+        folds: Layer = {}
+        saved: Layer = {}
         lanes: list[list[Key]] = []
         for i in rows:
             lanes.append([])
             for lane, steps in enumerate(self.plan.schedule):
-                key: Key = (name, i, lane, len(steps) - 1)
+                last, here = (name, i, lane, len(steps) - 1), (kept, i, lane)
                 file = None if self.states is None else self.states.state(i, lane, len(steps) - 1)
                 if file is not None and load(file) is not None:
-                    layer[key] = Task(key, tasks.load_state, file)
+                    saved[here] = Task(here, tasks.load_state, file)
                 else:
                     state: Key | None = None
                     for step in range(len(steps)):
                         key = (name, i, lane, step)
-                        layer[key] = self.given.fold(key, i, lane, step, state)
+                        folds[key] = self.given.fold(key, i, lane, step, state)
                         state = key
                     if file is not None:
-                        key = (f"{name}-saved", i, lane)
-                        layer[key] = Task(key, tasks.save_state, TaskRef((name, i, lane, len(steps) - 1)), file)
-                lanes[-1].append(key)
-        layers = {**self.layers, name: (layer, {*map(name_of, self.arrays), *self.layers})}
+                        saved[here] = Task(here, tasks.save_state, TaskRef(last), file)
+                lanes[-1].append(here if file is not None else last)
         with watched(self.meter, self.plan, name):
-            self.finish(rows, self.arrays, layers, lanes)
+            self.finish(rows, self.arrays, {**self.layers, name: folds, kept: saved}, lanes)
 
     def waves(self, rows: list[int]) -> None:
         """The results of some x blocks, in a graph for each step."""
@@ -298,8 +295,7 @@ class _Run:
         layers: graph.Layers | None = None,
     ) -> da.Array:
         """What a layer makes, computed and kept where it was computed: one value for each block of an array."""
-        below = {*(layers or {}), *map(name_of, arrays)}
-        layers = {**(layers or {}), name: (layer, below)}
+        layers = {**(layers or {}), name: layer}
         chunks = ((1,) * shape[0], (1,) * shape[1])
         (there,) = persist(as_dask_array(name, layers, arrays, chunks, np.empty((0, 0), dtype=object)))
         _waited_for(there)
@@ -309,7 +305,7 @@ class _Run:
     def finish(self, rows: list[int], arrays: Sequence[da.Array], layers: graph.Layers, lanes: list[list[Key]]) -> None:
         """Put the results of some x blocks in their place, from the keys of the last states of their lanes."""
         merges, tops = graph.merge_layer(self.names("merge"), self.spec, self.plan, lanes)
-        layers = {**layers, self.names("merge"): (merges, {*layers, *map(name_of, arrays)})}
+        layers = {**layers, self.names("merge"): merges}
         name = self.names("rows")
         layer: Layer = {}
         for n, (i, states) in enumerate(zip(rows, tops, strict=True)):
@@ -317,7 +313,7 @@ class _Run:
             layer[(name, n)] = Task(
                 (name, n), tasks.finish_in_store, self.spec, tuple(self.outputs), graph.refs(states), file
             )
-        layers[name] = (layer, {*layers, *map(name_of, arrays)})
+        layers[name] = layer
         array = as_dask_array(name, layers, arrays, ((1,) * len(rows),), np.empty(0, dtype=object))
         for i, cell in zip(rows, computed(array)[0], strict=True):
             found = cell

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 
 class Piece(NamedTuple):
-    """Rows `start:stop` of chunk `chunk`."""
+    """Rows `start:stop` of chunk `chunk`, which has `rows`."""
 
     chunk: int
     start: int
     stop: int
+    rows: int
 
 
 def equal(rows: int, blocks: int) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ def fitted(chunks: Sequence[int], most_blocks: int, most_rows: int) -> tuple[int
 def pieces(chunks: Sequence[int], blocks: Sequence[int]) -> list[tuple[Piece, ...]]:
     """For each block the rows of chunks that it consists of, at least one piece; both have the same sum."""
     if tuple(chunks) == tuple(blocks):
-        return [(Piece(k, 0, rows),) for k, rows in enumerate(chunks)]
+        return [(Piece(k, 0, rows, rows),) for k, rows in enumerate(chunks)]
     ends = list(accumulate(chunks))
     found = []
     low = 0
@@ -58,15 +59,15 @@ def pieces(chunks: Sequence[int], blocks: Sequence[int]) -> list[tuple[Piece, ..
             start = ends[k] - chunks[k]
             a, b = max(low, start), min(high, ends[k])
             if a < b or k == first == last:
-                mine.append(Piece(k, a - start, max(a, b) - start))
+                mine.append(Piece(k, a - start, max(a, b) - start, chunks[k]))
         found.append(tuple(mine))
         low = high
     return found
 
 
-def whole(found: Sequence[Piece], chunks: Sequence[int]) -> bool:
+def whole(found: Sequence[Piece]) -> bool:
     """Whether a block is a chunk as it is."""
-    return len(found) == 1 and (found[0].start, found[0].stop) == (0, chunks[found[0].chunk])
+    return len(found) == 1 and found[0].stop - found[0].start == found[0].rows
 
 
 def in_steps(blocks: Sequence[int], lane: range, most_rows: int) -> list[range]:

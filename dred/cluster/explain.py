@@ -151,6 +151,6 @@ def _shortage(plan: Plan, cluster: Cluster) -> str | None:
     return (
         f"a worker of {cluster.threads} needs {human(need)} at once ({human(plan.fold_bytes)} for each fold, "
         f"{human(plan.step_rows * plan.moving_row_bytes)} of reduced rows), more than {USABLE:.0%} of its memory limit "
-        f"of {human(cluster.memory)}: give workers more or fewer threads, or lower dred.plan.x-budget and dred.plan.step "
-        "in dask's configuration"
+        f"of {human(cluster.memory)}: give workers more or fewer threads, or lower dred.plan.x-budget and "
+        "dred.plan.step in dask's configuration"
     )

@@ -30,7 +30,7 @@ from dred.kernel.spec import VERSION, KernelSpec
 
 LONGEST_PREFIX = 32
 
-Layers = dict[str, tuple[Layer, set[str]]]  # tasks, and the layers that they read
+Layers = dict[str, Layer]  # by name
 
 
 def plan(
@@ -104,11 +104,8 @@ def build(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], pl
     names = Names.of(spec, arrays, outputs, plan)
     blocks, places = block_layer(names("block"), spec, arrays, plan)
     folds, lanes = fold_layer(names("fold"), spec, places, plan)
-    layers: Layers = {}
-    given = {name_of(array) for array in arrays if isinstance(array, da.Array)}
-    if blocks:
-        layers[names("block")] = (blocks, given)
-    layers[names("fold")] = (folds, {*given, *layers})
+    layers = {names("block"): blocks} if blocks else {}
+    layers[names("fold")] = folds
     return finished(spec, arrays, outputs, plan, names, layers, lanes)
 
 
@@ -125,7 +122,7 @@ def finished(
     layers = dict(layers)
     merges, tops = merge_layer(names("merge"), spec, plan, lanes)
     if merges:
-        layers[names("merge")] = (merges, {key[0] for states in lanes for key in states})
+        layers[names("merge")] = merges
     results = [output.empty(spec) for output in outputs]
     tails = [(0,) * (result.ndim - 1) for result in results]  # of the keys of blocks: rows are never cut
     single, again = len(outputs) == 1, plan.out_pieces
@@ -134,7 +131,7 @@ def finished(
     finish = [
         Task(key, tasks.finish, spec, tuple(outputs), refs(states)) for key, states in zip(done, tops, strict=True)
     ]
-    layers[done_name] = (dict(zip(done, finish, strict=True)), {key[0] for states in tops for key in states})
+    layers[done_name] = dict(zip(done, finish, strict=True))
     found = []
     for n, (result, tail) in enumerate(zip(results, tails, strict=True)):
         keys, own = done, {}
@@ -142,17 +139,13 @@ def finished(
         if not single:
             picked = names(f"rows-{n}") if again else name
             keys = [(picked, i, *tail) for i in range(len(done))]
-            layer = {key: Task(key, tasks.pick, TaskRef(rows), n) for key, rows in zip(keys, done, strict=True)}
-            own[picked] = (layer, {done_name})
+            own[picked] = {key: Task(key, tasks.pick, TaskRef(rows), n) for key, rows in zip(keys, done, strict=True)}
         if again:
             chunks = [(name, k, *tail) for k in range(len(again))]
-            own[name] = (
-                {
-                    key: assembled(key, [[keys[p.chunk]] for p in found], found)
-                    for key, found in zip(chunks, again, strict=True)
-                },
-                {keys[0][0]},
-            )
+            own[name] = {
+                key: assembled(key, [[keys[piece.chunk]] for piece in block], block)
+                for key, block in zip(chunks, again, strict=True)
+            }
         cut = (plan.out_chunks, *((size,) for size in result.shape[1:]))
         meta = np.empty((0,) * result.ndim, dtype=result.dtype)
         found.append(as_dask_array(name, {**layers, **own}, [a for a in arrays if isinstance(a, da.Array)], cut, meta))
@@ -209,7 +202,7 @@ def block_layer(
         keys: list[Key] = []
         for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (v.dim,))):
             parts = [[(name_of(array), piece.chunk, *tail) for tail in tails] for piece in found]
-            if len(tails) == 1 and whole(found, rows):
+            if len(tails) == 1 and whole(found):
                 keys.append(parts[0][0])
             else:
                 keys.append((name, v.ind, k))
@@ -220,7 +213,7 @@ def block_layer(
 
 def assembled(key: Key, parts: Sequence[Sequence[Key]], runs: Sequence[Piece]) -> Task:
     """The task that puts a block together: of the rows of each run, whose columns are in the arrays of its parts."""
-    return Task(key, tasks.assemble, List(*map(refs, parts)), tuple((run.start, run.stop) for run in runs))
+    return Task(key, tasks.assemble, List(*map(refs, parts)), tuple((run.start, run.stop, run.rows) for run in runs))
 
 
 def fold_layer(
@@ -279,7 +272,7 @@ class Given:
                 *(
                     refs([place[j] for j in step])
                     if isinstance(place, list)
-                    else [Stored(place, j0[step.start], j0[step.stop])]
+                    else List(Stored(place, j0[step.start], j0[step.stop]))
                     for place in reduced
                 )
             )

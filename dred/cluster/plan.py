@@ -44,7 +44,7 @@ class Plan:
     arity : int
         States that one merge task joins.
     panel : int
-        Most rows of a y block that are read and folded at once.
+        Most reduced rows that are read and folded at once.
     group : int
         Most x blocks that take part in the same waves.
     rate : float
@@ -92,9 +92,13 @@ class Plan:
         lanes = max(1, min(math.ceil(wanted / len(x_blocks)), y.rows))
 
         feed = _feed(sizes, settings)
+        if feed == "waves":  # a row of each lane at least
+            lanes = min(lanes, max(1, settings.y_budget // max(1, _moving(sizes, feed))))
         most_rows = _most_reduced(max(x_blocks), lanes, feed, sizes, rate, settings)
         if y.chunks:
-            y_blocks = fitted(y.chunks, max(settings.parallelism, lanes), min(most_rows, -(-y.rows // lanes) or 1))
+            useful = lanes * math.ceil(settings.parallelism / lanes)
+            chunks = tuple(filter(None, y.chunks)) or (0,)
+            y_blocks = fitted(chunks, useful, min(most_rows, -(-y.rows // lanes) or 1))
         else:
             y_blocks = equal(y.rows, max(lanes, math.ceil(y.rows / most_rows)))
         schedule = tuple(tuple(in_steps(y_blocks, lane, most_rows)) for lane in cut(y_blocks, lanes))
@@ -228,7 +232,7 @@ class Plan:
     @property
     def moving_row_bytes(self) -> int:
         """Bytes of a y row that come as blocks of dask's."""
-        return sum(one.row_bytes for one in self.sizes.y.inputs if not self.streamed(one))
+        return _moving(self.sizes, self.feed)
 
     @property
     def wave_rows(self) -> list[int]:
@@ -248,13 +252,15 @@ class Plan:
     def fold_bytes(self) -> int:
         """Most bytes that one fold task holds beside blocks of y: those of x, its states, panels that it reads.
 
-        What is stored is read a panel ahead; float16 is held as float32 besides.
+        What is stored is read a panel ahead, what comes in several blocks is joined a panel at a time; float16 is held
+        as float32 besides.
         """
         s = self.sizes
         x = max(self.x_blocks) * ((1 + s.widened) * s.x.row_bytes + 2 * s.state_row_bytes)
         panel = min(self.panel, self.step_rows)
         streamed = s.y.row_bytes - self.moving_row_bytes
-        return x + panel * (2 * streamed + s.widened * s.y.row_bytes) + (1 + s.widened) * s.parameter_bytes
+        joined = self.moving_row_bytes if any(len(step) > 1 for lane in self.schedule for step in lane) else 0
+        return x + panel * (2 * streamed + joined + s.widened * s.y.row_bytes) + (1 + s.widened) * s.parameter_bytes
 
     def least_bytes(self, threads: int = 1) -> int:
         """Bytes that a worker of `threads` folds at a time needs at once, whatever it may put on its disk meanwhile."""
@@ -284,11 +290,9 @@ class Plan:
         s = self.sizes
         inputs = s.x.rows * s.x.row_bytes + s.y.rows * self.moving_row_bytes + s.parameter_bytes
         chunks = sum(
-            one.row_bytes * sum(one.chunks[piece.chunk] for block in found for piece in block)
-            for one, found in self._assembled
-            if one.chunks is not None
+            one.row_bytes * sum(piece.rows for block in found for piece in block) for one, found in self._assembled
         )
-        outs = s.out_row_bytes * sum(self.x_blocks[piece.chunk] for block in self.out_pieces for piece in block)
+        outs = s.out_row_bytes * sum(piece.rows for block in self.out_pieces for piece in block)
         states = s.x.rows * (s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked)
         return (workers - 1) * inputs + chunks + states + outs
 
@@ -361,6 +365,11 @@ def _feed(sizes: Sizes, settings: Settings) -> str:
     return "waves"
 
 
+def _moving(sizes: Sizes, feed: str) -> int:
+    """Bytes of a y row that come as blocks of dask's."""
+    return sum(one.row_bytes for one in sizes.y.inputs if not one.stored or feed == "resident")
+
+
 def _most_kept(sizes: Sizes, rate: float, settings: Settings) -> int:
     """Most x rows that one fold may have: with `LEAST_ROWS` reduced rows it is short, and its states fit."""
     row = sizes.x.row_bytes + 2 * sizes.state_row_bytes + sizes.out_row_bytes
@@ -385,7 +394,7 @@ def _most_reduced(x_rows: int, lanes: int, feed: str, sizes: Sizes, rate: float,
             f"a single pair of {sizes.operations:,} operations takes about {sizes.operations / rate:.3g} s, more than "
             f"dred.plan.longest-fold of {settings.longest_fold:g} s: raise it"
         )
-    moving = sum(one.row_bytes for one in y.inputs if not one.stored or feed == "resident")
+    moving = _moving(sizes, feed)
     if moving:
         if moving > settings.step:
             raise PlanError(

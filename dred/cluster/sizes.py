@@ -32,8 +32,7 @@ class Input:
         """The blocks that are no chunks as they are, each with the pieces of chunks that it is put together of."""
         if self.chunks is None:
             return []
-        chunks = self.chunks
-        return [found for found in pieces(chunks, blocks) if self.columns > 1 or not whole(found, chunks)]
+        return [found for found in pieces(self.chunks, blocks) if self.columns > 1 or not whole(found)]
 
 
 @dataclass(frozen=True)

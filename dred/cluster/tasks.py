@@ -40,7 +40,7 @@ class Place:
     blocks : tuple of int
         Rows of each y block, one after another from `j0` on.
     panel : int
-        Most rows of a y block that are folded at once.
+        Most reduced rows that are folded at once.
     """
 
     i: int
@@ -59,13 +59,8 @@ class Place:
 
     def panels(self) -> Iterator[slice]:
         """The runs of reduced rows, counted from `j0`, that are folded one after another: at least one."""
-        start = 0
-        for rows in self.blocks:
-            for low in range(0, rows, self.panel):
-                yield slice(start + low, start + min(low + self.panel, rows))
-            start += rows
-        if not start:
-            yield slice(0, 0)
+        for start in range(0, max(1, self.columns), self.panel):
+            yield slice(start, min(start + self.panel, self.columns))
 
     def __str__(self) -> str:
         return (
@@ -139,9 +134,27 @@ def finish(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State])
     return results if results[1:] else results[0]
 
 
-def assemble(pieces: Sequence[Sequence[Any]], runs: Sequence[tuple[int, int]]) -> Any:
-    """A block, or a parameter, of the rows `runs` of chunks; each chunk comes with its columns in several arrays."""
-    cut = [[block[start:stop] for block in row] for row, (start, stop) in zip(pieces, runs, strict=True)]
+def assemble(pieces: Sequence[Sequence[Any]], runs: Sequence[tuple[int, int, int]]) -> Any:
+    """A block, or a parameter, of rows of chunks; each chunk comes with its columns in several arrays.
+
+    Parameters
+    ----------
+    runs : sequence of (int, int, int)
+        Of each chunk: first row and the one after the last, and how many rows there are.
+
+    Raises
+    ------
+    InputError
+        A chunk has another number of rows.
+    """
+    for row, (_, _, rows) in zip(pieces, runs, strict=True):
+        for block in row:
+            if block.shape[0] != rows:
+                raise InputError(
+                    f"a chunk of a dask array holds {block.dtype} of shape {block.shape}, but its dask array declares "
+                    f"{rows} rows"
+                )
+    cut = [[block[start:stop] for block in row] for row, (start, stop, _) in zip(pieces, runs, strict=True)]
     flat = [block for row in cut for block in row]
     if len(flat) == 1:
         return flat[0] if hasattr(flat[0], "__cuda_array_interface__") else flat[0].copy()  # the chunk may go

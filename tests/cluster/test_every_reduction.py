@@ -122,17 +122,18 @@ def test_a_pair_is_two_arrays_over_one_fold_layer():
     with dask.config.set({**MANY, "dred.plan.arity": 2}):
         values, numbers = Genred("x * y", ALIASES, "KMin_ArgKMin", 1, opt_arg=3)(*problem(), backend=BACKEND)
     prefix = "dred-kmin-argkmin"
-    assert own_layers(values) == [f"{prefix}-fold", f"{prefix}-merge", prefix, f"{prefix}-0"]
-    assert own_layers(numbers) == [f"{prefix}-fold", f"{prefix}-merge", prefix, f"{prefix}-1"]
+    below = [f"{prefix}-block", f"{prefix}-fold", f"{prefix}-merge", prefix]
+    assert own_layers(values) == [*below, f"{prefix}-0"]
+    assert own_layers(numbers) == [*below, f"{prefix}-1"]
     assert len({*values.dask.layers} & {*numbers.dask.layers}) == len(values.dask.layers) - 1
     values.dask.validate()
-    assert {key_split(key) for key in own_tasks(values, numbers)} == {prefix, f"{prefix}-fold", f"{prefix}-merge"}
+    assert {key_split(key) for key in own_tasks(values, numbers)} == set(below)
 
 
 def test_one_array_has_no_task_more():
     with dask.config.set({**MANY, "dred.plan.arity": 2}):
         result = Genred("x * y", ALIASES, "ArgKMin", 1, opt_arg=3)(*problem(), backend=BACKEND)
-    assert own_layers(result) == ["dred-argkmin-fold", "dred-argkmin-merge", "dred-argkmin"]
+    assert own_layers(result) == [f"dred-argkmin{kind}" for kind in ("-block", "-fold", "-merge", "")]
 
 
 @pytest.mark.parametrize("items", [
@@ -148,7 +149,9 @@ def test_tasks_and_edges_are_those_of_the_plan(items, x_chunks, y_chunks, arity,
     kinds = [task.func for task in own.values()]
     assert kinds.count(tasks.fold_blocks) == plan.fold_tasks
     assert kinds.count(tasks.merge_states) == plan.merge_tasks
-    assert kinds.count(tasks.finish) + kinds.count(tasks.pick) == plan.out_tasks
+    assert kinds.count(tasks.finish) + kinds.count(tasks.pick) + kinds.count(tasks.assemble) == (
+        plan.out_tasks + plan.block_tasks
+    )
     assert len(own) == plan.tasks
     assert sum(len(task.dependencies) for task in own.values()) == plan.edges
 
@@ -253,7 +256,7 @@ def test_errors_name_the_reductions(monkeypatch):
 
 def test_a_plan_names_the_reductions():
     plan = Genred([("x", "KMin", 2), ("x", "Sum"), ("x", "ArgKMin", 2)], ALIASES).plan(*problem(), backend=BACKEND)
-    assert str(plan).startswith("KMin+ArgKMin, Sum on cpu: 11 x 9 = 99 pairs of ")
+    assert str(plan).startswith("reduction     KMin+ArgKMin, Sum on cpu\npairs         11 x 9 = 99, each of ")
 
 
 # -- several sweeps ----------------------------------------------------------------------------------------------------

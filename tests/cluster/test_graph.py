@@ -42,7 +42,7 @@ def own_tasks(array):
 
 def counts(array):
     kinds = [key_split(k) for k in own_tasks(array)]
-    return tuple(map(kinds.count, ("dred-sum-fold", "dred-sum-merge", "dred-sum")))
+    return tuple(map(kinds.count, ("dred-sum-block", "dred-sum-fold", "dred-sum-merge", "dred-sum-rows", "dred-sum")))
 
 
 def edges(array):
@@ -51,11 +51,13 @@ def edges(array):
 
 def test_layers_of_the_graph_and_what_they_read():
     spec, arrays = problem()
-    with dask.config.set(TREE):
+    with dask.config.set(TREE):  # 16 lanes, for which the y chunks are cut
         layers = summed(spec, arrays, "cpu").dask
     names = {key_split(name): name for name in layers.layers if name.startswith("dred-")}
-    assert set(names) == {"dred-sum-fold", "dred-sum-merge", "dred-sum"}
-    assert layers.dependencies[names["dred-sum-fold"]] == {a.name for a in arrays}
+    assert set(names) == {"dred-sum-block", "dred-sum-fold", "dred-sum-merge", "dred-sum"}
+    x, y, a, p = (array.name for array in arrays)
+    assert layers.dependencies[names["dred-sum-block"]] == {y, a}
+    assert layers.dependencies[names["dred-sum-fold"]] == {x, p, names["dred-sum-block"]}
     assert layers.dependencies[names["dred-sum-merge"]] == {names["dred-sum-fold"]}
     assert layers.dependencies[names["dred-sum"]] == {names["dred-sum-merge"]}
     layers.validate()
@@ -94,7 +96,14 @@ def test_tasks_and_edges_are_those_of_the_plan(x, y, arity, longest, axis):
     with dask.config.set({**TREE, "dred.plan.arity": arity, "dred.plan.longest-fold": longest / 100 + 0.8}):
         plan = plan_of(spec, arrays, "cpu")
         result = summed(spec, arrays, "cpu")
-    assert counts(result) == (plan.fold_tasks, plan.merge_tasks, plan.out_tasks)
+    blocks, folds, merges, rows, out = counts(result)
+    assert (blocks, folds, merges, rows + out) == (
+        plan.block_tasks,
+        plan.fold_tasks,
+        plan.merge_tasks,
+        plan.out_tasks,
+    )
+    assert result.chunks[0] == (x if axis == 1 else y)
     assert len(own_tasks(result)) == plan.tasks
     assert edges(result) == plan.edges
     inside = set(dict(result.__dask_graph__()))
@@ -109,10 +118,12 @@ def test_a_slice_needs_only_its_blocks():
     part = result[35:55].dask
     culled = part.cull(list(flatten(result[35:55].__dask_keys__())))
     kept = {k for k in dict(culled) if key_split(k).startswith("dred-")}
+    blocks = {k for k in whole if key_split(k) == "dred-sum-block"}
     folds = {k for k in whole if key_split(k) == "dred-sum-fold"}
     merges = {k for k in whole if key_split(k) == "dred-sum-merge"}
     assert kept == (
-        {k for k in folds if k[1] == 1} | {k for k in merges if k[2] == 1} | {(result.name, 1, 0)}  # rows 30:60
+        # rows 30:60
+        blocks | {k for k in folds if k[1] == 1} | {k for k in merges if k[2] == 1} | {(result.name, 1, 0)}
     )
     x = arrays[0].name
     assert {k for k in dict(culled) if k[0] == x} == {(x, 1, 0)}
@@ -149,7 +160,7 @@ def test_the_graph_is_small():
     spec, arrays = problem(x_chunks=1, y_chunks=1, M=100, N=100)
     with dask.config.set({**SLOW, "dred.plan.shortest-fold": "10 ms", "dred.plan.parallelism": 1600}):
         result = summed(spec, arrays, "cpu")
-    folds, *_ = counts(result)
+    _, folds, *_ = counts(result)
     assert folds == 1600
     own = own_tasks(result)
     assert len(pickle.dumps(own)) < 600 * folds
@@ -211,7 +222,7 @@ def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     with dask.config.set({**slow, "dred.plan.step": "120 B", "dred.plan.arity": 3}):  # 15 rows
         plan = plan_of(spec, arrays, "cpu")
         result = summed(spec, arrays, "cpu")
-    assert (plan.lanes, plan.steps, plan.depth, plan.panel_rows) == shape
+    assert (plan.lanes, plan.steps, plan.depth, plan.step_rows) == shape
     for i in range(2):
         (got,) = dask.get(dict(result.dask), [(result.name, i, 0)])
         assert got.tolist() == [list(range(90))] * 20

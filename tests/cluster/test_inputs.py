@@ -7,7 +7,7 @@ import pytest
 
 from dred import Genred
 from dred.cluster import inputs
-from dred.cluster.plan import Axis, Sizes
+from dred.cluster.sizes import Axis, Input, Sizes
 from dred.errors import BackendError, DtypeError, InputError, OptionError
 from dred.kernel import cuda
 from dred.kernel.output import Output
@@ -20,9 +20,9 @@ def test_sizes_by_hand(dtype):
     lazy = da.from_array(x, chunks=(30, 2)), y, da.from_array(a, chunks=(50, 1)), p
     item = int(dtype[-2:]) // 8
     want = Sizes(
-        x=Axis(100, 3 * item, 1, (30, 30, 30, 10)),
-        y=Axis(80, 4 * item, 2, (50, 30)),
-        parameters=1,
+        x=Axis(100, (Input(3 * item, (30, 30, 30, 10), columns=2),), (30, 30, 30, 10)),
+        y=Axis(80, (Input(3 * item), Input(item, (50, 30))), (50, 30)),
+        parameters=(Input(item),),
         parameter_bytes=item,
         state_row_bytes=3 * 8,
         out_row_bytes=3 * item,
@@ -121,8 +121,8 @@ def test_numpy_arrays_too_large_for_a_graph():
     lazy = dask_of((x, y, a, p), 30, 20)
     text = (
         "argument 0 (Vi(0,3)): a NumPy array of 2.4 kB beside dask arrays would travel inside the task graph, which is "
-        "limited to 2.39 kB (dred.graph-bytes in dask's configuration). Store it where the workers can read it and "
-        "pass e.g. dask.array.from_zarr(...)"
+        "limited to 2.39 kB (dred.graph-bytes in dask's configuration). Pass dred.from_array(...), which keeps it "
+        "where the workers can read it"
     )
     with dask.config.set({"dred.graph-bytes": 2390}):
         assert refused(x, *lazy[1:]) == text

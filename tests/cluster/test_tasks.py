@@ -17,7 +17,7 @@ from dred.kernel.spec import KernelSpec
 from tests.cluster.local import processes
 from tests.cluster.problems import arrays_of, dask_of, spec_of, summed
 
-TREE = {"dred.plan.operations-per-second": {"cpu": 1e3}, "dred.plan.step": "700 B"}
+TREE = {"dred.plan.operations-per-second": {"cpu": 1e4}, "dred.plan.step": "700 B"}
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ class OnDevice:
 
 
 def test_blocks_on_a_device_are_brought_to_the_host():
-    spec, place = spec_of(), tasks.Place(0, 0, 0, 0, 4, 0, (5,))
+    spec, place = spec_of(), tasks.Place(0, 0, 0, 0, 4, 0, (5,), 100)
     x, y, a, p = arrays_of(4, 5)
     (here,) = tasks.fold_blocks(spec, "Sum", "cpu", place, None, [x], [[y], [a]], [p])
     (there,) = tasks.fold_blocks(
@@ -158,7 +158,7 @@ def test_kernels_are_given_contiguous_blocks_by_position(monkeypatch):
     given = remembered(monkeypatch)
     x, y, a, p = arrays_of(4, 5)
     strided = [np.asfortranarray(x)], [[np.asfortranarray(y)], [np.repeat(a, 2, axis=0)[::2]]], [np.repeat(p, 2)[::2]]
-    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, *strided)
+    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,), 100), None, *strided)
     for got, want in zip(given[0][0], (x, y, a, p), strict=True):
         assert got.flags.c_contiguous
         np.testing.assert_array_equal(got, want)
@@ -171,10 +171,10 @@ def test_the_blocks_of_a_step_are_folded_at_once(monkeypatch, order):
     x, y, a, p = arrays_of(4, 9)
     cuts = [slice(0, 5), slice(5, 5), slice(5, 9)]
     reduced = [[np.asarray(v[cut], order=order) for cut in cuts] for v in (y, a)]
-    place = tasks.Place(0, 0, 0, 0, 4, 0, (5, 0, 4))
+    place = tasks.Place(0, 0, 0, 0, 4, 0, (5, 0, 4), 100)
     (joined,) = tasks.fold_blocks(spec_of(), "Sum", "cpu", place, None, [x], reduced, [p])
     (whole,) = tasks.fold_blocks(
-        spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (9,)), None, [x], [[y], [a]], [p]
+        spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (9,), 100), None, [x], [[y], [a]], [p]
     )
     assert [(M, N) for _, M, N in given] == [(4, 9)] * 2
     for got, want in zip(given[0][0], (x, y, a, p), strict=True):
@@ -186,7 +186,7 @@ def test_the_blocks_of_a_step_are_folded_at_once(monkeypatch, order):
 def test_a_single_block_is_not_copied(monkeypatch):
     given = remembered(monkeypatch)
     x, y, a, p = arrays_of(4, 5)
-    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,)), None, [x], [[y], [a]], [p])
+    tasks.fold_blocks(spec_of(), "Sum", "cpu", tasks.Place(0, 0, 0, 0, 4, 0, (5,), 100), None, [x], [[y], [a]], [p])
     assert all(np.shares_memory(got, v) for got, v in zip(given[0][0], (x, y, a, p), strict=True))
 
 
@@ -198,14 +198,14 @@ def test_variables_that_are_not_read_hold_nothing(monkeypatch, backend, axis):
     spec = KernelSpec.of(declared.node, "Sum", axis, "float64", "float64", 32, declared.variables)
     x, y = np.arange(4.0)[:, None], np.arange(5.0)[:, None]
     kept, reduced = (x, y) if axis == 1 else (y, x)
-    place = tasks.Place(0, 0, 0, 0, len(kept), 0, (len(reduced),))
+    place = tasks.Place(0, 0, 0, 0, len(kept), 0, (len(reduced),), 100)
     (state,) = tasks.fold_blocks(spec, "Sum", backend, place, None, [kept], [[reduced]], [])
     np.testing.assert_array_equal(state, (kept * reduced.T).sum(1)[None])
     assert [v.size for v in given[0][0]] == [0, 5, 4, 0, 0]
 
 
 def test_states_that_are_folded_into_are_not_written_to():
-    spec, place = spec_of(), tasks.Place(0, 0, 1, 0, 4, 5, (5,))
+    spec, place = spec_of(), tasks.Place(0, 0, 1, 0, 4, 5, (5,), 100)
     x, y, a, p = arrays_of(4, 5)
     state = tasks.fold_blocks(spec, "Sum", "cpu", place, None, [x], [[y], [a]], [p])
     before = [field.copy() for field in state]
