@@ -181,6 +181,7 @@ def test_arrays_without_a_source(file):
         "reversed": lazy[::-1],
         "persisted": lazy.persist(scheduler="sync"),
         "NumPy's": da.from_array(np.load(file), chunks=(30, 3)),
+        "of some of the blocks": da.Array(lazy.__dask_graph__(), lazy.name, ((30, 30), (3,)), dtype="f8"),
         "random": da.random.random((100, 3)),
     }
     assert {name for name, array in others.items() if arrays.source_of(array) is not None} == set()

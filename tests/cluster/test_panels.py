@@ -1,6 +1,7 @@
 """The cache of panels: bounded whatever its threads do, and nothing is read twice that it still holds."""
 
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from dred.cluster.panels import Panels
 from dred.errors import InputError, OptionError
 
 ROW = 3 * 8
-PATIENCE = 60  # seconds after which something that should happen has not
+PATIENCE = 20  # seconds after which something that should happen has not
 
 
 @pytest.fixture
@@ -310,6 +311,7 @@ def test_a_forked_child_starts_over(stored, gate):
     gate.wait(1)
     child = os.fork()
     if child == 0:
+        signal.alarm(PATIENCE)  # one that waits for a promise waits for ever
         gate.opened.set()
         found = panels.get(source, 0, 10).shape == (10, 3) and panels.counts() == (1, 0, 10 * ROW)
         os._exit(0 if found else 1)
