@@ -1,5 +1,6 @@
 """dred: exact reductions of symbolic formulas over all pairs of points, on CPUs, GPUs and Dask clusters."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from dred.errors import (
@@ -19,24 +20,26 @@ from dred.errors import (
     LimitError,
     OptionError,
     PlanError,
+    StoreError,
     UnknownNameError,
     VariableError,
+    WorkersLostError,
 )
 from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
 
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
+    from dred.cluster.plugin import warm
 else:  # to type checkers, the names that are not there do not exist
-    _ON_DASK = ("from_array", "from_file")  # loaded when they are asked for: dask.array takes half a second
+    # loaded when they are asked for: dask.array takes half a second, distributed a whole one
+    _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
     _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve")
 
     def __getattr__(name):
         """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
         if name in _ON_DASK:
-            from dred.cluster import arrays
-
-            return getattr(arrays, name)
+            return getattr(import_module(f"dred.cluster.{_ON_DASK[name]}"), name)
         if name in _NOT_YET:
             example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
             raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
@@ -64,12 +67,15 @@ __all__ = [
     "OptionError",
     "PlanError",
     "Reduction",
+    "StoreError",
     "UnknownNameError",
     "VariableError",
+    "WorkersLostError",
     "from_array",
     "from_file",
     "generic_argkmin",
     "generic_argmin",
     "generic_logsumexp",
     "generic_sum",
+    "warm",
 ]

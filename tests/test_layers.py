@@ -98,6 +98,7 @@ ORDER = [
     "dred.cluster.graph",
     "dred.cluster.progress",
     "dred.cluster.compute",
+    "dred.cluster.plugin",
     "dred.cluster",
     "dred.inputs",
     "dred.options",

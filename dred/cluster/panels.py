@@ -156,18 +156,29 @@ def _size(key: Key) -> int:
     return (stop - start) * source.row_bytes
 
 
-def _most() -> int:
+_bound: int | None = None
+
+
+def bound(most: int | None) -> None:
+    """Keep no more than so many bytes in this process, whatever the configuration allows; None: what it allows."""
+    global _bound
+    _bound = most
+
+
+def most() -> int:
+    """Bytes that this process may keep."""
     from dred.cluster import config
 
-    return config.stream_cache()
+    allowed = config.stream_cache()
+    return allowed if _bound is None else min(allowed, _bound)
 
 
-_PANELS = Panels(_most)
+_PANELS = Panels(most)
 
 
 def _start_over() -> None:
     global _PANELS
-    _PANELS = Panels(_most)
+    _PANELS = Panels(most)
 
 
 if hasattr(os, "register_at_fork"):  # a child has neither the threads that were reading nor their promises

@@ -119,6 +119,12 @@ def fold(
     return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count)
 
 
+def warm(spec: KernelSpec) -> None:
+    """Compile the kernels whose lanes are rows, and columns."""
+    for along in (I, J):
+        compiled(spec, along)
+
+
 def folded(
     spec: KernelSpec,
     kernel: Compiled,

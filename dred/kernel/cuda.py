@@ -3,7 +3,7 @@
 CuPy is imported by the modules behind this one alone, and inside functions.
 """
 
-from dred.kernel.cuda_cache import compile_cubin, cubin, rendered, source
+from dred.kernel.cuda_cache import compile_cubin, cubin, rendered, source, warm
 from dred.kernel.cuda_device import architecture, bound_pool, capability, device_count
 from dred.kernel.cuda_fold import adopted, fold_device, joined, placed, reduce_device
 from dred.kernel.cuda_host import fold
@@ -28,4 +28,5 @@ __all__ = [
     "row_tiles",
     "source",
     "splits_of",
+    "warm",
 ]

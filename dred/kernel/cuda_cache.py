@@ -9,7 +9,7 @@ from typing import Any
 
 from dred.errors import BackendError
 from dred.kernel import cuda_source, disk
-from dred.kernel.cuda_device import PIP, capability
+from dred.kernel.cuda_device import PIP, capability, checked
 from dred.kernel.cuda_source import Source
 from dred.kernel.spec import KernelSpec
 
@@ -99,3 +99,8 @@ def program(spec: KernelSpec, found: Source, device_id: int) -> Program:
                 _programs.popitem(last=False)
         _programs.move_to_end(key)
         return _programs[key]
+
+
+def warm(spec: KernelSpec) -> None:
+    """Compile and load the kernels of a spec for the current device."""
+    program(spec, rendered(spec), checked(-1))

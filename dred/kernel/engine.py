@@ -28,6 +28,7 @@ __all__ = [
     "named",
     "placed",
     "reduce",
+    "warm",
 ]
 
 State = tuple[NDArray[Any], ...]
@@ -192,6 +193,13 @@ def fold(
     arrays = spec.arrays(arrays)
     result: State = _module(backend).fold(spec, state, arrays, M, N, i0=i0, j0=j0, **own.get(backend, {}))
     return result
+
+
+def warm(spec: KernelSpec, backend: str) -> None:
+    """Compile the kernels of a spec, or find them on disk, before they are needed."""
+    if backend == "cpu" and not _llvm():
+        return
+    _module(backend).warm(spec)
 
 
 @cache
