@@ -282,19 +282,22 @@ class Plan:
     def bytes_moved(self, workers: int) -> int:
         """Most bytes that cross between `workers` processes.
 
-        Every worker may fetch every block that another holds, and every state, or several results together, the task
-        that reads it; so do those tasks that put blocks together of chunks. No worker is lost.
+        Every worker may fetch every block that another holds, if there are as many tasks that read it; and every state,
+        or several results together, the task that reads it; so do those tasks that put blocks together of chunks. No
+        worker is lost.
         """
         if workers < 2:
             return 0
         s = self.sizes
-        inputs = s.x.rows * s.x.row_bytes + s.y.rows * self.moving_row_bytes + s.parameter_bytes
+        others = workers - 1
+        inputs = min(others, sum(map(len, self.schedule))) * s.x.rows * s.x.row_bytes
+        inputs += min(others, len(self.x_blocks)) * s.y.rows * self.moving_row_bytes + others * s.parameter_bytes
         chunks = sum(
             one.row_bytes * sum(piece.rows for block in found for piece in block) for one, found in self._assembled
         )
         outs = s.out_row_bytes * sum(piece.rows for block in self.out_pieces for piece in block)
         states = s.x.rows * (s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked)
-        return (workers - 1) * inputs + chunks + states + outs
+        return inputs + chunks + states + outs
 
     def token(self) -> str:
         """32 hexadecimal digits that differ where plans differ."""
