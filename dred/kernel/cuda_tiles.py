@@ -366,6 +366,8 @@ class Tiles(State):
         """One component, or each of its loops, over C columns."""
         component = self.component(root.index)
         state = [self.partial(f, component) for f in root.fields]
+        several = self.s.chain < self.s.C  # chains, whose sums are added up before they join the state
+        runs = self.names(root, "sum" if several else "run")
         if root.places > 1:
             declared, _ = self.started([root], "acc", self.types)
             before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
@@ -380,28 +382,35 @@ class Tiles(State):
                 body = self.folds(shared, open) + self.kept(shared, open) if shared else []
                 body += over(loops[0], nest(inner, loops[1:]), 1)
             else:
-                body = [*declared, *loop(self.every_row, before, "all"), *self.folds(root.steps, open)]
-                body += self.phase([self.step(root)], open, bounded=True)
-                body += [] if root.places > 1 else self.slice_joins(root, state, open)
+                start = [*declared, *loop(self.every_row, before, "all")]
+                body = self.folds(root.steps, open)
+                if several:
+                    sums, empty = self.started([root], "sum", self.types)
+                    joins = loop(self.every_row, [self.join(root, runs, self.names(root))], "all")
+                    body += [*sums, *loop(self.every_row, empty, "all")]
+                    body += self.phase([self.step(root)], open, bounded=True, around=(start, joins))
+                else:
+                    body = [*start, *body, *self.phase([self.step(root)], open, bounded=True)]
+                body += [] if root.places > 1 else self.slice_joins(root, state, runs, open)
             self.scopes.pop()
             return body
 
         body = nest(CLOSED, root.loops)
         return body if root.loops else ["{", *body, "}"]
 
-    def slice_joins(self, root: Root, state: Sequence[str], open: Open) -> Lines:
-        """Join the running values of one component; where they are not finite, they are computed again."""
+    def slice_joins(self, root: Root, state: Sequence[str], runs: Sequence[str], open: Open) -> Lines:
+        """Join the values of one component over C columns; where they are not finite, they are computed again."""
         if root not in self.redone:
-            return loop(self.every_row, [self.join(root, state, self.names(root))], "all")
+            return loop(self.every_row, [self.join(root, state, runs)], "all")
         before: Lines = []
         row: Lines = []
         values: list[str] = []
         fine: list[str] = []
-        for post, run in zip(self.posted(root), self.names(root), strict=True):
+        for post, run in zip(self.posted(root), runs, strict=True):
             if post is None:
                 values.append(run)
                 continue
-            text = run if self.T == self.A else f"({self.A}){run}"
+            text = run if self.T == self.A or self.s.chain < self.s.C else f"({self.A}){run}"
             if post.factor is not None:
                 lines, factor = self.row_value(post.factor)
                 before += lines
@@ -413,12 +422,15 @@ class Tiles(State):
             values.append(name)
             fine.append(f"({self.abs_sum(name)} < {self.infinite_sum})")
         row += [f"if ({' & '.join(fine)}) {{", self.join(root, state, values), "} else {", "bad |= 1u << r;", "}"]
-        last = "t + left" if self.s.C > 1 else "t + 1"
-        again, names = self.again([root], "r", "t", last, open)
-        back = self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields])
+        last, each = "t + left" if self.s.C > 1 else "t + 1", f"h + {self.s.chain}"
+        several = self.s.chain < self.s.C
+        again, names = self.again([root], "r", *(("h", f"min({each}, {last})") if several else ("t", last)), open)
+        again.append(self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields]))
+        if several:
+            again = loop(f"int h = t; h < {last}; h += {self.s.chain}", again, 1)
         return [
             "unsigned bad = 0;", *before, *loop(self.every_row, row, "all"),
             "if (bad != 0) {",
-            *loop(self.every_row, ["if (bad >> r & 1) {", *again, back, "}"], 1),
+            *loop(self.every_row, ["if (bad >> r & 1) {", *again, "}"], 1),
             "}",
         ]  # fmt: skip

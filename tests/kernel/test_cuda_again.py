@@ -203,3 +203,21 @@ def test_powers_of_two_in_float64(tmp_path):
     x = np.array([np.nan, -np.nan])  # that of a GPU is negative
     go(x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), 2)
     assert not (y[:2] < np.inf).any()
+
+
+def test_chains_of_large_sums_stay_short(tmp_path):
+    """Two chains go by at a time, each is added in the compute type; both are done again, each for itself."""
+    f = formula("u * v + Exp(1e30 * Elem(u, 0))", ALIASES)
+    spec = KernelSpec.of(f.node, "Sum", 1, "float32", "float64", variables=f.variables)
+    source = rendered(spec)
+    assert "32 at a time; chains of 16" in source.text
+    library = shim.compile_sources([source], tmp_path, ["-O0"])
+    u, v = np.ones((3, 40), "f4"), np.zeros((61, 40), "f4")
+    u[:, 0] = -1
+    v[0], v[16:32], v[40], v[48] = 2.0**24, 1, 2.0**24, 1  # in a chain with the first one, 1 would be lost
+    v[50, 7] = 1e38
+    u[1, 7] = -1e3
+    arrays = [np.zeros(shape, "f4") for shape in SHAPES[:5]] + [u, v]
+    want = u.astype(float) @ np.diag(v.astype(float).sum(0))
+    want[1, 7] = -np.inf
+    np.testing.assert_array_equal(shim.run(library, source, arrays, 3, 61)[0].T, want)
