@@ -279,6 +279,9 @@ class Reduction:
         here is constant. What may stand beside infinite terms or NaN is masked (`ZeroMult`, `IfElse`, `Routed`).
     also : mapping of name to (name, name)
         Saved fields of other reductions of the same terms: their name, reduction and field.
+    any_reference : bool
+        Whether results and pullbacks are the same whatever the reference of sums of exponentials is: then it need not
+        be the largest term, as long as none is far above it.
     """
 
     name: str
@@ -292,6 +295,7 @@ class Reduction:
     scalar: bool = False
     pullbacks: Mapping[str, Texts] = field(default_factory=dict)
     also: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    any_reference: bool = False
 
 
 def monoid_name(reduction: Reduction, weighted: bool, kahan: bool = False) -> str:
@@ -456,13 +460,13 @@ _ENTRIES = (
     *_family("Min", 1, "smallest", "inf"),
     *_family("Max", -1, "largest", "-inf"),
     Reduction("LogSumExp", "log of the sum of exp(F) * G; none: -inf", "exponentials", (Result(("m + log(s)",)),),
-              _logsumexp, "F, cat, G?", pullbacks=_LOGSUMEXP),
+              _logsumexp, "F, cat, G?", pullbacks=_LOGSUMEXP, any_reference=True),
     Reduction("LogSumExpWeight", "log of the sum of exp(F) * G; none: -inf", "exponentials",
-              (Result(("m + log(s)",)),), _logsumexp, "F, cat, G", pullbacks=_LOGSUMEXP),
+              (Result(("m + log(s)",)),), _logsumexp, "F, cat, G", pullbacks=_LOGSUMEXP, any_reference=True),
     Reduction("SumSoftMaxWeight", "mean of G with the weights exp(F); none: NaN", "softmax", (Result(("s / z",)),),
-              _softmax, "F, cat, G", scalar=True, pullbacks=_SOFTMAX),
+              _softmax, "F, cat, G", scalar=True, pullbacks=_SOFTMAX, any_reference=True),
     Reduction("SoftMax", "mean of G with the weights exp(F); none: NaN", "softmax", (Result(("s / z",)),),
-              _softmax, "F, cat, G", scalar=True, pullbacks=_SOFTMAX),
+              _softmax, "F, cat, G", scalar=True, pullbacks=_SOFTMAX, any_reference=True),
     Reduction("Max_SumShiftExp", "m, the largest F, and the sum of exp(F - m); none: -inf, 0", "exponentials",
               (Result(("m", "s")),), _max_sumshiftexp, scalar=True, pullbacks=_SUMSHIFT, also={"q": ("ArgMax", "q")}),
     Reduction("Max_SumShiftExpWeight", "m, the largest F, and the sum of exp(F - m) * G; none: -inf, 0",

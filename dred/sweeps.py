@@ -90,16 +90,18 @@ def sweeps(
         groups.setdefault((levels[s.reduced], s.reduced.axis), []).append(v)
 
     def sweep(wanted: Sequence[tuple[Reduced, str | None]], places: tuple[int, ...]) -> Sweep:
-        names: dict[Part, dict[str, None]] = {}
+        names: dict[Part, dict[str, bool]] = {}  # of states and their readers; whether those want no certain reference
         outputs: list[Output] = []
         for r, field in wanted:
             compensated = kahan and bool(monoid_name(REDUCTIONS[r.name], r.weight is not None, True))
-            part = Part.of(r.name, r.node, r.weight, r.parameter, compensated)
-            names.setdefault(part, {})[r.name] = None
+            own = Part.of(r.name, r.node, r.weight, r.parameter, compensated)
+            part = replace(own, any_reference=False)
+            names.setdefault(part, {})[r.name] = own.any_reference
             outputs += _outputs(r, field, list(names).index(part))
         read = sorted({v for r, _ in wanted for v, _ in r.saved})
         left = tuple(v.ind for v in read) if given else ()
-        spec = KernelSpec(tuple(names), wanted[0][0].axis, dtype, acc, chain, (*variables, *read), given, left)
+        parts = tuple(replace(part, any_reference=all(mine.values())) for part, mine in names.items())
+        spec = KernelSpec(parts, wanted[0][0].axis, dtype, acc, chain, (*variables, *read), given, left)
         return Sweep(spec, tuple(outputs), ", ".join(map("+".join, names.values())), places)
 
     first = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dred.kernel.ir import IJ, Expr, Kernel, Root, factors, walk
+from dred.kernel.ir import IJ, Expr, Kernel, Root, factors, maximal, walk
 from dred.kernel.primitives import PRIMITIVES
 
 THREADS = 128  # of a block
@@ -129,9 +129,16 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     ):
         R //= 2
 
+    # what all components of a sum have in common is kept for the columns
+    common = {e.id for root in k.roots for e in maximal(root.steps, lambda e: e.axes == IJ and not e.free)}
+    fits = few >= 2 * C and 2 * C * load <= BODY and 2 * C * record <= SHARED and max(fused, len(common)) <= 2
+    if wide and plain and C == chain > 1 and fits:
+        C *= 2  # a component of the state is read and written once for two chains
+
     most = min(COLUMNS // size, SHARED // max(1, record))
-    columns = "none" if not k.size_j else "memory" if most < chain else "packed" if packed else "block"
-    TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // chain) * chain
+    columns = "none" if not k.size_j else "memory" if most < max(C, chain) else "packed" if packed else "block"
+    block = max(C, chain)
+    TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // block) * block
 
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
     copies = 1 if full else max(1, min(chain // (2 * C), PAIRS // (R * C), int(BODY / (2 * R * C * load))))

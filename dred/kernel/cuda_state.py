@@ -89,6 +89,13 @@ class State(Writer):
         }
         for f in self.local:
             self.running[f] = "int32"
+        # references that stay as they are while a chain goes by
+        self.still = {
+            f
+            for root in kernel.roots
+            for f, e in zip(root.fields, steps_of(root, s.wide), strict=True)
+            if e.op == "state" and e.attr.field == f
+        }
         self.merged = ["int64" if field.kind in ("count", "index") else acc for field in kernel.fields]
         self.rankings = [root for root in kernel.roots if root.places > 1]
         lent = {field for root in kernel.roots for field in self.read_by(root) if field not in root.fields}
@@ -140,6 +147,8 @@ class State(Writer):
         declared, started = Lines(), Lines()
         for root in roots:
             for f, name in zip(root.fields, self.names(root, prefix), strict=True):
+                if prefix == "run" and f in self.still:
+                    continue
                 declared.append(f"{C_NAME[types[f]]} {name.removesuffix('[r]')}[{self.s.R}];")
                 started.append(f"{name} = {self.identity(f, types[f])};")
         return declared, started
@@ -157,8 +166,12 @@ class State(Writer):
         names = self.names(root)
 
         def then(values: list[str]) -> Lines:
-            steps = zip(names, ways, values, strict=True)
-            return [f"{name} = {way[1].format(value=value, name=name)};" for name, way, value in steps]
+            steps = zip(root.fields, names, ways, values, strict=True)
+            return [
+                f"{name} = {way[1].format(value=value, name=name)};"
+                for f, name, way, value in steps
+                if f not in self.still
+            ]
 
         return Put([e for e, _ in ways], then)
 

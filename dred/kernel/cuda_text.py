@@ -267,9 +267,11 @@ class Writer:
 
     # -- pair level ------------------------------------------------------------------------------------------------
 
-    def phase(self, puts: Sequence[Put], open: Open, bounded: bool = False) -> Lines:
+    def phase(
+        self, puts: Sequence[Put], open: Open, bounded: bool = False, around: tuple[Lines, Lines] | None = None
+    ) -> Lines:
         """Loops over columns and rows around the values of `puts` and what is made of them, when all are there;
-        bounded: by `left`."""
+        bounded: by `left`; around: what stands before and behind each chain of these columns."""
         once: Lines = []
         column: Lines = ["if (c >= left) break;"] if bounded and self.s.C > 1 else []
         pair: Lines = []
@@ -280,7 +282,12 @@ class Writer:
         pair += [line for put in puts for line in put.then([self.text(e) for e in put.exprs])]
         self.scopes.pop()
         body = [*column, *loop(self.every_row, pair, "all")]
-        return once + (body if self.s.C == 1 else loop(f"int c = 0; c < {self.s.C}; c++", body, "all"))
+        C, chain = self.s.C, self.s.chain
+        if around:
+            before, behind = around
+            chained = [*before, *loop(f"int c = h; c < h + {chain}; c++", body, "all"), *behind]
+            return once + loop(f"int h = 0; h < {C}; h += {chain}", chained, "all")
+        return once + (body if C == 1 else loop(f"int c = 0; c < {C}; c++", body, "all"))
 
     def read(self, e: Expr, once: Lines, column: Lines, pair: Lines) -> str:
         """Write `e` at the level that it belongs to; returns its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from dred.formula.node import I
 from dred.kernel.cuda_schedule import THREADS, Schedule
@@ -180,13 +181,15 @@ class Tiles(State):
         checks, fine = self.checks()
         marks = [*checks, f"if (!({fine}){' | (never >> r & 1)' if never else ''}) {{", "bad |= 1u << r;"]
         for root in self.redone:
-            for f, name in zip(root.fields, self.names(root), strict=True):
-                marks.append(f"{name} = {self.identity(f)};")
+            runs = zip(root.fields, self.names(root), strict=True)
+            marks += [f"{run} = {self.identity(f)};" for f, run in runs if f not in self.still]
         marks.append("}")
         rows = [*self.joins(plain), *self.quick_joins()]
+        referred = self.referred()
         again, names = self.again(self.redone, "q", "c0", stop, CLOSED)
         back = ["if (r == q) {", *self.joins(self.redone, lambda slot: names[slot]), "}"]
         return [
+            *(loop(self.every_row, referred, "all") if referred else []),
             f"bool fine = {'never == 0' if never else 'true'};",
             *loop(self.every_row, [*checks, f"fine &= {fine};"], "all"),
             "unsigned bad = 0;",
@@ -197,6 +200,16 @@ class Tiles(State):
                   ["if (bad >> q & 1) {", *again, *loop(self.every_row, back, "all"), "}"], 1),
             "}",
         ]  # fmt: skip
+
+    def referred(self) -> Lines:
+        """Multiply the running values of row r with what references ask for."""
+        posts = [pair for root in self.redone for pair in zip(self.posted(root), self.names(root), strict=True)]
+        mine = [(post.referred, run) for post, run in posts if post and post.referred]
+        self.scopes.append({})
+        out = self.merging([e for e, _ in mine], self.held_leaf, self.dtype)
+        out += [f"{run} *= {self.text(e)};" for e, run in mine]
+        self.scopes.pop()
+        return out
 
     def checks(self) -> tuple[Lines, str]:
         """Statements, and whether the running values of row r hold."""
@@ -209,13 +222,15 @@ class Tiles(State):
                 local = [f for f in root.fields if f in self.local]
                 if local:
                     fine += [f"({self.held(Slot(f, root.index, False))}[r] >= 0)" for f in local]
-                else:
+                elif quick.holds.axes:  # else it says nothing
                     out += self.merging([quick.holds], self.held_leaf, self.dtype)
                     fine.append(self.text(quick.holds))
             for post, run, acc in zip(self.posted(root), self.names(root), self.names(root, "acc"), strict=True):
                 if post is None:
                     continue
-                if quick:
+                if post.most < inf:  # a sum of what is positive
+                    fine.append(f"({run} <= {literal(post.most, self.dtype)})")
+                elif quick:
                     total = self.fresh("t")
                     out.append(f"const {self.A} {total} = {self.abs_sum(f'{acc} + {self.weighed(post, run)}')};")
                     fine.append(f"({total} < {self.infinite_sum})")
@@ -248,19 +263,21 @@ class Tiles(State):
                 out.append(self.join(root, states, runs))
         others: dict[Slot, str] = {}
         beyond: list[str] = []
+        rising: set[int] = set()  # parts whose references may rise
         for root in anchored:
-            for f, post, run, acc in zip(
-                root.fields, self.posted(root), self.names(root), self.names(root, "acc"), strict=True
-            ):
+            names = zip(self.names(root), self.names(root, "acc"), strict=True)
+            for f, post, (run, acc) in zip(root.fields, self.posted(root), names, strict=True):
                 slot = Slot(f, root.index, False)
-                if post is None:
-                    beyond.append(f"{run} > {acc}")
-                    others[slot] = run
-                else:
+                if post:
                     out.append(f"{acc} += {self.weighed(post, run)};")
                     others[slot] = self.identity(f, self.merged[f])
+                elif f not in self.still:
+                    rising.add(root.part)
+                    beyond.append(f"{run} > {acc}")
+                    others[slot] = run
         if beyond:
-            out += [f"if ({' || '.join(beyond)}) {{", *self.joins(anchored, lambda slot: others[slot]), "}"]
+            roots = [root for root in anchored if root.part in rising]
+            out += [f"if ({' || '.join(beyond)}) {{", *self.joins(roots, lambda slot: others[slot]), "}"]
         return out
 
     # -- again -------------------------------------------------------------------------------------------------------
@@ -349,6 +366,8 @@ class Tiles(State):
         """One component, or each of its loops, over C columns."""
         component = self.component(root.index)
         state = [self.partial(f, component) for f in root.fields]
+        several = self.s.chain < self.s.C  # chains, whose sums are added up before they join the state
+        runs = self.names(root, "sum" if several else "run")
         if root.places > 1:
             declared, _ = self.started([root], "acc", self.types)
             before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
@@ -363,28 +382,35 @@ class Tiles(State):
                 body = self.folds(shared, open) + self.kept(shared, open) if shared else []
                 body += over(loops[0], nest(inner, loops[1:]), 1)
             else:
-                body = [*declared, *loop(self.every_row, before, "all"), *self.folds(root.steps, open)]
-                body += self.phase([self.step(root)], open, bounded=True)
-                body += [] if root.places > 1 else self.slice_joins(root, state, open)
+                start = [*declared, *loop(self.every_row, before, "all")]
+                body = self.folds(root.steps, open)
+                if several:
+                    sums, empty = self.started([root], "sum", self.types)
+                    joins = loop(self.every_row, [self.join(root, runs, self.names(root))], "all")
+                    body += [*sums, *loop(self.every_row, empty, "all")]
+                    body += self.phase([self.step(root)], open, bounded=True, around=(start, joins))
+                else:
+                    body = [*start, *body, *self.phase([self.step(root)], open, bounded=True)]
+                body += [] if root.places > 1 else self.slice_joins(root, state, runs, open)
             self.scopes.pop()
             return body
 
         body = nest(CLOSED, root.loops)
         return body if root.loops else ["{", *body, "}"]
 
-    def slice_joins(self, root: Root, state: Sequence[str], open: Open) -> Lines:
-        """Join the running values of one component; where they are not finite, they are computed again."""
+    def slice_joins(self, root: Root, state: Sequence[str], runs: Sequence[str], open: Open) -> Lines:
+        """Join the values of one component over C columns; where they are not finite, they are computed again."""
         if root not in self.redone:
-            return loop(self.every_row, [self.join(root, state, self.names(root))], "all")
+            return loop(self.every_row, [self.join(root, state, runs)], "all")
         before: Lines = []
         row: Lines = []
         values: list[str] = []
         fine: list[str] = []
-        for post, run in zip(self.posted(root), self.names(root), strict=True):
+        for post, run in zip(self.posted(root), runs, strict=True):
             if post is None:
                 values.append(run)
                 continue
-            text = run if self.T == self.A else f"({self.A}){run}"
+            text = run if self.T == self.A or self.s.chain < self.s.C else f"({self.A}){run}"
             if post.factor is not None:
                 lines, factor = self.row_value(post.factor)
                 before += lines
@@ -396,12 +422,15 @@ class Tiles(State):
             values.append(name)
             fine.append(f"({self.abs_sum(name)} < {self.infinite_sum})")
         row += [f"if ({' & '.join(fine)}) {{", self.join(root, state, values), "} else {", "bad |= 1u << r;", "}"]
-        last = "t + left" if self.s.C > 1 else "t + 1"
-        again, names = self.again([root], "r", "t", last, open)
-        back = self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields])
+        last, each = "t + left" if self.s.C > 1 else "t + 1", f"h + {self.s.chain}"
+        several = self.s.chain < self.s.C
+        again, names = self.again([root], "r", *(("h", f"min({each}, {last})") if several else ("t", last)), open)
+        again.append(self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields]))
+        if several:
+            again = loop(f"int h = t; h < {last}; h += {self.s.chain}", again, 1)
         return [
             "unsigned bad = 0;", *before, *loop(self.every_row, row, "all"),
             "if (bad != 0) {",
-            *loop(self.every_row, ["if (bad >> r & 1) {", *again, back, "}"], 1),
+            *loop(self.every_row, ["if (bad >> r & 1) {", *again, "}"], 1),
             "}",
         ]  # fmt: skip

@@ -108,11 +108,13 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
         if post is not None:
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
+            mine = [f for f in factors if rewriting.refers(f)]
             rest = [f for f in factors if rewriting.leaves(f)]
             if (new := rewriting.post(number, rest)) is None:
                 continue
-            posts[n] = new
-            steps[n] = contract(rewriting.graph, state, rewriting.product([f for f in factors if f not in rest]))
+            posts[n] = new._replace(referred=rewriting.product(mine) if mine else None, most=post.most)
+            inside = [f for f in factors if f not in (*mine, *rest)]
+            steps[n] = contract(rewriting.graph, state, rewriting.product(inside))
     return quick._replace(steps=tuple(steps), posts=tuple(posts))
 
 
@@ -176,6 +178,11 @@ class _Rewriting:
         held = self.approximate and any(e.op == "stored" for e in walk([factor]))
         return not factor.axes & ~I and not held
 
+    def refers(self, factor: Expr) -> bool:
+        """Whether a factor of quick steps is that of their references (see `relative`)."""
+        leaves = {e.op for e in walk([factor]) if not e.args}
+        return self.approximate and leaves <= {"stored", "const"} and "stored" in leaves
+
     def near(self, term: Expr) -> Expr:
         """The term with roots, and quotients by them, that are right but for the last bit or two."""
         g, everything = self.graph, walk([term])
@@ -223,6 +230,8 @@ class _Rewriting:
         NaN.
         """
         g = self.graph
+        if self.approximate and a.op == "sub" and a.args[1].op == "stored":
+            return self.relative(*a.args)
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
         inside = [f for f in factors if f.axes & ~I]
@@ -251,6 +260,14 @@ class _Rewriting:
         if sign >= 0:
             exponent = g.make("min", high, exponent)
         return g.make("mul", g.make("exp2s", exponent), self.unit)
+
+    def relative(self, a: Expr, reference: Expr) -> Expr:
+        """exp(a - reference), rounded once: what the product of the reference is rounded by is a factor of the row."""
+        g, scale = self.graph, self.graph.const(LOG2E)
+        less = g.make("neg", g.make("mul", reference, scale))
+        lost = g.make("neg", g.make("fma", reference, scale, less))
+        power = g.make("approx_exp2", g.make("fma", a, scale, less))
+        return g.make("mul", power, g.make("approx_exp2", lost))
 
     def fold(self, e: Expr, body: Expr) -> Expr:
         """A sum over components: factors that do not vary with them leave it."""

@@ -271,10 +271,16 @@ class Post(NamedTuple):
     scale : float
     factor : Expr or None
         Varies with the row alone, or with nothing.
+    referred : Expr or None
+        What the sum has to be multiplied with before anything else: over stored fields alone.
+    most : float
+        What it is then, at most, where quick steps hold.
     """
 
     scale: float = 1.0
     factor: Expr | None = None
+    referred: Expr | None = None
+    most: float = inf
 
 
 class Quick(NamedTuple):

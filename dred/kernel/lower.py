@@ -46,6 +46,10 @@ MAX_PIECES = 2000  # component loops of one vector
 MOST_UNROLLED = 32  # components, to spare a loop in a loop; more take seconds to compile
 MAX_COST = 1e10  # instructions of a pair
 BEYOND = 4  # what a term is above the reference at most: the error of its exponential is that of the difference
+# what a chain adds to a sum of exponentials at most, where the reference stays: no term is further above it than the
+# logarithm of this. The reference is a term that has been met, so that the whole sum is at least 1, and what underflows
+# is nothing beside it
+MOST = 1024.0
 PLACE = 6.0  # instructions of a pair that a ranking passes over
 
 
@@ -287,7 +291,7 @@ def lower(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool 
 def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool = False) -> Kernel:
     """The kernel with vectors of exactly so many components unrolled."""
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
-    roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n)]
+    roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n, approximate)]
     if hoist:
         roots = hoisted(lowering.graph, roots, spec.dtype, approximate)
     else:
@@ -315,8 +319,9 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: boo
     )
 
 
-def _roots(lowering: Lowering, spec: KernelSpec, part: int) -> list[Root]:
+def _roots(lowering: Lowering, spec: KernelSpec, part: int, approximate: bool) -> list[Root]:
     """The roots of a part: its fields of one component, then those of several."""
+    staying = approximate and spec.parts[part].any_reference
     g, layout, first = lowering.graph, spec.layout[part], spec.states(part).start
     monoid = MONOIDS[spec.parts[part].monoid]
     dims = sorted({field.dim for field in layout})
@@ -358,15 +363,18 @@ def _roots(lowering: Lowering, spec: KernelSpec, part: int) -> list[Root]:
                 steps = [_step(g, e) for e in monoid_texts(g, monoid, state | terms, mine)]
                 merge = monoid_texts(g, monoid, stored | other, mine)
                 reference = leaves("stored", "", index, False)
-                quick = _quick(g, monoid, state, terms | reference, mine)
+                quick = _quick(g, monoid, state, terms | reference, mine, staying)
                 out.append(Root(part, index, fields, values, tuple(steps), tuple(merge), quick=quick))
     return out
 
 
 def _quick(
-    g: Graph, monoid: Monoid, state: dict[str, Expr], terms: dict[str, Expr], mine: Sequence[int]
+    g: Graph, monoid: Monoid, state: dict[str, Expr], terms: dict[str, Expr], mine: Sequence[int], staying: bool
 ) -> Quick | None:
-    """The quick steps of some fields: terms of a ranking come in order, references seldom change."""
+    """The quick steps of some fields: terms of a ranking come in order, references seldom change.
+
+    staying: the reference may stay, where a sum of exponentials alone tells that none of them is too large.
+    """
     names = [monoid.fields[n].name for n in mine]
     if monoid.rank:
         less = scalar_text(g, monoid.less, state | terms, "less")
@@ -376,15 +384,20 @@ def _quick(
         return None
     own = monoid_texts(g, monoid, state | terms, mine)
     added = [monoid.anchored[n] for n in mine]
-    more = [text and scalar_text(g, text, terms, "anchored") for text in added]
+    more = [scalar_text(g, text, terms, "anchored") if text else None for text in added]
     holds = g.make("eq", g.const(0), g.const(0))  # that sums are finite is always asked for
+    least, most = monoid.least, [inf] * len(mine)
     if 0 in mine:  # the reference
-        beyond = g.make("sub", state[f"{names[0]}0"], terms[names[0]])
-        holds = g.make("le", beyond, g.const(BEYOND))
+        bounds = [MOST if e and e.op == "exp" else inf for e in more]
+        if staying and min(bounds) < inf:
+            own[0], least, most = state[f"{names[0]}0"], 0.0, bounds
+        else:
+            beyond = g.make("sub", state[f"{names[0]}0"], terms[names[0]])
+            holds = g.make("le", beyond, g.const(BEYOND))
     steps = tuple(
         g.make("add", state[f"{name}0"], e) if e else step for name, e, step in zip(names, more, own, strict=True)
     )
-    return Quick(steps, holds, tuple(Post() if e else None for e in more), monoid.least)
+    return Quick(steps, holds, tuple(Post(most=n) if e else None for e, n in zip(more, most, strict=True)), least)
 
 
 def _as_field(graph: Graph, kind: str, e: Expr) -> Expr:

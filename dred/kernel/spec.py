@@ -20,7 +20,7 @@ from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
 
 CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
 HALF = ("bfloat16", "float16")  # types of arrays that are computed in float32
-VERSION = 6  # of the arithmetic: raised when the same spec gives other bits
+VERSION = 7  # of the arithmetic: raised when the same spec gives other bits
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Part:
         States that a ranking keeps; 1 for others.
     edges : tuple of float
         Of bins.
+    any_reference : bool
+        Whether all that is read off it is the same for any reference of sums of exponentials.
     """
 
     monoid: str
@@ -45,6 +47,7 @@ class Part:
     weight: Node | None = None
     places: int = 1
     edges: tuple[float, ...] = ()
+    any_reference: bool = False
 
     @staticmethod
     def of(
@@ -58,6 +61,7 @@ class Part:
             weight,
             int(parameter) if entry.parameter == "K" else 1,
             tuple(map(float, parameter)) if entry.parameter == "edges" else (),
+            entry.any_reference,
         )
 
     @property
@@ -262,7 +266,14 @@ class KernelSpec:
     def digest(self) -> str:
         """Content key, equal in every process."""
         parts = [
-            (p.monoid, digest(p.formula), "" if p.weight is None else digest(p.weight), p.places, p.edges)
+            (
+                p.monoid,
+                digest(p.formula),
+                "" if p.weight is None else digest(p.weight),
+                p.places,
+                p.edges,
+                p.any_reference,
+            )
             for p in self.parts
         ]
         key: tuple[Any, ...] = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)

@@ -135,6 +135,7 @@ POWERS = (r"ex2\.", r"MUFU\.EX2")
 ARITHMETIC = (r"(add|sub|mul|fma)\.(\w+\.)*f32", r"FADD|FMUL|FFMA")
 POINTS = ("x = Vi(3)", "y = Vj(3)")
 WEIGHTED = (*POINTS, "b = Vj(1)", "g = Pm(1)")
+LONG = ("x = Vi(64)", "y = Vj(64)", *WEIGHTED[2:])
 GAUSSIAN = "Exp(-g*SqDist(x,y))*b"
 
 REFERENCES = {
@@ -146,8 +147,9 @@ REFERENCES = {
     "LogSumExp D=3": Reference("-SqDist(x,y)", POINTS, "LogSumExp", POWERS, 1),
     "ArgMin D=3": Reference("SqDist(x,y)", POINTS, "ArgMin", ARITHMETIC, 6),
     # of one component of a pair: a difference and its square
-    "Gaussian D=64, a component": Reference(
-        GAUSSIAN, ("x = Vi(64)", "y = Vj(64)", *WEIGHTED[2:]), "Sum", ARITHMETIC, 2
+    "Gaussian D=64, a component": Reference(GAUSSIAN, LONG, "Sum", ARITHMETIC, 2),
+    "its gradient, the distance, a component": Reference(
+        f"Grad({GAUSSIAN},x,e)", (*LONG, "e = Vi(1)"), "Sum", ARITHMETIC, 2
     ),
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from dred.kernel.cuda_source import rendered
 from dred.kernel.cuda_text import PRELUDE, indented
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
+from tests.kernel.reduction_cases import referred
 from tests.shim import shim
 
 pytestmark = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
@@ -100,6 +101,7 @@ def check(spec, arrays, state):
     kept = M if spec.axis else N
     want = interpret.fold(spec, empty(spec, kept), arrays, kept, N if spec.axis else M)
     size = None
+    state = referred(spec, state, want)
     for field, a, b in zip(spec.fields, state, want, strict=True):
         if field.kind in ("index", "count"):
             assert np.array_equal(a, b)
@@ -112,7 +114,7 @@ def check(spec, arrays, state):
                 size = np.broadcast_to(size, (M, N, field.size)).sum(1 if spec.axis else 0).T
             scale = np.abs(b) if size is None else size
             # the error of an exponential is that of its argument
-            tolerance = {"float32": 100, "float64": 2000}[spec.dtype] * np.finfo(spec.dtype).eps
+            tolerance = {"float32": 100, "float64": 4000}[spec.dtype] * np.finfo(spec.dtype).eps
             error = np.abs(a - b) / (scale + np.finfo(spec.dtype).tiny)
             assert np.max(error[finite & np.isfinite(scale)], initial=0) <= tolerance, field.name
 
@@ -201,3 +203,21 @@ def test_powers_of_two_in_float64(tmp_path):
     x = np.array([np.nan, -np.nan])  # that of a GPU is negative
     go(x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), 2)
     assert not (y[:2] < np.inf).any()
+
+
+def test_chains_of_large_sums_stay_short(tmp_path):
+    """Two chains go by at a time, each is added in the compute type; both are done again, each for itself."""
+    f = formula("u * v + Exp(1e30 * Elem(u, 0))", ALIASES)
+    spec = KernelSpec.of(f.node, "Sum", 1, "float32", "float64", variables=f.variables)
+    source = rendered(spec)
+    assert "32 at a time; chains of 16" in source.text
+    library = shim.compile_sources([source], tmp_path, ["-O0"])
+    u, v = np.ones((3, 40), "f4"), np.zeros((61, 40), "f4")
+    u[:, 0] = -1
+    v[0], v[16:32], v[40], v[48] = 2.0**24, 1, 2.0**24, 1  # in a chain with the first one, 1 would be lost
+    v[50, 7] = 1e38
+    u[1, 7] = -1e3
+    arrays = [np.zeros(shape, "f4") for shape in SHAPES[:5]] + [u, v]
+    want = u.astype(float) @ np.diag(v.astype(float).sum(0))
+    want[1, 7] = -np.inf
+    np.testing.assert_array_equal(shim.run(library, source, arrays, 3, 61)[0].T, want)
