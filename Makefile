@@ -9,7 +9,7 @@ DEMO = --cluster local --workers 2 --M 1000000 --N 50000 --output demo
 help:
 	@echo "make demo       a million points by fifty thousand on a local cluster, checked (a few minutes)"
 	@echo "make test       the tests (minutes)"
-	@echo "make test-slow  kills, SLURM, large sizes (tens of minutes)"
+	@echo "make test-slow  failures, SLURM, other versions of dask (by pip), large sizes (tens of minutes)"
 	@echo "make soak       the long run before a release"
 	@echo "make lint       ruff and mypy;   make format   ruff format"
 	@echo "make doctest    the examples in docstrings, README and docs"

@@ -4,7 +4,6 @@
 takes a tenth of it, with a fixed seed.
 """
 
-import contextlib
 import os
 import secrets
 import signal
@@ -14,10 +13,10 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
 
 import dred
 from dred.formula import language, oracle
+from tests.cluster.local import mortal
 
 X, Y, A, P = "x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"
 # Formulas of positions 0..3; the cotangent stands on the side that is kept.
@@ -28,12 +27,7 @@ PROBLEMS = [
     ("Grad(Exp(-SqDist(x, y)) * a, x, e)", 1, [X, Y, A, P, "e = Vi(1)"]),
     ("Sqrt(1 + SqNorm2(x - y)) * Cos(p * a)", 0, [X, Y, A, P]),
 ]
-CONFIG = {
-    "distributed.scheduler.allowed-failures": 10_000,  # every kill blames all tasks of its worker
-    # A worker's nanny is given up if it happens to have no process this long after some kill: never, here.
-    "distributed.deploy.lost-worker-timeout": "1 day",
-    "dred.plan.shortest-fold": "1 ms",  # many lanes at sizes that are quick to compute
-}
+CONFIG = {"dred.plan.shortest-fold": "1 ms"}  # many lanes at sizes that are quick to compute
 
 
 def chunks_of(rng, rows: int) -> tuple[int, ...]:
@@ -81,26 +75,10 @@ def test_same_bytes_whatever_is_killed(record_property):
     same_bytes(record_property, seed, rounds=int(os.environ.get("DRED_SOAK_ROUNDS") or 400))
 
 
-@contextlib.contextmanager
-def workers_of(processes: int):
-    """A cluster of worker processes that may be killed at any moment."""
-    cluster = LocalCluster(n_workers=processes, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0.3)
-    try:
-        yield cluster
-    finally:
-        # distributed's own watch over workers fails on one that is killed before it was listed, and says so here only
-        with contextlib.suppress(KeyError):
-            cluster.close()
-
-
 def same_bytes(record_property, seed: int, rounds: int) -> None:
     print(f"DRED_SOAK_SEED={seed}")
     tasks = kills = 0
-    with (
-        dask.config.set(CONFIG),
-        workers_of(3) as cluster,
-        Client(cluster) as client,
-    ):
+    with dask.config.set(CONFIG), mortal(3, memory_limit=0.3) as client:
         for number in range(rounds):
             rng = np.random.default_rng([seed, number])
             routine, variables, arrays, lazy, axis = draw(rng)
