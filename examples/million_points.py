@@ -14,6 +14,7 @@ import os
 import time
 from pathlib import Path
 
+import dask
 import dask.array as da
 import numpy as np
 from distributed import Client, LocalCluster, progress
@@ -44,7 +45,8 @@ def arguments(argv=None):
 @contextlib.contextmanager
 def connect(args):
     """A client of the cluster that was asked for; what is started here is stopped at the end."""
-    with contextlib.ExitStack() as stack:
+    # Every worker that dies counts against all tasks that were its: preempted workers should not end the job.
+    with contextlib.ExitStack() as stack, dask.config.set({"distributed.scheduler.allowed-failures": 100}):
         if args.scheduler:
             yield stack.enter_context(Client(args.scheduler))
         elif args.scheduler_file:
@@ -82,7 +84,7 @@ def received(client, start):
 
 def reduce(client, title, routine, inputs, pairs, backend):
     """Compute one reduction with a progress bar; print its plan, speed and the bytes moved."""
-    print(f"\n{title}\n{routine.plan(*inputs, backend=backend)}")
+    print(f"\n{title}\n{routine.explain(*inputs, backend=backend)}")
     lazy = routine(*inputs, backend=backend)
     began, start = client.run_on_scheduler(time.time), time.perf_counter()
     future = client.compute(lazy)

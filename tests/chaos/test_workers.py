@@ -1,16 +1,36 @@
 """Workers that are killed, retired, or run out of memory in mid-run: the same bytes."""
 
 import os
+import pickle
 import secrets
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
-from tests.chaos.problem import Gate, calm, disturbed, stalled, sum_and_gradient, until
-from tests.cluster.local import mortal
+from dred import Genred, WorkersLostError, from_file
+from tests.chaos.problem import (
+    ALIASES,
+    MANY,
+    ROWS,
+    TEXT,
+    X_BLOCKS,
+    Y_BLOCKS,
+    Gate,
+    calm,
+    disturbed,
+    stalled,
+    sum_and_gradient,
+    until,
+)
+from tests.cluster.local import PORT, mortal
 
 MIB = 2**20
 SEEDS = [1, 2, 3]
@@ -84,6 +104,92 @@ def test_workers_are_killed_or_retired_at_random(gate, record_property, disturb)
     print(f"DRED_SOAK_SEED={seed}")
     record_property("seed", seed)
     record_property("workers", disturb(gate, [[seed, number] for number in range(20)]))
+
+
+def by_path(folder: Path, gate: Gate, seed: int) -> tuple[Genred, tuple[Any, ...]]:
+    """The sum of rows that tasks read from files; the last block of x is behind the gate."""
+    rng = np.random.default_rng(seed)
+    x, y, a = (rng.uniform(-1, 1, (ROWS, dim)).astype("float32") for dim in (3, 3, 1))
+    np.save(folder / f"y{seed}.npy", y)
+    np.save(folder / f"a{seed}.npy", a)
+    lazy = gate.behind(da.from_array(x, chunks=(ROWS // X_BLOCKS, -1)), ROWS // X_BLOCKS)
+    files = (from_file(folder / f"{name}{seed}.npy") for name in "ya")
+    return Genred(TEXT, ALIASES, axis=1), (lazy, *files, np.array([0.25], "float32"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_workers_are_killed_that_read_files(gate, tmp_path, seed):
+    with dask.config.set({**MANY, "dred.plan.panel": "4 kB"}):
+        routine, given = by_path(tmp_path, gate, seed)
+        assert routine.plan(*given, backend="cpu").feed == "stream"
+        results = (routine(*given, backend="cpu"),)
+    rng = np.random.default_rng(seed)
+    with mortal(2, threads_per_worker=2) as client:
+
+        def kill():
+            victim = rng.permutation(list(pids(client, 2).values()))[0]
+            time.sleep(rng.uniform(0, 0.5))
+            os.kill(int(victim), signal.SIGKILL)
+
+        assert disturbed(client, results, gate, kill) == calm(results)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_workers_are_killed_between_waves(gate, seed):
+    rng = np.random.default_rng(seed)
+    x, y, a = (rng.uniform(-1, 1, (ROWS, dim)).astype("float32") for dim in (3, 3, 1))
+    lazy_y, lazy_a = (da.from_array(v, chunks=(ROWS // Y_BLOCKS, -1)) for v in (y, a))
+    given = (
+        da.from_array(x, chunks=(ROWS // X_BLOCKS, -1)),
+        gate.behind(lazy_y, ROWS // Y_BLOCKS),
+        lazy_a,
+        np.array([0.25], "float32"),
+    )
+    routine = Genred(TEXT, ALIASES, axis=1)
+    settings = {**MANY, "dred.plan.feed": "waves", "dred.plan.y-budget": "32 kB"}
+    with dask.config.set(settings):
+        assert routine.plan(*given, backend="cpu").steps > 1
+        with dask.config.set(scheduler="synchronous"):
+            want = routine.compute(*given, backend="cpu").tobytes()
+        with mortal(2, threads_per_worker=2) as client, gate.closed(), ThreadPoolExecutor(1) as pool:
+            running = pool.submit(routine.compute, *given, backend="cpu")
+            until(gate.reached.exists)  # the last wave
+            victim = rng.permutation(list(pids(client, 2).values()))[0]
+            time.sleep(rng.uniform(0, 0.5))
+            os.kill(int(victim), signal.SIGKILL)
+            pids(client, 2)
+            assert not running.done()
+            gate.open()
+            assert running.result(timeout=300).tobytes() == want
+
+
+def die(block: Any) -> Any:
+    """End this process."""
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_workers_that_die_of_a_task_are_explained():
+    x = da.ones((40, 3), chunks=(10, 3), dtype="float32")
+    deadly = da.map_blocks(die, da.ones((40, 3), chunks=(40, 3), dtype="float32"), dtype="float32", meta=x._meta)
+    routine = Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(1, threads_per_worker=1, dashboard_address=PORT) as cluster,
+        Client(cluster),
+        pytest.raises(WorkersLostError) as caught,
+    ):
+        routine.compute(x, deadly, backend="cpu")
+    error = caught.value
+    assert error.allowed == 1
+    assert "die-" in error.task or "ones_like-" in error.task  # or one that waited behind it
+    assert error.last.startswith("tcp://")
+    assert str(error).startswith(f"the scheduler gave up task {error.task}: 2 workers died while it was theirs, ")
+    assert "\n    while computing Sum(Exp(" in str(error)
+    assert "distributed.scheduler.allowed-failures to 100" in str(error)
+    assert pickle.loads(pickle.dumps(error)).args == error.args
 
 
 def take_memory(path: str, limit: int) -> None:
