@@ -24,9 +24,11 @@ from dred.kernel import engine
 NO_GPU = "no GPU"
 PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite")
 
-# Tests count and never time anything, so no example has a deadline; `ci` tries the same examples in every run.
+# Tests count and never time anything, so no example has a deadline; `ci` tries the same examples in every run, `brief`
+# few of them: where the same tests run a second time.
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+settings.register_profile("brief", deadline=None, print_blob=True, derandomize=True, database=None, max_examples=8)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
 
