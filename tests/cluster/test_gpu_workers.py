@@ -3,16 +3,17 @@
 import warnings
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, WorkerPlugin
 
-from dred import Genred
+from dred import Genred, from_array
 from dred.cluster import backend, tasks
 from dred.errors import BackendError, DeviceMemoryError, FoldError
 from dred.kernel import cuda, cuda_host, cuda_launch
 from tests.cluster.local import PORT, processes, threads
-from tests.cluster.problems import arrays_of, dask_of, dense, plan_of, spec_of, summed
+from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, dense, plan_of, spec_of, summed
 from tests.shim import fake_cupy, shim
 
 pytestmark = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
@@ -228,3 +229,38 @@ def test_what_a_worker_says_of_itself():
         assert tasks.machine() == tasks.Machine(3, tasks.platform.machine(), "sm_120")
     if not cuda.device_count():
         assert tasks.machine() == tasks.Machine(0, tasks.platform.machine(), "")
+
+
+@pytest.mark.parametrize("feed", ["stream", "resident", "waves"])
+def test_stored_rows_go_to_the_device_in_panels(problem, feed, monkeypatch):
+    """The x block and the state once for all panels of a step; the same bytes however they come."""
+    monkeypatch.setattr(cuda_launch, "PANEL", 20_000)
+    given, want = problem
+    x, y, a, p = given
+    stored = (da.from_array(x, chunks=(250, 3)), from_array(y), from_array(a), p)
+    routine = Genred(TEXT, ALIASES, axis=1)
+    with fake_cupy.installed() as fake:
+        with dask.config.set({"dred.plan.feed": feed, "scheduler": "sync"}):
+            assert routine.plan(*stored, backend="cuda").feed == feed
+            got = routine.compute(*stored, backend="cuda")
+        sent = [size for way, size, _ in fake.copies if way == "in"]
+        states = sum(size == 250 * 3 * 8 for size in sent)
+        assert states >= len(range(0, len(x), 250))
+        assert len(sent) > 2 * states
+        again = routine(*dask_of(given, 250, len(y)), backend="cuda").compute(scheduler="sync")
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    assert got.tobytes() == again.tobytes()
+
+
+def test_stored_rows_of_float16_are_converted_as_they_are_read(problem):
+    given, _ = problem
+    halves = [v.astype(np.float16) for v in given]
+    x, y, a, p = halves
+    stored = (da.from_array(x, chunks=(250, 3)), from_array(y), from_array(a), p)
+    routine = Genred(TEXT, ALIASES, axis=1)
+    with fake_cupy.installed(), dask.config.set(scheduler="sync"):
+        got = routine.compute(*stored, backend="cuda")
+        again = routine(*dask_of(halves, 250, len(y)), backend="cuda").compute()
+    assert got.dtype == np.float16
+    np.testing.assert_array_equal(got, again)
+    np.testing.assert_allclose(got, routine(*halves), rtol=2e-3)
