@@ -148,9 +148,16 @@ def _shortage(plan: Plan, cluster: Cluster) -> str | None:
     need = plan.least_bytes(cluster.threads)
     if cluster.memory is None or need <= USABLE * cluster.memory:
         return None
+    kept, chunks = "", ""
+    cure = "lower dred.plan.x-budget and dred.plan.step in dask's configuration"
+    if plan.kept_panels:
+        kept = f", {human(plan.kept_panels)} of stored rows that are kept"
+        cure = "lower dred.plan.x-budget, dred.plan.step and dred.stream.cache in dask's configuration"
+    if cluster.threads * plan.assembling_bytes + plan.kept_panels == need:
+        chunks = f", {human(plan.assembling_bytes)} to put a block together of chunks"
+        cure = "cut the arrays into smaller chunks"
     return (
         f"a worker of {cluster.threads} needs {human(need)} at once ({human(plan.fold_bytes)} for each fold, "
-        f"{human(plan.step_rows * plan.moving_row_bytes)} of reduced rows), more than {USABLE:.0%} of its memory limit "
-        f"of {human(cluster.memory)}: give workers more or fewer threads, or lower dred.plan.x-budget and "
-        "dred.plan.step in dask's configuration"
+        f"{human(plan.step_rows * plan.moving_row_bytes)} of reduced rows{kept}{chunks}), more than {USABLE:.0%} of "
+        f"its memory limit of {human(cluster.memory)}: give workers more or fewer threads, or {cure}"
     )
