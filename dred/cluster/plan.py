@@ -89,6 +89,8 @@ class Plan:
         useful = max(settings.parallelism, math.ceil(work / settings.shortest_fold))
         if x.chunks:
             x_blocks = fitted(x.chunks, useful, most_rows)
+            if x_blocks != x.chunks:
+                x_blocks = tuple(filter(None, x_blocks)) or (0,)
         else:
             blocks = min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS))
             x_blocks = equal(x.rows, max(blocks, math.ceil(x.rows / most_rows)))
