@@ -240,7 +240,7 @@ class Routine:
 
     def _plans(self, args: Sequence[Any], backend: str) -> tuple[Any, ...]:
         """The plan of each sweep."""
-        inputs = check(self._formula, args, self.dtype)
+        inputs = check(self._formula, self._flat(args), self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
@@ -307,7 +307,7 @@ class Routine:
         array([[6.],
                [6.]])
         """
-        inputs = check(self._formula, args, self.dtype)
+        inputs = check(self._formula, self._flat(args), self.dtype)
         name = engine.named(backend)
         if inputs.kind != "dask":
             if store is not None:
@@ -381,7 +381,7 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else _configured()
-        inputs = check(self._formula, args, self.dtype)
+        inputs = check(self._formula, self._flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._checked_out(out, inputs, planned[-1])
         results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
@@ -390,6 +390,10 @@ class Routine:
                 target[...] = result
             results = given
         return self._entries(results)
+
+    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+        """The arguments as the variables of the formula: rows of numbers."""
+        return args
 
     def _added(self, results: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
         """The results, of which rows are added up where that is due."""
@@ -477,13 +481,10 @@ class Gradient(Routine):
         )
         self._rows_added, self._cotangents = v.cat == 2, len(given)
 
-    def __call__(
-        self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
-    ) -> Any:
-        """See `Routine.__call__` and `Routine.grad`."""
+    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+        """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
         first = len(args) - self._cotangents
-        flat = [a.reshape(len(a), -1) if k >= first and getattr(a, "ndim", 0) > 2 else a for k, a in enumerate(args)]
-        return super().__call__(*flat, backend=backend, device_id=device_id, ranges=ranges, out=out)
+        return [a.reshape(len(a), -1) if k >= first and getattr(a, "ndim", 0) > 2 else a for k, a in enumerate(args)]
 
     def __repr__(self) -> str:
         return f"<{self.formula}>"

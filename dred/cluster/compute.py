@@ -12,22 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import dask.config
 import numpy as np
 from dask.base import compute as computed
-from dask.base import persist
+from dask.base import persist, tokenize
 from dask.task_spec import Task, TaskRef
 
 from dred.cluster import explain, graph, inputs, tasks
 from dred.cluster.arrays import from_array
 from dred.cluster.backend import ambient_client
 from dred.cluster.collection import Key, Layer, as_dask_array, name_of
+from dred.cluster.cuts import groups
 from dred.cluster.plan import Plan
 from dred.cluster.progress import Meter, watched
-from dred.cluster.store import FEW, Store, load
+from dred.cluster.store import FEW, Store, load, root
 from dred.errors import StoreError, WorkersLostError
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
@@ -38,6 +39,14 @@ _CONFIG = {"optimization.fuse.active": False}
 
 
 Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
+
+
+class Lazy(NamedTuple):
+    """A sweep that is computed together with a later one, which reads its results."""
+
+    fold: str  # name of the layer of its folds
+    plan: Plan
+    results: tuple[da.Array, ...]
 
 
 def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: str | os.PathLike[str] | None) -> Reducer:
@@ -53,17 +62,30 @@ def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: st
         A folder, see `store.Store`; of several sweeps each has its own within.
     """
     count = itertools.count()
+    folder = None if store is None else root(store)
+    lazily: list[Lazy] = []
+    known: dict[str, str] = {}  # by their names, what arrays depend on that sweeps have left
 
     def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-        plan = graph.plan(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label)
+        spec, outputs = sweep.spec, sweep.outputs
+        plan = graph.plan(spec, arrays, outputs, backend, label=sweep.label)
         explain.refuse(plan)
         last, number = not sweep.places, next(count)
-        if not last and plan.feed != "waves" and store is None:  # computed where it is needed
-            return graph.build(sweep.spec, inputs.prepare(sweep.spec, arrays, plan), sweep.outputs, plan)
+        prepared = inputs.prepare(spec, arrays, plan)
+        if not last and plan.feed != "waves" and folder is None:
+            results = graph.build(spec, prepared, outputs, plan)
+            lazily.append(Lazy(graph.Names.of(spec, prepared, outputs, plan)("fold"), plan, results))
+            return results
         found = targets if last and targets is not None else _new(sweep, plan)
-        folder = None if store is None else os.path.join(store, f"sweep-{number}")
-        compute(sweep.spec, arrays, sweep.outputs, found, plan, meter=meter, store=folder)
-        return tuple(found) if last else tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
+        identity = graph.identity(spec, arrays, outputs, plan, known)
+        opened = None if folder is None else Store.open(os.path.join(folder, f"sweep-{number}"), identity)
+        compute(spec, prepared, outputs, found, plan, meter=meter, store=opened, lazily=lazily)
+        lazily.clear()
+        if last:
+            return tuple(found)
+        left = tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
+        known.update({name_of(array): tokenize(identity, n) for n, array in enumerate(left)})
+        return left
 
     return reduce
 
@@ -92,17 +114,19 @@ def compute(
     plan: Plan,
     *,
     meter: Meter,
-    store: str | None = None,
+    store: Store | None = None,
+    lazily: Sequence[Lazy] = (),
 ) -> None:
     """Write the results into `targets`, anything of their shape that rows can be assigned to.
 
     Parameters
     ----------
     spec, arrays, outputs, plan
-        As in `graph.plan`, and what it returned.
+        As in `graph.build`.
     meter : Meter
-    store : str, optional
-        A folder, see `store.Store`.
+    store : Store, optional
+    lazily : sequence of Lazy, optional
+        Earlier sweeps, whose results may be among `arrays`.
 
     Raises
     ------
@@ -111,13 +135,20 @@ def compute(
     StoreError
         The folder is of no use.
     """
-    prepared = inputs.prepare(spec, arrays, plan)
+    before = {one.fold: (one.plan.fold_tasks, one.plan.pairs) for one in lazily}
     with dask.config.set(_CONFIG), _explained(spec, plan), span(plan.reduction):
         if plan.feed == "waves" or store is not None:
-            _Run(spec, prepared, outputs, plan, targets, meter, store).run()
+            if before:  # once, not wave by wave
+                earlier = {name_of(array): array for one in lazily for array in one.results}
+                with watched(meter, before):
+                    there = dict(zip(earlier, persist(*earlier.values()), strict=True))
+                    _waited_for(*there.values())
+                arrays = [there.get(name_of(a), a) if isinstance(a, da.Array) else a for a in arrays]
+            _Run(spec, arrays, outputs, plan, targets, meter, store).run()
             return
-        results = graph.build(spec, prepared, outputs, plan)
-        with watched(meter, plan, graph.Names.of(spec, prepared, outputs, plan)("fold")):
+        results = graph.build(spec, arrays, outputs, plan)
+        fold = graph.Names.of(spec, arrays, outputs, plan)("fold")
+        with watched(meter, {**before, fold: (plan.fold_tasks, plan.pairs)}):
             found = computed(*results)
     for target, rows in zip(targets, found, strict=True):
         target[...] = rows
@@ -139,18 +170,16 @@ class _Run:
         plan: Plan,
         targets: Sequence[Any],
         meter: Meter,
-        store: str | None,
+        store: Store | None,
     ) -> None:
         self.spec, self.outputs, self.plan, self.targets, self.meter = spec, outputs, plan, targets, meter
         self.names = graph.Names.of(spec, arrays, outputs, plan)
-        blocks, places = graph.block_layer(self.names("block"), spec, arrays, plan)
-        self.given = graph.Given.of(spec, places, plan)
+        blocks, self.places = graph.block_layer(self.names("block"), spec, arrays, plan)
+        self.given = graph.Given.of(spec, self.places, plan)
         self.arrays = [array for array in arrays if isinstance(array, da.Array)]
         self.layers = {self.names("block"): blocks} if blocks else {}
         self.starts = [*accumulate(plan.x_blocks, initial=0)]
-        self.store = None
-        if store is not None:
-            self.store = Store.open(store, graph.identity(spec, arrays, outputs, plan))
+        self.store = store
         # finished rows alone would be too few moments to go on from
         self.states = self.store if len(plan.x_blocks) < FEW else None
 
@@ -158,12 +187,18 @@ class _Run:
         """All x blocks that are not in the store."""
         plan = self.plan
         missing = [i for i in range(len(plan.x_blocks)) if not self.placed(i)]
-        self.meter.add(plan.sizes.y.rows * (plan.sizes.x.rows - sum(plan.x_blocks[i] for i in missing)))
+        self.meter.add(plan.pairs - self.pairs(missing, plan.sizes.y.rows))
         if plan.feed == "waves":
-            for first in range(0, len(missing), plan.group):
-                self.waves(missing[first : first + plan.group])
+            if missing:
+                self.hold_parameters()
+            for run in groups(len(plan.x_blocks), plan.group):  # the same whatever is missing, as states are saved
+                if rows := [i for i in run if i in missing]:
+                    self.waves(rows)
         elif missing:
             self.folds(missing)
+
+    def pairs(self, rows: list[int], columns: int) -> int:
+        return sum(self.plan.x_blocks[i] for i in rows) * columns
 
     def placed(self, i: int) -> bool:
         """Whether the results of an x block are in the store; then they are put in their place."""
@@ -183,6 +218,7 @@ class _Run:
         folds: Layer = {}
         saved: Layer = {}
         lanes: list[list[Key]] = []
+        pairs = self.pairs(rows, self.plan.sizes.y.rows)
         for i in rows:
             lanes.append([])
             for lane, steps in enumerate(self.plan.schedule):
@@ -190,6 +226,9 @@ class _Run:
                 file = None if self.states is None else self.states.state(i, lane, len(steps) - 1)
                 if file is not None and load(file) is not None:
                     saved[here] = Task(here, tasks.load_state, file)
+                    done = self.pairs([i], sum(self.plan.y_blocks[steps[0].start : steps[-1].stop]))
+                    self.meter.add(done)
+                    pairs -= done
                 else:
                     state: Key | None = None
                     for step in range(len(steps)):
@@ -199,13 +238,13 @@ class _Run:
                     if file is not None:
                         saved[here] = Task(here, tasks.save_state, TaskRef(last), file)
                 lanes[-1].append(here if file is not None else last)
-        with watched(self.meter, self.plan, name):
+        with watched(self.meter, {name: (len(folds), pairs)}):
             self.finish(rows, self.arrays, {**self.layers, name: folds, kept: saved}, lanes)
 
     def waves(self, rows: list[int]) -> None:
         """The results of some x blocks, in a graph for each step."""
         plan = self.plan
-        pairs = [sum(plan.x_blocks[i] for i in rows) * columns for columns in plan.wave_rows]
+        pairs = [self.pairs(rows, columns) for columns in plan.wave_rows]
         first = next((step for step in range(plan.steps, 0, -1) if self.all_saved(rows, step - 1)), 0)
         states = self.loaded(rows, first - 1) if first else None
         self.meter.add(sum(pairs[:first]))
@@ -251,6 +290,17 @@ class _Run:
         self.persisted(name, layer, (len(rows), self.plan.lanes), [states])
         for i, lane in self.each(rows):
             self.states.forget(self.states.state(i, lane, step - 1))
+
+    def hold_parameters(self) -> None:
+        """Compute the parameters once, and not in each wave: they may depend on all rows, as a mean does."""
+        read = zip(self.spec.read, self.places, strict=True)
+        found = [place[0] for v, place in read if v.cat == 2 and isinstance(place, list)]
+        if found:
+            name = self.names("parameters")
+            layer: Layer = {(name, n, 0): Task((name, n, 0), tasks.keep, TaskRef(key)) for n, key in enumerate(found)}
+            there = self.persisted(name, layer, (len(found), 1), self.arrays, self.layers)
+            self.arrays = [*self.arrays, there]
+            self.given = replace(self.given, fixed=graph.refs([(name_of(there), n, 0) for n in range(len(found))]))
 
     def held(self, rows: list[int]) -> da.Array | None:
         """The blocks of the kept variables, computed and kept on the workers."""
@@ -329,13 +379,13 @@ class _Run:
                         self.states.forget(self.states.state(i, lane, last - 1))
 
 
-def _waited_for(array: da.Array) -> None:
+def _waited_for(*arrays: da.Array) -> None:
     """Wait until all blocks are there; raises what went wrong."""
     if "distributed" not in sys.modules:
         return
     from distributed import futures_of, wait
 
-    if futures := futures_of(array):
+    if futures := futures_of(arrays):
         wait(futures)
         for future in futures:
             if future.status != "finished":

@@ -59,6 +59,7 @@ def settings() -> Settings:
         panel=_read("plan.panel", _bytes),
         wave_rows=_read("plan.wave-rows", _bytes),
         feed=_read("plan.feed", str),
+        stream_cache=stream_cache(),
     )
 
 

@@ -27,11 +27,18 @@ class Cluster:
         How many there are, and most tasks that one of them runs at once.
     memory : int or None
         The least memory limit of a worker in bytes; None: there is no limit.
+    assumed : bool
+        Whether nobody was asked how many workers there are.
     """
 
     workers: int = 1
     threads: int = 1
     memory: int | None = None
+    assumed: bool = True
+
+    @property
+    def each(self) -> str:
+        return f"{self.threads} thread" + ("s" if self.threads > 1 else "")
 
     @classmethod
     def of(cls, client: Any) -> Cluster:
@@ -42,7 +49,7 @@ class Cluster:
         if not found:
             return cls()
         limits = [limit for _, limit in found if limit]
-        return cls(len(found), max(threads for threads, _ in found), min(limits, default=None))
+        return cls(len(found), max(threads for threads, _ in found), min(limits, default=None), assumed=False)
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,14 @@ class Explanation:
         c = self.cluster
         of = f"{c.workers:,} worker" + ("s" if c.workers > 1 else "")
         busy = min(c.workers, plan.parallel)
+        time = f"about {plan.seconds / busy:.3g} s" + (f", {busy:,} of them busy" if c.workers > 1 else "")
         limit = "no limit is known" if c.memory is None else f"its limit is {human(c.memory)}"
         rows = [
-            (of, f"about {plan.seconds / busy:.3g} s, {busy:,} of them busy" if c.workers > 1 else "this is assumed"),
+            (of, time + (" (assumed)" if c.assumed else "")),
             ("bytes moved", f"at most {human(plan.bytes_moved(c.workers))}"),
             (
                 "memory",
-                f"a worker of {c.threads} holds at most {human(plan.worker_bytes(c.workers, c.threads))}, "
+                f"a worker of {c.each} holds at most {human(plan.worker_bytes(c.workers, c.threads))}, "
                 f"{human(plan.least_bytes(c.threads))} of it at once; {limit}",
             ),
         ]
@@ -148,9 +156,16 @@ def _shortage(plan: Plan, cluster: Cluster) -> str | None:
     need = plan.least_bytes(cluster.threads)
     if cluster.memory is None or need <= USABLE * cluster.memory:
         return None
+    kept, chunks = "", ""
+    cure = "lower dred.plan.x-budget and dred.plan.step in dask's configuration"
+    if plan.kept_panels:
+        kept = f", {human(plan.kept_panels)} of stored rows that are kept"
+        cure = "lower dred.plan.x-budget, dred.plan.step and dred.stream.cache in dask's configuration"
+    if cluster.threads * plan.assembling_bytes + plan.kept_panels == need:
+        chunks = f", {human(plan.assembling_bytes)} to put a block together of chunks"
+        cure = "cut the arrays into smaller chunks"
     return (
-        f"a worker of {cluster.threads} needs {human(need)} at once ({human(plan.fold_bytes)} for each fold, "
-        f"{human(plan.step_rows * plan.moving_row_bytes)} of reduced rows), more than {USABLE:.0%} of its memory limit "
-        f"of {human(cluster.memory)}: give workers more or fewer threads, or lower dred.plan.x-budget and "
-        "dred.plan.step in dask's configuration"
+        f"a worker of {cluster.each} needs {human(need)} at once ({human(plan.fold_bytes)} for each fold, "
+        f"{human(plan.step_rows * plan.moving_row_bytes)} of reduced rows{kept}{chunks}), more than {USABLE:.0%} of "
+        f"its memory limit of {human(cluster.memory)}: give workers more or fewer threads, or {cure}"
     )

@@ -236,9 +236,21 @@ def fold_layer(
     return layer, ends
 
 
-def identity(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> dict[str, str]:
-    """What the results depend on, by name: equal where the results are."""
-    given = [name_of(array) if isinstance(array, da.Array) else array for array in arrays]
+def identity(
+    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan, known: Mapping[str, str]
+) -> dict[str, str]:
+    """What the results depend on, by name: equal where the results are.
+
+    Parameters
+    ----------
+    spec, arrays, outputs, plan
+        As in `graph.plan`, and what it returned.
+    known : mapping of str to str
+        By their names, what some dask arrays depend on, whatever they are called.
+    """
+    read = [arrays[v.ind] for v in spec.read]
+    names = [name_of(array) if isinstance(array, da.Array) else array for array in read]
+    given = [known.get(name, name) if isinstance(name, str) else name for name in names]
     return {
         "formula": tokenize(spec.digest, repr(outputs)),
         "inputs": tokenize(given),

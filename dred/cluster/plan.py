@@ -51,6 +51,8 @@ class Plan:
         Declared operations per second of one worker.
     sizes : Sizes
         The problem.
+    cache : int
+        Most bytes that a process keeps of what fold tasks have read by path. No bit depends on it.
     """
 
     reduction: str
@@ -64,6 +66,7 @@ class Plan:
     group: int
     rate: float
     sizes: Sizes
+    cache: int = field(default=0, repr=False, compare=False)
 
     @classmethod
     def choose(cls, reduction: str, backend: str, sizes: Sizes, settings: Settings) -> Plan:
@@ -86,6 +89,8 @@ class Plan:
         useful = max(settings.parallelism, math.ceil(work / settings.shortest_fold))
         if x.chunks:
             x_blocks = fitted(x.chunks, useful, most_rows)
+            if x_blocks != x.chunks:
+                x_blocks = tuple(filter(None, x_blocks)) or (0,)
         else:
             blocks = min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS))
             x_blocks = equal(x.rows, max(blocks, math.ceil(x.rows / most_rows)))
@@ -107,7 +112,8 @@ class Plan:
         if feed == "waves":
             block = max(x_blocks) * (x.row_bytes + 2 * lanes * sizes.state_row_bytes + sizes.out_row_bytes)
             group = max(1, min(group, settings.wave_rows // max(1, block)))
-        return cls(reduction, backend, feed, x_blocks, y_blocks, schedule, settings.arity, panel, group, rate, sizes)
+        arity, cache = settings.arity, settings.stream_cache
+        return cls(reduction, backend, feed, x_blocks, y_blocks, schedule, arity, panel, group, rate, sizes, cache)
 
     @property
     def lanes(self) -> int:
@@ -149,13 +155,18 @@ class Plan:
 
     @property
     def out_tasks(self) -> int:
-        """One for each x block; where there are several arrays, one more for each block of each; and their chunks."""
+        """One for each x block; in a graph, one more for each block of each of several arrays, and for their chunks."""
         return len(self.x_blocks) * (1 + self._picked) + self.sizes.outputs * len(self.out_pieces)
 
     @property
     def block_tasks(self) -> int:
-        """Blocks that are put together of pieces of the caller's chunks."""
-        return sum(len(found) for _, found in self._assembled)
+        """Blocks that are put together of pieces of the caller's chunks; in waves, those of y for each group."""
+        return sum(times * len(found) for _, found, times in self._assembled)
+
+    @property
+    def groups(self) -> int:
+        """How often all y blocks are computed."""
+        return -(-len(self.x_blocks) // self.group)
 
     @property
     def tasks(self) -> int:
@@ -169,7 +180,7 @@ class Plan:
         folds = sum(map(len, self.schedule))
         resident = sum(not self.streamed(one) for one in s.y.inputs)
         read = folds * (len(s.x.inputs) + len(s.parameters)) + len(self.y_blocks) * resident
-        assembled = sum(one.columns * len(block) for one, found in self._assembled for block in found)
+        assembled = sum(times * one.columns * len(block) for one, found, times in self._assembled for block in found)
         outs = s.outputs * sum(map(len, self.out_pieces))
         return len(self.x_blocks) * (read + self.states_read + self._picked) + assembled + outs
 
@@ -187,21 +198,22 @@ class Plan:
 
     @property
     def _picked(self) -> int:
-        """Arrays that are taken out of a tuple of several."""
-        return self.sizes.outputs if self.sizes.outputs > 1 else 0
+        """Arrays that are taken out of a tuple of several; waves put all rows in their place instead."""
+        return self.sizes.outputs if self.sizes.outputs > 1 and self.feed != "waves" else 0
 
     @cached_property
-    def _assembled(self) -> list[tuple[Input, list[tuple[Piece, ...]]]]:
-        """For each array that comes in chunks, the blocks that are put together."""
+    def _assembled(self) -> list[tuple[Input, list[tuple[Piece, ...]], int]]:
+        """For each array that comes in chunks, the blocks that are put together, and how often."""
         s = self.sizes
-        found = [(one, one.assembled(self.x_blocks)) for one in s.x.inputs]
-        found += [(one, one.assembled(self.y_blocks)) for one in s.y.inputs]
-        return found + [(one, one.assembled((sum(one.chunks or ()),))) for one in s.parameters]
+        found = [(one, one.assembled(self.x_blocks), 1) for one in s.x.inputs]
+        found += [(one, one.assembled(self.y_blocks), self.groups) for one in s.y.inputs]
+        return found + [(one, one.assembled((sum(one.chunks or ()),)), 1) for one in s.parameters]
 
     @cached_property
     def out_pieces(self) -> list[tuple[Piece, ...]]:
-        """For each chunk of a result the pieces of x blocks that it consists of; nothing where they are the same."""
-        return [] if self.out_chunks == self.x_blocks else pieces(self.x_blocks, self.out_chunks)
+        """For each chunk of a result the pieces of x blocks that it consists of; nothing where none is asked for."""
+        same = self.feed == "waves" or self.out_chunks == self.x_blocks
+        return [] if same else pieces(self.x_blocks, self.out_chunks)
 
     # -- what it takes --------------------------------------------------------------------------------------------
 
@@ -258,42 +270,92 @@ class Plan:
         s = self.sizes
         x = max(self.x_blocks) * ((1 + s.widened) * s.x.row_bytes + 2 * s.state_row_bytes)
         panel = min(self.panel, self.step_rows)
-        streamed = s.y.row_bytes - self.moving_row_bytes
         joined = self.moving_row_bytes if any(len(step) > 1 for lane in self.schedule for step in lane) else 0
-        return x + panel * (2 * streamed + joined + s.widened * s.y.row_bytes) + (1 + s.widened) * s.parameter_bytes
+        return (
+            x
+            + panel * (2 * self._read_row_bytes + joined + s.widened * s.y.row_bytes)
+            + (1 + s.widened) * s.parameter_bytes
+        )
+
+    @property
+    def _read_row_bytes(self) -> int:
+        """Bytes of a y row that are read by path."""
+        return self.sizes.y.row_bytes - self.moving_row_bytes
+
+    @property
+    def kept_panels(self) -> int:
+        """Bytes of panels that a process comes to keep for folds to come."""
+        return min(self.cache, self.sizes.y.rows * self._read_row_bytes)
+
+    @property
+    def assembling_bytes(self) -> int:
+        """Most bytes that a task holds which puts a block together: whole chunks, and the block."""
+        return max(
+            (
+                one.row_bytes * sum(piece.rows + piece.stop - piece.start for piece in block)
+                for one, found, _ in self._assembled
+                for block in found
+            ),
+            default=0,
+        )
 
     def least_bytes(self, threads: int = 1) -> int:
-        """Bytes that a worker of `threads` folds at a time needs at once, whatever it may put on its disk meanwhile."""
-        return threads * self.fold_bytes + self.step_rows * self.moving_row_bytes
+        """Bytes that a worker of `threads` tasks at a time needs at once, whatever it may put on its disk meanwhile.
+
+        Its folds may be of as many lanes; what it keeps of what it has read by path is not put on its disk.
+        """
+        folds = threads * self.fold_bytes + min(threads, self.lanes) * self.step_rows * self.moving_row_bytes
+        return max(folds, threads * self.assembling_bytes) + self.kept_panels
 
     def worker_bytes(self, workers: int, threads: int = 1) -> int:
         """Most bytes that a worker of `threads` folds at a time comes to hold, if all do their part.
 
-        All y blocks that there are; what its folds hold; the blocks, states and results of its part of x.
+        All y blocks that there are, and the chunks of which they are put together; what its folds hold; the blocks,
+        chunks, states and results of its part of x; panels that it keeps.
         """
         s = self.sizes
-        mine = math.ceil(self.group / workers) * max(self.x_blocks)
-        again = s.out_row_bytes if s.outputs > 1 or self.out_pieces else 0
-        kept = min(mine, s.x.rows) * (s.x.row_bytes + self.lanes * s.state_row_bytes + s.out_row_bytes + again)
-        assembled = max((len(block) for _, found in self._assembled for block in found), default=0) > 0
-        held = self.wave_bytes * (2 if assembled else 1)
-        return held + threads * self.fold_bytes + kept + s.parameter_bytes
+        mine = min(math.ceil(self.group / workers) * max(self.x_blocks), s.x.rows)
+        again = s.out_row_bytes if self._picked or self.out_pieces else 0
+        states = (2 if self.feed == "waves" else 1) * self.lanes  # of waves, those before a step and those after it
+        kept = mine * (s.x.row_bytes + states * s.state_row_bytes + s.out_row_bytes + again)
+        # a chunk is held until all blocks of it are there, whoever has the blocks
+        chunks = sum(
+            one.row_bytes * min(mine + max(one.chunks or (0,)), s.x.rows)
+            for one in s.x.inputs
+            if one.assembled(self.x_blocks)
+        )
+        held = self.wave_bytes + chunks + self._wave_chunks
+        return held + threads * self.fold_bytes + kept + 2 * s.parameter_bytes + self.kept_panels
+
+    @property
+    def _wave_chunks(self) -> int:
+        """Most bytes of chunks at once of which y blocks are put together: of all, or of those of one step."""
+        apart = [(one, one.assembled(self.y_blocks)) for one in self.sizes.y.inputs]
+        if self.feed != "waves":
+            return sum(one.row_bytes * self.sizes.y.rows for one, found in apart if found)
+        most = 0
+        for step in range(self.steps):
+            js = [j for lane in self.schedule if step < len(lane) for j in lane[step]]
+            most = max(most, sum(one.row_bytes * _touched(one, self.y_blocks, js) for one, found in apart if found))
+        return most
 
     def bytes_moved(self, workers: int) -> int:
         """Most bytes that cross between `workers` processes.
 
-        Every worker may fetch every block that another holds, if there are as many tasks that read it; and every state,
-        or several results together, the task that reads it; so do those tasks that put blocks together of chunks. No
-        worker is lost.
+        Every worker may fetch every block that another holds, if there are as many tasks that read it, those of y again
+        for each group of x blocks; and every state, or several results together, the task that reads it; so do those
+        tasks that put blocks together of chunks. No worker is lost.
         """
         if workers < 2:
             return 0
         s = self.sizes
         others = workers - 1
         inputs = min(others, sum(map(len, self.schedule))) * s.x.rows * s.x.row_bytes
-        inputs += min(others, len(self.x_blocks)) * s.y.rows * self.moving_row_bytes + others * s.parameter_bytes
+        readers = self.groups * min(others, self.group)  # of a y block, and others than the worker that made it
+        inputs += readers * s.y.rows * self.moving_row_bytes + others * s.parameter_bytes
         chunks = sum(
-            one.row_bytes * sum(piece.rows for block in found for piece in block) for one, found in self._assembled
+            times * one.row_bytes * sum(piece.rows for block in found for piece in block)
+            for one, found, times in self._assembled
         )
         outs = s.out_row_bytes * sum(piece.rows for block in self.out_pieces for piece in block)
         states = s.x.rows * (s.state_row_bytes * self.states_read + s.out_row_bytes * self._picked)
@@ -371,6 +433,12 @@ def _feed(sizes: Sizes, settings: Settings) -> str:
 def _moving(sizes: Sizes, feed: str) -> int:
     """Bytes of a y row that come as blocks of dask's."""
     return sum(one.row_bytes for one in sizes.y.inputs if not one.stored or feed == "resident")
+
+
+def _touched(one: Input, blocks: Sequence[int], wanted: Sequence[int]) -> int:
+    """Rows of the chunks that some of the blocks are put together of."""
+    found = pieces(one.chunks or (0,), blocks)
+    return sum({piece.chunk: piece.rows for j in wanted for piece in found[j]}.values())
 
 
 def _most_kept(sizes: Sizes, rate: float, settings: Settings) -> int:

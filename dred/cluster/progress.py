@@ -8,17 +8,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from dask.callbacks import Callback
 
 from dred.cluster.backend import ambient_client
-from dred.cluster.plan import Plan
 
 INTERVAL = 1.0  # seconds between two looks at a cluster
 QUIET = 30.0  # seconds between two lines of a log
+
+Folded = Callable[[Mapping[str, int]], None]  # told how many folds of each layer are done
 
 
 class Meter:
@@ -94,47 +95,48 @@ def _spoken(seconds: float) -> str:
 
 
 @contextmanager
-def watched(meter: Meter, plan: Plan, fold: str) -> Iterator[None]:
-    """Tell the meter how many pairs of a sweep are done, by its fold tasks, while it is computed.
+def watched(meter: Meter, folds: Mapping[str, tuple[int, int]]) -> Iterator[None]:
+    """Tell the meter how many pairs are done, by fold tasks, while they are computed.
 
     Parameters
     ----------
-    fold : str
-        Name of the layer of the fold tasks.
+    folds : mapping of str to (int, int)
+        By the name of their layer, how many fold tasks there are, and the pairs of all of them.
     """
-    before, tasks = meter.done, max(1, plan.fold_tasks)
+    before = meter.done
 
-    def folded(count: int) -> None:
-        meter.at(before + plan.pairs * min(count, tasks) // tasks)
+    def folded(counts: Mapping[str, int]) -> None:
+        meter.at(before + sum(pairs * min(counts[name], n) // max(1, n) for name, (n, pairs) in folds.items()))
 
     client = ambient_client()
-    with _looking(client, fold, folded) if client is not None else _Counting(fold, folded):
+    names = tuple(folds)
+    with _looking(client, names, folded) if client is not None else _Counting(names, folded):
         yield
-    folded(tasks)
+    meter.at(before + sum(pairs for _, pairs in folds.values()))
 
 
 class _Counting(Callback):
     """Of dask's schedulers in this process."""
 
-    def __init__(self, fold: str, folded: Callable[[int], None]) -> None:
+    def __init__(self, names: Sequence[str], folded: Folded) -> None:
         super().__init__(posttask=self._one)
-        self._fold, self._folded, self._count = fold, folded, 0
+        self._folded, self._counts = folded, dict.fromkeys(names, 0)
 
     def _one(self, key: Any, *_: Any) -> None:
-        if isinstance(key, tuple) and key[0] == self._fold:
-            self._count += 1
-            self._folded(self._count)
+        if isinstance(key, tuple) and key[0] in self._counts:
+            self._counts[key[0]] += 1
+            self._folded(self._counts)
 
 
 @contextmanager
-def _looking(client: Any, fold: str, folded: Callable[[int], None]) -> Iterator[None]:
+def _looking(client: Any, names: Sequence[str], folded: Folded) -> Iterator[None]:
     """Of a cluster: its scheduler is asked now and then, by a thread."""
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(INTERVAL):
             try:
-                folded(client.run_on_scheduler(finished, fold))
+                folded(client.run_on_scheduler(finished, names))
             except Exception:
                 return  # whatever it is, the computation itself will say it
 
@@ -147,9 +149,8 @@ def _looking(client: Any, fold: str, folded: Callable[[int], None]) -> Iterator[
         thread.join()
 
 
-def finished(fold: str, dask_scheduler: Any) -> int:
-    """On a scheduler: tasks of a group that are done."""
-    group = dask_scheduler.task_groups.get(fold)
-    if group is None:
-        return 0
-    return sum(group.states[state] for state in ("memory", "released", "forgotten"))
+def finished(names: Sequence[str], dask_scheduler: Any) -> dict[str, int]:
+    """On a scheduler: by the names of groups of tasks, how many of them are done."""
+    found = {name: dask_scheduler.task_groups.get(name) for name in names}
+    done = ("memory", "released", "forgotten")
+    return {name: sum(group.states[state] for state in done) if group else 0 for name, group in found.items()}

@@ -13,7 +13,10 @@ FEEDS = ("resident", "stream", "waves")  # see `Plan.feed`
 
 @dataclass(frozen=True)
 class Settings:
-    """What configuration says about plans; see `dred.yaml` for the meaning of each field (seconds, bytes)."""
+    """What configuration says about plans; see `dred.yaml` for the meaning of each field (seconds, bytes).
+
+    `stream_cache` is dred.stream.cache, the others are in dred.plan.
+    """
 
     arity: int
     shortest_fold: float
@@ -26,6 +29,7 @@ class Settings:
     panel: int = 64 << 20
     wave_rows: int = 4 << 30
     feed: str = "auto"
+    stream_cache: int = 512 << 20
 
     def __post_init__(self) -> None:
         if self.arity < 2:

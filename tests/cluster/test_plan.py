@@ -205,7 +205,7 @@ def test_waves_hold_a_budget_of_rows():
 
 def test_what_is_stored_is_no_edge_and_moves_nowhere():
     stream, resident = (
-        choose((10,) * 10, 200, dataclasses.replace(SETTINGS, feed=feed), stored=True)
+        choose((10,) * 10, 200, dataclasses.replace(SETTINGS, feed=feed, stream_cache=400), stored=True)
         for feed in ("stream", "resident")
     )
     assert stream.y_blocks == resident.y_blocks
