@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import dask.config
 import numpy as np
 from dask.base import compute as computed
 from dask.base import persist, tokenize
+from dask.highlevelgraph import MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
 from dred.cluster import explain, graph, inputs, tasks
@@ -313,7 +314,7 @@ class _Run:
             for v, keys in enumerate(kept)
             for n, i in enumerate(rows)
         }
-        return self.persisted(name, layer, (len(rows), len(kept)), self.arrays, self.layers)
+        return self.persisted(name, layer, (len(rows), len(kept)), self.arrays, self.layers, at_home=True)
 
     def wave(self, rows: list[int], step: int, held: da.Array | None, before: da.Array | None) -> da.Array:
         """The states after a step."""
@@ -334,7 +335,8 @@ class _Run:
                 else:
                     layer[key] = Task(key, tasks.keep, TaskRef(state))
         more = [array for array in (held, before) if array is not None]
-        return self.persisted(name, layer, (len(rows), self.plan.lanes), [*self.arrays, *more], self.layers)
+        arrays = [*self.arrays, *more]
+        return self.persisted(name, layer, (len(rows), self.plan.lanes), arrays, self.layers, at_home=True)
 
     def persisted(
         self,
@@ -343,9 +345,18 @@ class _Run:
         shape: tuple[int, int],
         arrays: Sequence[da.Array],
         layers: graph.Layers | None = None,
+        at_home: bool = False,
     ) -> da.Array:
-        """What a layer makes, computed and kept where it was computed: one value for each block of an array."""
-        layers = {**(layers or {}), name: layer}
+        """What a layer makes, computed and kept where it was computed: one value for each block of an array.
+
+        Rows of blocks have a home, where their tasks run while there is that worker: dask would rather move kept rows
+        to the reduced rows of a wave, which are more, and so come to hold all kept rows everywhere.
+        """
+        homes = _homes() if at_home else ()
+        placed: Any = layer
+        if homes:
+            placed = MaterializedLayer(layer, {"workers": Home(homes, shape[0]), "allow_other_workers": True})
+        layers = {**(layers or {}), name: placed}
         chunks = ((1,) * shape[0], (1,) * shape[1])
         (there,) = persist(as_dask_array(name, layers, arrays, chunks, np.empty((0, 0), dtype=object)))
         _waited_for(there)
@@ -377,6 +388,27 @@ class _Run:
                 for lane, steps in enumerate(self.plan.schedule):
                     for last in {len(steps), self.plan.steps}:  # as folds and waves call it
                         self.states.forget(self.states.state(i, lane, last - 1))
+
+
+@dataclass(frozen=True)
+class Home:
+    """Of each of `rows` rows of blocks, one of the workers."""
+
+    workers: tuple[str, ...]
+    rows: int
+
+    def __call__(self, key: Key) -> list[str]:
+        return [self.workers[int(key[1]) * len(self.workers) // self.rows]]
+
+
+def _homes() -> tuple[str, ...]:
+    """Addresses of the workers there are; none where there is no cluster."""
+    client = ambient_client()
+    return () if client is None else tuple(client.run_on_scheduler(_addresses))
+
+
+def _addresses(dask_scheduler: Any) -> list[str]:
+    return sorted(dask_scheduler.workers)
 
 
 def _waited_for(*arrays: da.Array) -> None:

@@ -38,6 +38,7 @@ def cut(blocks: Sequence[int], parts: int) -> list[range]:
 
 def fitted(chunks: Sequence[int], most_blocks: int, most_rows: int) -> tuple[int, ...]:
     """Blocks for chunks: too many of them are merged, whole, and what is then too long is cut in equal parts."""
+    most_blocks = max(most_blocks, -(-sum(chunks) // most_rows))  # so that merged chunks need not be cut again
     if len(chunks) > most_blocks:
         chunks = [sum(chunks[run.start : run.stop]) for run in cut(chunks, most_blocks)]
     return tuple(rows for chunk in chunks for rows in equal(chunk, -(-chunk // most_rows)))

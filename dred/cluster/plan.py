@@ -324,7 +324,8 @@ class Plan:
             for one in s.x.inputs
             if one.assembled(self.x_blocks)
         )
-        held = self.wave_bytes + chunks + self._wave_chunks
+        # workers forget the blocks of one wave while those of the next are made
+        held = (2 if self.feed == "waves" else 1) * self.wave_bytes + chunks + self._wave_chunks
         return held + threads * self.fold_bytes + kept + 2 * s.parameter_bytes + self.kept_panels
 
     @property

@@ -91,7 +91,7 @@ def test_waves_and_blocks_put_together_of_chunks():
         assert (plan.lanes, plan.steps, max(plan.y_blocks), plan.wave_bytes) == (7, 6, 5, 840)
         # a wave has 7 blocks of 5 rows, each half a chunk: 7 chunks of 10 rows
         states = 2 * 7 * 8  # before and after the wave
-        assert plan.worker_bytes(4) == plan.fold_bytes + 840 + 7 * 240 + 300 * (24 + states + 8)
+        assert plan.worker_bytes(4) == plan.fold_bytes + 2 * 840 + 7 * 240 + 300 * (24 + states + 8)
         assert plan.least_bytes() == plan.fold_bytes + 5 * 24
         lines = str(explanation).splitlines()
     assert lines[3] == "feed          waves: y blocks are computed and folded step by step, 840 B at a time"
