@@ -119,6 +119,9 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
             v = formula.variables[k]
             shape = f"({v.dim},)" if v.cat == 2 else f"({'MN'[v.cat]}, {v.dim})"
             raise InputError(f"{label[k]} is {what}: pass a NumPy, dask or CuPy array of shape {shape}")
+    for a, name in zip(args, label, strict=True):
+        if (masked := sys.modules.get("numpy.ma")) and isinstance(getattr(a, "_meta", None), masked.MaskedArray):
+            raise InputError(f"{name} is a dask array of masked arrays: fill what is masked, as with da.ma.filled")
     _check_types(args, label, dtype)
     for a, name in zip(args, label, strict=True):
         if any(np.isnan(n) for n in a.shape):

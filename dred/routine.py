@@ -16,7 +16,7 @@ from dred.formula.construct import nearest
 from dred.formula.language import Formula, Variable
 from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, grad
-from dred.inputs import Inputs, check
+from dred.inputs import Inputs, check, kind_of
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
@@ -320,13 +320,11 @@ class Routine:
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1])
         with compute.said(self._plans(args, backend) if progress else ()) as meter:
-            reducer = compute.reducer(name, meter, None if self._rows_added else given, store)
+            reducer = compute.reducer(name, meter, None if self._rows_added else given, store, self._rows_added)
             results = run(planned, inputs, reducer)
-        results = self._added(results, inputs.dtype)
-        if given is not None and self._rows_added:
-            for target, result in zip(given, results, strict=True):
-                target[...] = result
-        return self._entries(results if given is None else given)
+        if self._rows_added:
+            results = compute.here(self._added(results, inputs.dtype), given)
+        return self._entries(results)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -383,7 +381,7 @@ class Routine:
             name = "cuda" if device_id >= 0 else _configured()
         inputs = check(self._formula, self._flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
-        given = None if out is None else self._checked_out(out, inputs, planned[-1])
+        given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
         results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
         if given is not None:
             for target, result in zip(given, results, strict=True):
@@ -423,7 +421,7 @@ class Routine:
             label = "out" if alone else f"out[{n}]"
             if plain and (inputs.kind != "numpy" or not isinstance(array, np.ndarray)):
                 raise InputError(f"{label} must be a NumPy array, and so must be all inputs")
-            if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
+            if kind_of(array) == "dask" or not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
                 raise InputError(f"{label} is no array to whose rows can be assigned, but {type(array).__name__}")
             like = output.empty(last.spec)
             rows = () if self._rows_added else (inputs.rows[1 - self.axis],)
@@ -433,12 +431,12 @@ class Routine:
                 raise InputError(f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {kind}")
             if plain and (not array.flags.c_contiguous or not array.flags.writeable):
                 raise InputError(f"{label} must be C-contiguous and writeable")
-        return given
-
-    def _checked_out(self, out: Any, inputs: Inputs, last: Sweep) -> tuple[Any, ...]:
-        """The arrays of `out`, which are NumPy's and can be written to at once."""
-        given = self._targets(out, inputs, last, plain=True)
-        if any(np.may_share_memory(a, b) for n, a in enumerate(given) for b in given[:n]):
+            if isinstance(array, np.ndarray) and not array.flags.writeable:
+                raise InputError(f"{label} must be writeable")
+        memory = [array for array in given if isinstance(array, np.ndarray)]
+        if any(np.may_share_memory(a, b) for n, a in enumerate(memory) for b in memory[:n]) or (
+            len({id(array) for array in given}) < len(given)
+        ):
             raise InputError("the arrays of out share memory: give each one its own")
         return given
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,19 +19,19 @@ import dask.array as da
 import dask.config
 import numpy as np
 from dask.base import compute as computed
-from dask.base import persist, tokenize
+from dask.base import get_scheduler, persist, tokenize
 from dask.highlevelgraph import MaterializedLayer
 from dask.task_spec import Task, TaskRef
 
-from dred.cluster import explain, graph, inputs, tasks
-from dred.cluster.arrays import from_array
+from dred.cluster import explain, graph, inputs, spool, tasks
+from dred.cluster.arrays import from_array, source_of
 from dred.cluster.backend import ambient_client
 from dred.cluster.collection import Key, Layer, as_dask_array, name_of
 from dred.cluster.cuts import groups
 from dred.cluster.plan import Plan
 from dred.cluster.progress import Meter, watched
 from dred.cluster.store import FEW, Store, load, root
-from dred.errors import StoreError, WorkersLostError
+from dred.errors import BackendError, StoreError, WorkersLostError
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 from dred.sweeps import Sweep
@@ -50,7 +51,13 @@ class Lazy(NamedTuple):
     results: tuple[da.Array, ...]
 
 
-def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: str | os.PathLike[str] | None) -> Reducer:
+def reducer(
+    backend: str,
+    meter: Meter,
+    targets: Sequence[Any] | None,
+    store: str | os.PathLike[str] | None,
+    chunked: bool = False,
+) -> Reducer:
     """What computes the sweeps of a routine one after another.
 
     Parameters
@@ -61,10 +68,20 @@ def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: st
         Where the results of the last sweep are put; else new NumPy arrays.
     store : path, optional
         A folder, see `store.Store`; of several sweeps each has its own within.
+    chunked : bool
+        Whether the results are given as dask arrays in the chunks that a lazy call would give them in.
     """
+    try:
+        ambient_client()
+    except RuntimeError as error:
+        raise BackendError(
+            f"routine.compute waits for its result, which cannot be done with an asynchronous client ({error}): await "
+            "client.compute(routine(...)), which is lazy until then"
+        ) from error
     count = itertools.count()
     folder = None if store is None else root(store)
     lazily: list[Lazy] = []
+    spooled: list[da.Array] = []  # what sweeps have left, until the last one has read it
     known: dict[str, str] = {}  # by their names, what arrays depend on that sweeps have left
 
     def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
@@ -83,12 +100,26 @@ def reducer(backend: str, meter: Meter, targets: Sequence[Any] | None, store: st
         compute(spec, prepared, outputs, found, plan, meter=meter, store=opened, lazily=lazily)
         lazily.clear()
         if last:
-            return tuple(found)
+            for array in spooled:
+                spool.release(source_of(array))
+            rows = (plan.out_chunks, -1)
+            return tuple(da.from_array(array, chunks=rows) for array in found) if chunked else tuple(found)
         left = tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
+        spooled.extend(left)
         known.update({name_of(array): tokenize(identity, n) for n, array in enumerate(left)})
         return left
 
     return reduce
+
+
+def here(results: Sequence[da.Array], targets: Sequence[Any] | None) -> tuple[Any, ...]:
+    """What arrays of this process come to, in `targets` if there are any."""
+    found = computed(*results, scheduler="sync")
+    if targets is None:
+        return tuple(found)
+    for target, result in zip(targets, found, strict=True):
+        target[...] = result
+    return tuple(targets)
 
 
 def _new(sweep: Sweep, plan: Plan) -> tuple[Any, ...]:
@@ -138,21 +169,14 @@ def compute(
     """
     before = {one.fold: (one.plan.fold_tasks, one.plan.pairs) for one in lazily}
     with dask.config.set(_CONFIG), _explained(spec, plan), span(plan.reduction):
-        if plan.feed == "waves" or store is not None:
-            if before:  # once, not wave by wave
-                earlier = {name_of(array): array for one in lazily for array in one.results}
-                with watched(meter, before):
-                    there = dict(zip(earlier, persist(*earlier.values()), strict=True))
-                    _waited_for(*there.values())
-                arrays = [there.get(name_of(a), a) if isinstance(a, da.Array) else a for a in arrays]
-            _Run(spec, arrays, outputs, plan, targets, meter, store).run()
-            return
-        results = graph.build(spec, arrays, outputs, plan)
-        fold = graph.Names.of(spec, arrays, outputs, plan)("fold")
-        with watched(meter, {**before, fold: (plan.fold_tasks, plan.pairs)}):
-            found = computed(*results)
-    for target, rows in zip(targets, found, strict=True):
-        target[...] = rows
+        if before and (plan.feed == "waves" or store is not None):  # once, not wave by wave
+            earlier = {name_of(array): array for one in lazily for array in one.results}
+            with watched(meter, before):
+                there = dict(zip(earlier, persist(*earlier.values()), strict=True))
+                _waited_for(*there.values())
+            arrays = [there.get(name_of(a), a) if isinstance(a, da.Array) else a for a in arrays]
+            before = {}
+        _Run(spec, arrays, outputs, plan, targets, meter, store, before).run()
 
 
 class _Run:
@@ -172,9 +196,13 @@ class _Run:
         targets: Sequence[Any],
         meter: Meter,
         store: Store | None,
+        before: Mapping[str, tuple[int, int]],
     ) -> None:
         self.spec, self.outputs, self.plan, self.targets, self.meter = spec, outputs, plan, targets, meter
-        self.names = graph.Names.of(spec, arrays, outputs, plan)
+        self.before = before  # folds of earlier sweeps that are computed on the way
+        # Keys are this run's own: what they stand for depends on what is missing, and on its store.
+        names = graph.Names.of(spec, arrays, outputs, plan)
+        self.names = replace(names, token=f"{names.token}-{secrets.token_hex(4)}")
         blocks, self.places = graph.block_layer(self.names("block"), spec, arrays, plan)
         self.given = graph.Given.of(spec, self.places, plan)
         self.arrays = [array for array in arrays if isinstance(array, da.Array)]
@@ -188,7 +216,7 @@ class _Run:
         """All x blocks that are not in the store."""
         plan = self.plan
         missing = [i for i in range(len(plan.x_blocks)) if not self.placed(i)]
-        self.meter.add(plan.pairs - self.pairs(missing, plan.sizes.y.rows))
+        self.meter.skip(plan.pairs - self.pairs(missing, plan.sizes.y.rows))
         if plan.feed == "waves":
             if missing:
                 self.hold_parameters()
@@ -228,7 +256,7 @@ class _Run:
                 if file is not None and load(file) is not None:
                     saved[here] = Task(here, tasks.load_state, file)
                     done = self.pairs([i], sum(self.plan.y_blocks[steps[0].start : steps[-1].stop]))
-                    self.meter.add(done)
+                    self.meter.skip(done)
                     pairs -= done
                 else:
                     state: Key | None = None
@@ -239,7 +267,7 @@ class _Run:
                     if file is not None:
                         saved[here] = Task(here, tasks.save_state, TaskRef(last), file)
                 lanes[-1].append(here if file is not None else last)
-        with watched(self.meter, {name: (len(folds), pairs)}):
+        with watched(self.meter, {**self.before, name: (len(folds), pairs)}):
             self.finish(rows, self.arrays, {**self.layers, name: folds, kept: saved}, lanes)
 
     def waves(self, rows: list[int]) -> None:
@@ -248,7 +276,7 @@ class _Run:
         pairs = [self.pairs(rows, columns) for columns in plan.wave_rows]
         first = next((step for step in range(plan.steps, 0, -1) if self.all_saved(rows, step - 1)), 0)
         states = self.loaded(rows, first - 1) if first else None
-        self.meter.add(sum(pairs[:first]))
+        self.meter.skip(sum(pairs[:first]))
         held = self.held(rows) if first < plan.steps else None
         for step in range(first, plan.steps):
             states = self.wave(rows, step, held, states)
@@ -365,29 +393,63 @@ class _Run:
 
     def finish(self, rows: list[int], arrays: Sequence[da.Array], layers: graph.Layers, lanes: list[list[Key]]) -> None:
         """Put the results of some x blocks in their place, from the keys of the last states of their lanes."""
-        merges, tops = graph.merge_layer(self.names("merge"), self.spec, self.plan, lanes)
-        layers = {**layers, self.names("merge"): merges}
-        name = self.names("rows")
+        merge, name = self.names(f"merge-{rows[0]}"), self.names(f"rows-{rows[0]}")
+        merges, tops = graph.merge_layer(merge, self.spec, self.plan, lanes)
+        here = self.store is None and _in_this_process()
         layer: Layer = {}
         for n, (i, states) in enumerate(zip(rows, tops, strict=True)):
-            file = None if self.store is None else self.store.rows(i)
+            target = self.store.rows(i) if self.store is not None else Place(self, i) if here else None
             layer[(name, n)] = Task(
-                (name, n), tasks.finish_in_store, self.spec, tuple(self.outputs), graph.refs(states), file
+                (name, n), tasks.finish_into, self.spec, tuple(self.outputs), graph.refs(states), target
             )
-        layers[name] = layer
+        layers = {**layers, merge: merges, name: layer}
         array = as_dask_array(name, layers, arrays, ((1,) * len(rows),), np.empty(0, dtype=object))
-        for i, cell in zip(rows, computed(array)[0], strict=True):
-            found = cell
+        for n, found in _one_by_one(array):
+            i = rows[n]
             if self.store is not None and (found := load(self.store.rows(i))) is None:
                 raise StoreError(
                     f"{self.store.rows(i)}, which a worker has written, is not here: name a folder that all workers "
                     "and this process share"
                 )
-            self.put(i, found)
+            if found is not None:
+                self.put(i, found)
             if self.states is not None:
                 for lane, steps in enumerate(self.plan.schedule):
                     for last in {len(steps), self.plan.steps}:  # as folds and waves call it
                         self.states.forget(self.states.state(i, lane, last - 1))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of an x block belong, for tasks of this process."""
+
+    run: _Run
+    i: int
+
+    def put(self, found: Sequence[Any]) -> None:
+        self.run.put(self.i, found)
+
+    def __dask_tokenize__(self) -> Any:
+        return self.run.names.token, self.i
+
+
+def _in_this_process() -> bool:
+    """Whether tasks run in threads of this process, without a cluster."""
+    return ambient_client() is None and getattr(get_scheduler(), "__module__", "") != "dask.multiprocessing"
+
+
+def _one_by_one(array: da.Array) -> Iterator[tuple[int, Any]]:
+    """The elements of an array of one block each, in any order, with their numbers: from a cluster as they are done."""
+    if ambient_client() is None:
+        yield from enumerate(computed(array)[0])
+        return
+    from distributed import as_completed, futures_of
+
+    futures = futures_of(persist(array)[0])
+    done = as_completed(futures, with_results=True)
+    del futures  # what has been put in its place is forgotten
+    for future, cell in done:
+        yield int(future.key[1]), cell[0]
 
 
 @dataclass(frozen=True)

@@ -197,11 +197,11 @@ def block_layer(
         if not isinstance(array, da.Array):
             places.append(array)
             continue
-        rows, *columns = array.chunks
+        (rows, *columns), given = array.chunks, name_of(array)
         tails = [(c,) for c in range(len(columns[0]))] if columns else [()]
         keys: list[Key] = []
         for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (v.dim,))):
-            parts = [[(name_of(array), piece.chunk, *tail) for tail in tails] for piece in found]
+            parts = [[(given, piece.chunk, *tail) for tail in tails] for piece in found]
             if len(tails) == 1 and whole(found):
                 keys.append(parts[0][0])
             else:

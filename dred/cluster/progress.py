@@ -39,11 +39,16 @@ class Meter:
     """
 
     def __init__(self, total: int, file: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.total, self.done = total, 0
+        self.total, self.done, self.skipped = total, 0, 0
         self._file, self._clock = file, clock
         self._start = self._last = clock()
         self._tenth = self._width = 0
         self._changes = file is not None and (file.isatty() or "ipykernel" in sys.modules)
+
+    def skip(self, pairs: int) -> None:
+        """So many pairs were done before: they say nothing about the rate."""
+        self.skipped += pairs
+        self.add(pairs)
 
     def add(self, pairs: int) -> None:
         """So many pairs more are done."""
@@ -64,8 +69,8 @@ class Meter:
         """What is said after so many seconds."""
         part = self.done / self.total if self.total else 1.0
         text = f"dred: {part:4.0%} of {self.total:.3g} pairs"
-        if self.done and seconds > 0:
-            rate = self.done / seconds
+        if self.done > self.skipped and seconds > 0:
+            rate = (self.done - self.skipped) / seconds
             left = (self.total - self.done) / rate
             text += f", {rate:.3g} pairs/s, " + (f"{_spoken(left)} left" if part < 1 else f"in {_spoken(seconds)}")
         return text

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ BLOCK = 16 << 20  # bytes of an array that are digested, or written, at a time
 
 _NAME = re.compile(r"dred-spool-(?P<host>[\w.-]+-[0-9a-f]{8})-(?P<pid>[0-9]+)-[a-z0-9_]{8}")
 _LOCK = threading.RLock()
+_users: Counter[str] = Counter()  # how often the rows of a file were kept
 _homes: dict[tuple[int, str], str] = {}  # by process, since a forked child must not spool into its parent's
 
 
@@ -66,7 +68,19 @@ def keep(array: Array, base: str) -> Source:
         path = os.path.join(home(base), f"{_digest(array)}.npy")
         if not os.path.exists(path):
             _write(array, path)
+        _users[path] += 1
         return sources.open_source(path)
+
+
+def release(source: Source | None) -> None:
+    """Remove the file of an array that was kept, if nobody else has kept the same rows; anything else is left alone."""
+    with _LOCK:
+        if source is not None and _users[source.path]:
+            _users[source.path] -= 1
+            if not _users[source.path]:
+                del _users[source.path]
+                with contextlib.suppress(OSError):
+                    os.unlink(source.path)
 
 
 def sign(base: str) -> tuple[str, str]:

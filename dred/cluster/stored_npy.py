@@ -30,21 +30,19 @@ def region(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int,
 def mapped(array: Array) -> Source | None:
     """The region of a file that a memmap, or a view of one, shows; None where that is not sure, or is no one region.
 
-    What was written through the memmap is on the file afterwards.
+    Only of those that are opened to be read: what is written through a memmap does not always change the file's time.
     """
     root: Any = array
     while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
         root = root.base
-    if not isinstance(root, np.memmap) or root.filename is None or root.mode == "c" or not array.size:
-        return None  # of mode "c": what was written to it is on no file
+    if not isinstance(root, np.memmap) or root.filename is None or root.mode != "r" or not array.size:
+        return None
     if not (array.flags.c_contiguous or array.flags.f_contiguous):
         return None
     path, address = os.path.abspath(root.filename), array.ctypes.data
     inode = _mapped_inode(address)
     if inode is None or not os.path.exists(path) or os.stat(path).st_ino != inode:
         return None  # another file has taken the name since
-    if root.mode != "r":
-        root.flush()
     # A view's own `offset` is that of the whole memmap.
     offset = root.offset + address - root.ctypes.data
     return region(path, array.shape, array.dtype, offset, fortran=not array.flags.c_contiguous)

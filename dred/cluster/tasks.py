@@ -157,7 +157,7 @@ def assemble(pieces: Sequence[Sequence[Any]], runs: Sequence[tuple[int, int, int
     cut = [[block[start:stop] for block in row] for row, (start, stop, _) in zip(pieces, runs, strict=True)]
     flat = [block for row in cut for block in row]
     if len(flat) == 1:
-        return flat[0] if hasattr(flat[0], "__cuda_array_interface__") else flat[0].copy()  # the chunk may go
+        return flat[0] if hasattr(flat[0], "__cuda_array_interface__") else host(flat[0]).copy()  # the chunk may go
     if all(hasattr(block, "__cuda_array_interface__") for block in flat):
         from dred.kernel import cuda
 
@@ -190,14 +190,19 @@ def load_state(path: str) -> State:
     return found
 
 
-def finish_in_store(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State], path: str | None) -> Any:
-    """Rows of the results: an array of one element, their tuple, or, where they go into a store, nothing."""
+def finish_into(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State], target: Any) -> Any:
+    """Rows of the results, put into a file of a store, or into a place of this process; else given.
+
+    Returns an array of one element: the tuple of the results, or nothing where they were put somewhere.
+    """
     cell = np.empty(1, dtype=object)
     results = engine.finalize(spec, merge_states(spec, states), outputs)
-    if path is None:
+    if target is None:
         cell[0] = results
+    elif isinstance(target, str):
+        store.save(target, results)
     else:
-        store.save(path, results)
+        target.put(results)
     return cell
 
 
@@ -341,5 +346,9 @@ def _as_it_is(block: Any) -> Any:
 
 def host(block: Any) -> Array:
     """The block in host memory."""
+    if isinstance(block, np.ma.MaskedArray):
+        raise InputError(
+            "a block is a masked array, whose mask would be lost: fill what is masked, as da.ma.filled does"
+        )
     array: Array = np.asarray(block.get() if hasattr(block, "__cuda_array_interface__") else block)
     return array

@@ -119,7 +119,7 @@ def lazy_of(arrays, x=25, y=20, b=None, p=3):
     return tuple(lazy(array, chunks) for array, chunks in zip(arrays, (x, y, y if b is None else b, p), strict=True))
 
 
-COUNTED = ("fold_blocks", "merge_states", "finish", "finish_in_store", "pick", "assemble", "save_state", "load_state")
+COUNTED = ("fold_blocks", "merge_states", "finish", "finish_into", "pick", "assemble", "save_state", "load_state")
 
 
 class Interrupted(Exception):
@@ -221,7 +221,7 @@ def as_planned(calls, plan):
     assert calls["fold_blocks"] == plan.fold_tasks
     assert calls["merge_states"] == plan.merge_tasks + len(plan.x_blocks)  # each finish merges, too
     assert calls["assemble"] == plan.block_tasks + pieces
-    assert calls["finish_in_store" if waves else "finish"] == len(plan.x_blocks)
+    assert calls["finish_into" if waves else "finish"] == len(plan.x_blocks)
     assert plan.out_tasks == len(plan.x_blocks) + calls["pick"] + pieces
 
 
