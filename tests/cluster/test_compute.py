@@ -162,20 +162,20 @@ def test_every_feed_gives_the_same_bytes(tmp_path, case, axis):
         np.save(tmp_path / f"{k}.npy", arrays[k])
         stored[k] = dred.from_file(tmp_path / f"{k}.npy", chunks=33)
     operations = routine.plan(*stored, backend="cpu").sizes.operations
-    dask.config.set({**STEPS, "dred.plan.operations-per-second": {"cpu": 6400 * operations}})
-    plan = routine.plan(*stored, backend="cpu")
-    assert (len(plan.x_blocks), plan.lanes, plan.steps) == (3, 2, 2)
-    given = {"stream": stored, "resident": stored}
-    given["waves"] = [lazy(arrays[k], plan.y_blocks) if k in reduced else stored[k] for k in range(4)]
-    found = {}
-    for feed, args in given.items():
-        with dask.config.set({"dred.plan.feed": feed}):
-            planned = routine.plan(*args, backend="cpu")
-            assert (planned.feed, planned.y_blocks, planned.schedule) == (feed, plan.y_blocks, plan.schedule)
-            found[feed] = routine.compute(*args, backend="cpu")
-            if feed != "waves":
-                computed = dask.compute(*flatten_entries(routine(*args, backend="cpu")))
-                assert bytes_of(tuple(computed)) == bytes_of(found[feed])
+    with dask.config.set({**STEPS, "dred.plan.operations-per-second": {"cpu": 6400 * operations}}):
+        plan = routine.plan(*stored, backend="cpu")
+        assert (len(plan.x_blocks), plan.lanes, plan.steps) == (3, 2, 2)
+        given = {"stream": stored, "resident": stored}
+        given["waves"] = [lazy(arrays[k], plan.y_blocks) if k in reduced else stored[k] for k in range(4)]
+        found = {}
+        for feed, args in given.items():
+            with dask.config.set({"dred.plan.feed": feed}):
+                planned = routine.plan(*args, backend="cpu")
+                assert (planned.feed, planned.y_blocks, planned.schedule) == (feed, plan.y_blocks, plan.schedule)
+                found[feed] = routine.compute(*args, backend="cpu")
+                if feed != "waves":
+                    computed = dask.compute(*flatten_entries(routine(*args, backend="cpu")))
+                    assert bytes_of(tuple(computed)) == bytes_of(found[feed])
     right(found["stream"], case, arrays, axis)
     assert bytes_of(found["resident"]) == bytes_of(found["stream"]) == bytes_of(found["waves"])
 
