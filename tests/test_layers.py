@@ -97,6 +97,7 @@ ORDER = [
     "dred.cluster.inputs",
     "dred.cluster.graph",
     "dred.cluster.progress",
+    "dred.cluster.runs",
     "dred.cluster.compute",
     "dred.cluster.plugin",
     "dred.cluster",

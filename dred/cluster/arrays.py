@@ -105,9 +105,9 @@ def from_array(array: Any, chunks: Any = "auto") -> da.Array:
     """A NumPy array, or memmap, as a lazy dask array, whose blocks tasks read by path: none travels in a graph.
 
     A memmap (of mode "r") of a file that all workers see, or a view of one whose rows lie one after another, is read
-    where it is; if the file changes afterwards, its blocks fail. Any other array is written once to a file (`dred.spool-directory`)
-    that goes when this process ends, so that it is as it was when this was called. Where the workers of the present
-    client do not see that file, an array up to `dred.graph-bytes` travels in the graph after all.
+    where it is; if the file changes afterwards, its blocks fail. Any other array is written once to a file
+    (`dred.spool-directory`) that goes when this process ends, so that it is as it was when this was called. Where the
+    workers of the present client do not see that file, an array up to `dred.graph-bytes` travels in the graph.
 
     Parameters
     ----------
