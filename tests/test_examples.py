@@ -41,7 +41,7 @@ def test_neighbours(tmp_path):
 def test_million_points_on_a_local_cluster(tmp_path):
     sizes = ("--M", 3000, "--N", 2000, "--check", 20)
     out = run("million_points.py", "--cluster", "local", "--workers", 2, *sizes, "--output", tmp_path)
-    assert "lanes x steps x depth" in out
+    assert "tree of depth" in out
     assert out.count("pairs/s") == 2
     assert [float(moved) >= 0 for moved in re.findall(r"([-.\d]+) MB moved between workers", out)] == [True, True]
     assert np.load(tmp_path / "sum.npy").shape == (3000, 3)
