@@ -223,7 +223,7 @@ class Routine:
         Returns
         -------
         dred.cluster.explain.Explanation
-            A table, as text and in notebooks; attributes `plans`, `workers`, `fits`.
+            A table, as text and in notebooks; attributes `plans`, `cluster`, `fits`, `seconds`.
 
         Examples
         --------

@@ -87,9 +87,12 @@ def root(path: str | os.PathLike[str]) -> str:
     Raises
     ------
     StoreError
-        It holds anything else, or cannot be written to.
+        It is no path, holds anything else, or cannot be written to.
     """
-    folder = Path(os.path.abspath(os.path.expanduser(path)))
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if not name or "://" in name:
+        raise StoreError(f"store={path!r}: it is the path of a folder that all workers and this process share")
+    folder = Path(os.path.abspath(os.path.expanduser(name)))
     try:
         made(folder)
         _only(folder, ("sweep-",))

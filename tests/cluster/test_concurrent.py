@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dred import Genred
-from dred.errors import InputError
+from dred.errors import InputError, StoreError
 from tests.cluster.local import threads
 
 SETTINGS = {  # several groups of x blocks, several waves in each
@@ -60,6 +60,13 @@ def test_a_store_that_goes_on_beside_calls_without(given, tmp_path, feed):
             ]
             assert [future.result(timeout=300).tobytes() == want for future in futures] == [True] * 4
         assert compute(lazy, store=tmp_path / "a").tobytes() == want
+
+
+@pytest.mark.parametrize("path", ["", "s3://bucket/store", True])
+def test_what_is_no_folder_is_no_store(given, path):
+    with pytest.raises(StoreError) as caught:
+        compute(given[0], store=path)
+    assert str(caught.value) == f"store={path!r}: it is the path of a folder that all workers and this process share"
 
 
 def test_gradients_by_parameters_are_those_of_lazy_calls(given):
