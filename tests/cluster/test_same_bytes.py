@@ -82,8 +82,12 @@ def test_threads(results, calm, axis):
     assert results[axis].compute(scheduler="threads", num_workers=3).tobytes() == calm[axis]
 
 
-@pytest.mark.parametrize("kernel_threads", [1, 2, 3])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+SIZES = [(w, t) for w in (1, 2, 3) for t in (1, 2, 3)]  # processes, threads of a kernel
+
+
+@pytest.mark.parametrize(
+    ("workers", "kernel_threads"), [pytest.param(w, t, marks=[pytest.mark.slow] if w != t else []) for w, t in SIZES]
+)
 def test_processes_and_threads_of_a_kernel(results, calm, workers, kernel_threads):
     with processes(workers, DRED_NUM_THREADS=str(kernel_threads)) as client:
         client.wait_for_workers(workers)
