@@ -13,6 +13,8 @@ from itertools import accumulate
 from typing import Any
 
 import dask.array as da
+import dask.local
+import dask.threaded
 import numpy as np
 from dask.base import compute as computed
 from dask.base import get_scheduler, persist
@@ -286,8 +288,8 @@ class Place:
 
 
 def _in_this_process() -> bool:
-    """Whether tasks run in threads of this process, without a cluster."""
-    return ambient_client() is None and getattr(get_scheduler(), "__module__", "") != "dask.multiprocessing"
+    """Whether tasks run in this process, by one of dask's own schedulers: others may take them elsewhere."""
+    return ambient_client() is None and get_scheduler() in (None, dask.threaded.get, dask.local.get_sync)
 
 
 def _one_by_one(array: da.Array) -> Iterator[tuple[int, Any]]:

@@ -1,7 +1,8 @@
 """Computations of the same routine at once, in one process and beside stores: each gives its own rows, all of them."""
 
+import multiprocessing
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import dask
 import dask.array as da
@@ -76,6 +77,15 @@ def test_gradients_by_parameters_are_those_of_lazy_calls(given):
     with dask.config.set(scheduler="sync"):
         got = routine.compute(*args, backend="cpu")
         assert got.tobytes() == routine(*args, backend="cpu").compute().tobytes()
+
+
+@pytest.mark.slow
+def test_schedulers_whose_tasks_run_elsewhere(given):
+    lazy, want = given
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for scheduler in (pool, "processes"):
+            with dask.config.set(scheduler=scheduler):
+                np.testing.assert_allclose(compute(lazy), want, rtol=1e-12)
 
 
 def test_masks_are_refused(given):
