@@ -216,7 +216,7 @@ for other in (lazy[:99], lazy.rechunk((50, 3)), -lazy, da.ones((3, 3)), da.from_
 print("done")
 """
     if not hasattr(da, "array_expr_enabled"):
-        pytest.skip("this dask has no array expressions")
+        pytest.skip("dask without array expressions")
     environment = {**os.environ, "DASK_ARRAY__QUERY_PLANNING": "True"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["done"], done.stderr
