@@ -57,7 +57,7 @@ def plan(
     InputError
         A NumPy array too large to travel in a graph.
     PlanError
-        Chunks of the kept variables so large that no fold can be short.
+        A single row exceeds a budget, or a feed that is asked for is not possible.
     BackendError
         The backend is not there, see `backend.resolve`.
     """

@@ -252,7 +252,7 @@ class Run:
         here = self.store is None and _in_this_process()
         layer: Layer = {}
         for n, (i, states) in enumerate(zip(rows, tops, strict=True)):
-            target = self.store.rows(i) if self.store is not None else Place(self, i) if here else None
+            target = self.store.rows(i) if self.store is not None else Target(self, i) if here else None
             layer[(name, n)] = Task(
                 (name, n), tasks.finish_into, self.spec, tuple(self.outputs), graph.refs(states), target
             )
@@ -274,7 +274,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where the results of an x block belong, for tasks of this process."""
 
     run: Run

@@ -191,7 +191,7 @@ def load_state(path: str) -> State:
 
 
 def finish_into(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State], target: Any) -> Any:
-    """Rows of the results, put into a file of a store, or into a place of this process; else given.
+    """Rows of the results, put into a file of a store, or a target of this process; else given.
 
     Returns an array of one element: the tuple of the results, or nothing where they were put somewhere.
     """
