@@ -90,7 +90,7 @@ def test_schedulers_whose_tasks_run_elsewhere(given):
 
 def test_masks_are_refused(given):
     (x, y), _ = given
-    with pytest.raises(InputError, match="argument 0 .* is a dask array of masked arrays"):
+    with pytest.raises(InputError, match=r"argument 0 .* is a dask array of masked arrays"):
         ROUTINE(da.ma.masked_greater(x, 0.5), y, backend="cpu")
     hidden = x.map_blocks(np.ma.masked_greater, 0.5, dtype=x.dtype, meta=x._meta)
     with pytest.raises(FoldError, match="a block is a masked array"), dask.config.set(scheduler="sync"):
