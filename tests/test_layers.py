@@ -100,6 +100,8 @@ ORDER = [
     "dred.cluster.runs",
     "dred.cluster.compute",
     "dred.cluster.plugin",
+    "dred.cluster.nans",
+    "dred.cluster.connect",
     "dred.cluster",
     "dred.inputs",
     "dred.options",
@@ -107,7 +109,18 @@ ORDER = [
     "dred.routine",
     "dred.genred",
     "dred.generic",
+    "dred.jobs.document",
+    "dred.jobs.job",
+    "dred.jobs.inputs",
+    "dred.jobs.manifest",
+    "dred.jobs.log",
+    "dred.jobs.verify",
+    "dred.jobs.report",
+    "dred.jobs.runner",
+    "dred.jobs",
     "dred",
+    "dred.jobs.cli",
+    "dred.__main__",
 ]
 LEVEL = {module: level for level, module in enumerate(ORDER)}
 
@@ -123,6 +136,8 @@ ONLY_IN = {
     "dask_cuda": ("dred.cluster",),
     "zarr": ("dred.cluster.stored_zarr",),
     "pyarrow": ("dred.cluster.stored_parquet",),
+    "click": ("dred.jobs.cli",),
+    "yaml": ("dred.jobs.document",),
 }
 
 # Lines: a module that needs more has its reason here.

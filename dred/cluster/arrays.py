@@ -161,6 +161,12 @@ def from_array(array: Any, chunks: Any = "auto") -> da.Array:
     return result
 
 
+def held(array: Any) -> da.Array:
+    """A small NumPy array as a dask array of one block that travels in graphs, by a name that its numbers give it."""
+    result: da.Array = da.from_array(array, chunks=-1)
+    return result
+
+
 def _check(array: Any) -> None:
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
