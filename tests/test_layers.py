@@ -74,10 +74,13 @@ ORDER = [
     "dred.kernel.engine",
     "dred.kernel",
     "dred.sweeps",
+    "dred.cluster.files",
     "dred.cluster.stored",
     "dred.cluster.stored_npy",
     "dred.cluster.stored_zarr",
     "dred.cluster.stored_parquet",
+    "dred.cluster.stored_csv",
+    "dred.cluster.stored_hdf5",
     "dred.cluster.sources",
     "dred.cluster.cuts",
     "dred.cluster.settings",
@@ -134,8 +137,10 @@ ONLY_IN = {
     "dask": ("dred.cluster",),
     "distributed": ("dred.cluster",),
     "dask_cuda": ("dred.cluster",),
-    "zarr": ("dred.cluster.stored_zarr",),
-    "pyarrow": ("dred.cluster.stored_parquet",),
+    "zarr": ("dred.cluster.stored_zarr", "dred.cluster.sink_zarr"),
+    "pyarrow": ("dred.cluster.stored_parquet", "dred.cluster.stored_csv", "dred.cluster.sink_parquet"),
+    "h5py": ("dred.cluster.stored_hdf5",),
+    "fsspec": ("dred.cluster.files",),
     "click": ("dred.jobs.cli",),
     "yaml": ("dred.jobs.document",),
 }
@@ -256,7 +261,7 @@ def python(code: str) -> str:
 
 
 def test_import_dred_is_light():
-    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow")
+    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow", "h5py", "fsspec")
     loaded = python("import sys, dred; print(*sys.modules)").split()
     assert "dred" in loaded
     assert [name for name in heavy if name in loaded] == []

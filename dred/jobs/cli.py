@@ -69,7 +69,6 @@ def _read(path: str, keys: tuple[str, ...], more: Mapping[str, Any]) -> Job:
 @click.option("--report", type=click.Path(dir_okay=False), help="write an HTML report")
 @click.option("--quiet", "-q", is_flag=True, help="say nothing but errors")
 @click.option("--log-json", is_flag=True, help="say it in JSON, an object a line")
-@click.pass_context
 def run(context: click.Context, job: str, keys: tuple[str, ...], quiet: bool, log_json: bool, **options: Any) -> None:
     """Compute the results of the job file JOB (TOML or YAML).
 
@@ -86,17 +85,14 @@ def run(context: click.Context, job: str, keys: tuple[str, ...], quiet: bool, lo
     except (runner.Terminated, KeyboardInterrupt) as end:
         log.say("ended", "ended before anything was computed", error=True)
         code = Code.ENDED if isinstance(end, runner.Terminated) else Code.INTERRUPTED
-    context.exit(int(code))
+    click.get_current_context().exit(int(code))
 
 
 @main.command()
 @_takes_job
 @click.option("--workers", type=click.IntRange(1), metavar="W", help="how many workers to think of")
 @click.option("--json", "as_json", is_flag=True, help="say it in JSON")
-@click.pass_context
 def plan(
-    context: click.Context,
-    /,
     job: str,
     keys: tuple[str, ...],
     workers: int | None,
@@ -117,7 +113,7 @@ def plan(
             explanation = prepared.explain(workers)
     except DredError as error:
         click.echo(f"dred: {error}", err=True)
-        context.exit(int(Code.REFUSED))
+        click.get_current_context().exit(int(Code.REFUSED))
     if as_json:
         facts = {
             "fits": explanation.fits,
@@ -130,19 +126,18 @@ def plan(
         click.echo(json.dumps(facts, indent=1))
     else:
         click.echo(f"{read.formulas}\n{explanation}\ndisk          {prepared.disk}")
-    context.exit(int(Code.DONE if explanation.fits else Code.REFUSED))
+    click.get_current_context().exit(int(Code.DONE if explanation.fits else Code.REFUSED))
 
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="say it in JSON")
-@click.pass_context
-def check(context: click.Context, as_json: bool) -> None:
+def check(as_json: bool) -> None:
     """Say what this machine has, and whether dred computes right on it."""
     from dred.jobs.check import look
 
     found = look()
     click.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
-    context.exit(0 if found.ok else 1)
+    click.get_current_context().exit(0 if found.ok else 1)
 
 
 @main.command()
