@@ -69,7 +69,7 @@ def _read(path: str, keys: tuple[str, ...], more: Mapping[str, Any]) -> Job:
 @click.option("--report", type=click.Path(dir_okay=False), help="write an HTML report")
 @click.option("--quiet", "-q", is_flag=True, help="say nothing but errors")
 @click.option("--log-json", is_flag=True, help="say it in JSON, an object a line")
-def run(context: click.Context, job: str, keys: tuple[str, ...], quiet: bool, log_json: bool, **options: Any) -> None:
+def run(job: str, keys: tuple[str, ...], quiet: bool, log_json: bool, **options: Any) -> None:
     """Compute the results of the job file JOB (TOML or YAML).
 
     KEY=VALUE overrides a key of the file: axis=0, variables.x.path=x.npy, cluster.workers=4. A job that was ended, by

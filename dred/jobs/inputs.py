@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from dred.formula.language import Variable
 from dred.jobs.job import Data, Job
 
 Array = NDArray[Any]
+BLOCKS = 64  # of kept rows, where a job says nothing of chunks: results are finished, and kept, block by block
+LEAST = 1024  # rows of such a block
 SMALL = 64 << 20  # bytes of a parameter, or of numbers that a job file holds
 TYPE = "float64"  # of numbers in a job file, where neither it nor anything stored says another
 
@@ -47,13 +50,25 @@ class Points:
     @property
     def identity(self) -> str:
         """What its numbers depend on."""
-        if self.source is not None:
-            return f"{self.source}, {self.source.stamp}, {self.source.details}"
-        return repr(np.asarray(self.array).tolist())
+        if self.source is None:
+            return _digest(f"{self.name} (in the job)", self.read(0, self.array.shape[0]).tolist())
+        return _digest(str(self.source), self.source)
 
 
-def opened(job: Job, variables: Sequence[Variable]) -> tuple[Points, ...]:
+def _digest(text: str, of: Any) -> str:
+    return f"{text}, fingerprint {hashlib.blake2b(repr(of).encode(), digest_size=12).hexdigest()}"
+
+
+def opened(job: Job, variables: Sequence[Variable], axis: int) -> tuple[Points, ...]:
     """The arrays of all variables of a job, by position.
+
+    Parameters
+    ----------
+    job : Job
+    variables : sequence of Variable
+        Those of its routine.
+    axis : int
+        That of its routine, which for a gradient may be another than the job's.
 
     Raises
     ------
@@ -74,13 +89,16 @@ def opened(job: Job, variables: Sequence[Variable]) -> tuple[Points, ...]:
             "are read"
         )
     dtype = job.dtype or next(iter(kinds.values()), TYPE)
-    found = tuple(_points(each, v, stored.get(each.name), dtype) for each, v in zip(job.data, variables, strict=True))
+    found = tuple(
+        _points(each, v, stored.get(each.name), dtype, cut=v.cat == 1 - axis)
+        for each, v in zip(job.data, variables, strict=True)
+    )
     if all(points.cat == 2 for points in found):
         raise JobError("the formula has parameters only: a job reduces over points, declared as Vi(dim) or Vj(dim)")
     return found
 
 
-def _points(data: Data, v: Variable, source: Source | None, dtype: str) -> Points:
+def _points(data: Data, v: Variable, source: Source | None, dtype: str, cut: bool) -> Points:
     if v.cat == 2 or source is None:
         values = _numbers(data, dtype) if source is None else _small(data, source)
         array = values.reshape(-1) if v.cat == 2 and values.size == max(values.shape, default=1) else values
@@ -90,7 +108,14 @@ def _points(data: Data, v: Variable, source: Source | None, dtype: str) -> Point
         return Points(data.name, v.cat, array, source, lambda start, stop: array)
     if len(source.shape) == 1 and v.dim == 1:  # one number in each row
         source = replace(source, shape=(source.rows, 1))
-    return Points(data.name, v.cat, lazy(source, data.chunks), source, lambda a, b: sources.read(source, a, b))
+    chunks = _rows(source) if cut and data.chunks is None else data.chunks or "auto"
+    return Points(data.name, v.cat, lazy(source, chunks), source, lambda a, b: sources.read(source, a, b))
+
+
+def _rows(source: Source) -> int:
+    """Rows of a block of a kept variable: whole pieces of what is stored, if those are small enough."""
+    rows = max(LEAST, -(-source.rows // BLOCKS))
+    return -(-rows // source.unit) * source.unit if source.unit <= rows else rows
 
 
 def _small(data: Data, source: Source) -> Array:

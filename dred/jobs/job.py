@@ -100,7 +100,7 @@ class Data:
     path: str = ""
     columns: tuple[str, ...] | None = None
     value: Any = None
-    chunks: Any = "auto"
+    chunks: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _data(where: str, given: Table, folder: str) -> Data:
         raise JobError(f"columns of {where} are names of columns, got {columns!r}")
     path = placed(given["path"], folder, f"path of {where}") if "path" in given else ""
     chosen = None if columns is None else tuple(columns)
-    return Data(where, path, chosen, given.get("value"), given.get("chunks", "auto"))
+    return Data(where, path, chosen, given.get("value"), given.get("chunks"))
 
 
 def _outputs(said: Table, folder: str) -> tuple[str, ...]:

@@ -47,8 +47,10 @@ def differing(known: Identity, identity: Identity) -> list[str]:
             names = dict.fromkeys([*before, *value])
             found += [f"{each} (was {before.get(each)}, is {value.get(each)})" for each in names
                       if before.get(each) != value.get(each)]  # fmt: skip
-        else:
+        elif isinstance(value, str):
             found.append(f"its {name} (was {before}, is {value})")
+        else:
+            found.append(f"its {name}")
     return found
 
 

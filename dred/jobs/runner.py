@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from dred import __version__
 from dred.cluster import connect, nans, sinks
 from dred.cluster.explain import Explanation
 from dred.cluster.store import load, shapes
@@ -24,6 +25,7 @@ from dred.errors import DredError, JobError, PlanError, human
 from dred.jobs import inputs, manifest, report, verify
 from dred.jobs.job import Job
 from dred.jobs.log import Log
+from dred.kernel.spec import VERSION
 from dred.routine import Routine
 
 
@@ -70,7 +72,7 @@ class Prepared:
             A formula that means nothing; inputs that are not there or do not fit; places where nothing can be written.
         """
         routine = job.routine()
-        points = inputs.opened(job, routine.variables)
+        points = inputs.opened(job, routine.variables, routine.axis)
         arrays = [each.array for each in points]
         dtype = str(next(array.dtype for array in arrays).name)
         prepared = cls(job, routine, points, dtype)
@@ -134,6 +136,7 @@ class Prepared:
             "options": {**{name: str(value) for name, value in job.options.items()}, "dtype": self.dtype},
             "inputs": {each.name: each.identity for each in self.points},
             "plan": [plan.token() for plan in plans],
+            "version": f"dred {__version__}, kernels {VERSION}",
             "outputs": [os.path.splitext(path)[1] for path in job.outputs],
         }
 
