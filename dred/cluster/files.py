@@ -218,15 +218,15 @@ def fill(file: Any, offset: int, view: memoryview) -> None:
 
 
 def package(name: str, extra: str, what: str = "") -> Any:
-    """A module of the package that `what` needs, by default what its extra is called."""
+    """A module of a package, which `what` needs: by default, reading what its extra is called."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingPackageError(lacking(what or extra, name.partition(".")[0], extra, error)) from error
+        raise MissingPackageError(lacking(what or f"reading {extra}", name.partition(".")[0], extra, error)) from error
 
 
 def lacking(what: str, package: str, extra: str, error: ImportError) -> str:
     needs = f"the package {package}, which cannot be imported" if package else "a package that cannot be imported"
     install = f": pip install {package}" if package else ""
     ours = f", or in dred's folder pip install '.[{extra}]'" if extra else ""
-    return f"reading {what} needs {needs} ({error}){install}{ours}; on Dask, in the environment of the workers too"
+    return f"{what} needs {needs} ({error}){install}{ours}; on Dask, in the environment of the workers too"

@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,7 @@ def recognises(path: str) -> bool:
 
 
 def open_source(path: str, columns: Sequence[str] | None, dtype: str | None) -> Source:
-    files.package("pyarrow.csv", "parquet", "csv")
+    files.package("pyarrow.csv", "parquet", "reading csv")
     if path.lower().endswith(_PACKED):
         raise InputError(f"{path} is compressed, so that no row can be read without all before it: unpack it")
     stamp = files.stamped(path)
@@ -194,7 +195,7 @@ def read(source: Source, start: int, stop: int) -> Array:
 
 def _parsed(source: Source, layout: Layout, piece: bytes, first: int, begin: int) -> Any:
     """The chosen columns of a piece, named by their numbers."""
-    parser, arrow = files.package("pyarrow.csv", "parquet", "csv"), files.package("pyarrow", "parquet", "csv")
+    parser, arrow = files.package("pyarrow.csv", "parquet", "reading csv"), import_module("pyarrow")
     count = min(layout.step, source.rows - first)
     if layout.delimiter == " ":
         piece = re.sub(rb" {2,}", b" ", re.sub(rb" *(\r?\n) *", rb"\1", piece.strip(b" ")))

@@ -91,7 +91,7 @@ def _dataset(opened: Any, file: str, name: str) -> Any:
             at = at[part]
     if not isinstance(at, h5py.Dataset):
         what = f"{name!r} of {file} is a group" if name else f"{file} is a file of arrays"
-        raise InputError(f"{what}: name one of them, such as {file}/x. {_inside(h5py, opened)}")
+        raise InputError(f"{what}: name a dataset, as in {file}/NAME; {_inside(h5py, opened)}")
     if at.is_virtual:
         _refuse(file, name, "is virtual: its numbers lie in other files. Name those, or copy it into one file")
     if at.external:

@@ -319,8 +319,8 @@ def test_unknown_formats(tmp_path, name):
     path.mkdir() if name == "folder" else path.write_text("1, 2, 3")
     assert refused(path) == (
         f"{path} is of no format that tasks read (npy: a file that numpy.save wrote; csv: a file ending in .csv or "
-        ".tsv; hdf5: a dataset in an HDF5 file, such as points.h5/x; parquet: a file ending in .parquet, or a directory "
-        "of them; zarr: a directory that zarr wrote): store it as one of them"
+        ".tsv; hdf5: a dataset in an HDF5 file, such as points.h5/x; parquet: a file ending in .parquet, or a "
+        "directory of them; zarr: a directory that zarr wrote): store it as one of them"
     )
 
 
