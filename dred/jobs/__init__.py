@@ -1,0 +1,1 @@
+"""What the command line runs: checks of a machine, and its headline figures."""
