@@ -39,6 +39,7 @@ ORDER = [
     "dred.kernel.disk",
     "dred.kernel.threads",
     "dred.kernel.machine",
+    "dred.kernel.work",
     "dred.kernel.ir",
     "dred.kernel.spec",
     "dred.kernel.hoist",
@@ -51,6 +52,7 @@ ORDER = [
     "dred.kernel.cpu_schedule",
     "dred.kernel.coefficients",
     "dred.kernel.llvm_lanes",
+    "dred.kernel.ceiling",
     "dred.kernel.llvm_exponentials",
     "dred.kernel.llvm_angles",
     "dred.kernel.llvm_math",
@@ -68,6 +70,7 @@ ORDER = [
     "dred.kernel.cuda_device",
     "dred.kernel.cuda_launch",
     "dred.kernel.cuda_cache",
+    "dred.kernel.cuda_ceiling",
     "dred.kernel.cuda_fold",
     "dred.kernel.cuda_host",
     "dred.kernel.cuda",
@@ -123,6 +126,8 @@ ORDER = [
     "dred.jobs.verify",
     "dred.jobs.report",
     "dred.jobs.runner",
+    "dred.jobs.check",
+    "dred.jobs.bench",
     "dred.jobs",
     "dred",
     "dred.jobs.cli",
@@ -130,7 +135,7 @@ ORDER = [
 ]
 LEVEL = {module: level for level, module in enumerate(ORDER)}
 
-CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "fold", "host"))
+CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "ceiling", "fold", "host"))
 
 # Third-party package -> modules, or packages with all they hold, that may import it.
 ONLY_IN = {

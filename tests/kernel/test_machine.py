@@ -101,7 +101,7 @@ def test_code_for_other_machines(every_target, architecture, name_of_set, triple
 # -- DRED_CPU ------------------------------------------------------------------------------------------------------
 
 
-HOST = machine._host.__wrapped__  # asks each time
+HOST = machine.host.__wrapped__  # asks each time
 
 
 class Known:
