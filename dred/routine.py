@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -21,7 +20,7 @@ from dred.kernel import engine
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
-from dred.run import REDUCERS, run
+from dred.run import REDUCERS, configured, run
 from dred.sweeps import Sweep, sweeps, with_expansion
 
 
@@ -391,7 +390,7 @@ class Routine:
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
-            name = "cuda" if device_id >= 0 else _configured()
+            name = "cuda" if device_id >= 0 else configured()
         inputs = check(self._formula, self._flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
@@ -499,12 +498,3 @@ class Gradient(Routine):
 
     def __repr__(self) -> str:
         return f"<{self.formula}>"
-
-
-def _configured() -> str:
-    """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
-        return "auto"
-    from dred.cluster import config
-
-    return engine.named(config.backend())

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from dred import __version__
 from dred.cluster import connect, nans, sinks
 from dred.cluster.explain import Explanation
 from dred.cluster.store import load, shapes
@@ -136,7 +135,7 @@ class Prepared:
             "options": {**{name: str(value) for name, value in job.options.items()}, "dtype": self.dtype},
             "inputs": {each.name: each.identity for each in self.points},
             "plan": [plan.token() for plan in plans],
-            "version": f"dred {__version__}, kernels {VERSION}",
+            "version": f"dred {manifest.versions()['dred']}, kernels {VERSION}",
             "outputs": [os.path.splitext(path)[1] for path in job.outputs],
         }
 
