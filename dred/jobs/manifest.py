@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from typing import Any
 from dred.errors import JobError, StoreError
 
 NAME = "job.json"
+LOCK = ".lock"
 _PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite", "zarr", "pyarrow", "h5py")
 
 Identity = Mapping[str, Any]  # "formula", "inputs" (by name), "plan", ...: texts
@@ -99,7 +101,7 @@ def alone(folder: str) -> Iterator[None]:
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        file = open(os.path.join(folder, ".lock"), "a")  # noqa: SIM115
+        file = open(os.path.join(folder, LOCK), "a")  # noqa: SIM115
     except OSError as error:
         raise StoreError(f"{folder} cannot be used: {error}") from error
     with file:
@@ -109,7 +111,11 @@ def alone(folder: str) -> Iterator[None]:
             raise JobError(f"another process runs this job: it holds {folder}") from error
         except OSError:
             pass  # a file system without locks: runs at the same time write the same bytes
-        yield
+        try:
+            yield
+        finally:
+            if os.path.isdir(folder) and os.listdir(folder) == [LOCK]:  # nothing was begun
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(file: Any) -> None:

@@ -155,7 +155,7 @@ def run(job: Job, log: Log) -> Code:
             explanation = prepared.explain()
             log.say("plan", f"{job.formulas}\n{explanation}", seconds=explanation.seconds, fits=explanation.fits)
             if not explanation.fits:
-                raise PlanError("the plan does not fit: see above, and dred plan")
+                raise PlanError(explanation.shortage)
             identity = prepared.identity(explanation.plans)
             if _was_done(job, identity):
                 log.say("done", f"{', '.join(job.outputs)} is done, of equal inputs: nothing to do")
