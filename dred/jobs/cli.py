@@ -27,7 +27,7 @@ Exit codes:
   130 ended by Ctrl-C: likewise"""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("dred", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dred")
 def main() -> None:
     """Exact reductions of symbolic formulas over all pairs of points: from files of points to files of results."""

@@ -199,8 +199,8 @@ class _Error:
         finite = np.isfinite(got) & np.isfinite(want)
         with np.errstate(all="ignore"):
             same = (got == want) | (np.isnan(got) & np.isnan(want))
-            large = np.abs(want) > np.finfo(np.float32).max  # may well be infinite in a narrower type
-            self._otherwise |= bool((~finite & ~same & ~(large & np.isinf(got))).any())
+            large = np.isfinite(want) & (np.abs(want) > np.finfo(np.float32).max)  # infinite in a narrower type
+            self._otherwise |= bool((~finite & ~same & ~(large & (got == np.copysign(np.inf, want)))).any())
             scale = np.abs(want) if magnitude is None else np.asarray(magnitude).reshape(-1)
             if finite.any():
                 self._difference = max(self._difference, float(np.abs(got - want)[finite].max()))
@@ -210,7 +210,9 @@ class _Error:
     def value(self) -> float:
         if self._otherwise:
             return float("inf")
-        return self._difference / self._magnitude if self._difference else 0.0
+        if not self._difference:
+            return 0.0
+        return self._difference / self._magnitude if self._magnitude else float("inf")
 
 
 def _named(f: Array, numbers: Any) -> Array:
