@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dred
 from dred.cluster import sources, stored_csv
 from dred.errors import InputError, MissingPackageError
 
@@ -194,17 +193,3 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.csv", None)
     with pytest.raises(MissingPackageError, match=r"^reading csv needs the package pyarrow, which cannot be imported"):
         sources.open_source(store(tmp_path, "1"))
-
-
-def test_a_sum_is_that_of_the_same_rows_in_npy(tmp_path):
-    x, y = (np.random.default_rng(k).standard_normal((n, 3)) for k, n in enumerate((70, 90)))
-    for name, array in (("x", x), ("y", y)):
-        np.save(tmp_path / f"{name}.npy", array)
-        store(tmp_path, text_of(array, names=["a", "b", "c"]), f"{name}.csv")
-    routine = dred.Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
-    npy, csv = (
-        np.asarray(routine(*(dred.from_file(tmp_path / f"{name}.{end}", chunks=33) for name in "xy"), backend="cpu"))
-        for end in ("npy", "csv")
-    )
-    assert npy.tobytes() == csv.tobytes()
-    assert np.allclose(npy[:, 0], np.exp(-((x[:, None] - y) ** 2).sum(2)).sum(1), rtol=1e-12)

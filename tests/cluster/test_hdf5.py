@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dred
 from dred.cluster import sources
 from dred.errors import DtypeError, InputError, MissingPackageError
 
@@ -260,17 +259,3 @@ def test_a_package_that_is_missing(tmp_path, monkeypatch):
     text = refused(path, MissingPackageError)
     assert text.startswith("reading hdf5 needs the package h5py, which cannot be imported (")
     assert "pip install h5py, or in dred's folder pip install '.[hdf5]'" in text
-
-
-def test_a_sum_is_that_of_the_same_rows_in_npy(tmp_path):
-    x, y = values((70, 3)), values((90, 3)) + 0.5
-    for name, array in (("x", x), ("y", y)):
-        np.save(tmp_path / f"{name}.npy", array)
-        store(tmp_path, array, name, chunks=(20, 3))
-    routine = dred.Genred("Exp(-SqDist(x,y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)
-    npy, hdf5 = (
-        np.asarray(routine(*(dred.from_file(tmp_path / name, chunks=33) for name in names), backend="cpu"))
-        for names in (("x.npy", "y.npy"), ("p.h5/x", "p.h5/y"))
-    )
-    assert npy.tobytes() == hdf5.tobytes()
-    assert np.allclose(npy[:, 0], np.exp(-((x[:, None] - y) ** 2).sum(2)).sum(1), rtol=1e-12)

@@ -520,23 +520,22 @@ def test_nothing_heavy_is_loaded():
 
 
 @pytest.mark.parametrize("name", STORES)
-@pytest.mark.parametrize("stored", ["float16", "float32", "float64", "int8", "int64", "uint16", "bool"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_converted_when_it_is_read(tmp_path, name, stored, dtype):
-    rng = np.random.default_rng(0)
-    array = (rng.random((100, 3)) * 100).astype(stored)
+@pytest.mark.parametrize("stored", ["float16", "float64", "int64", "bool"])
+def test_converted_when_it_is_read(tmp_path, name, stored):
+    array = (np.random.default_rng(0).random((100, 3)) * 100).astype(stored)
     path = STORES[name](tmp_path, array)
-    source = sources.open_source(path, dtype=dtype)
-    assert (source.dtype, source.shape) == (dtype, (100, 3))
-    for start, stop in [(0, 100), (0, 0), (17, 62)]:
-        rows = sources.read(source, start, stop)
-        assert rows.dtype == dtype
-        assert rows.tobytes() == array[start:stop].astype(dtype).tobytes()
-        assert rows.flags.c_contiguous
-        assert rows.flags.writeable
-    if stored in DTYPES:
-        assert (sources.open_source(path) == source) is (stored == dtype)
-        assert (tokenize(sources.open_source(path)) == tokenize(source)) is (stored == dtype)
+    for dtype in DTYPES:
+        source = sources.open_source(path, dtype=dtype)
+        assert (source.dtype, source.shape) == (dtype, (100, 3))
+        for start, stop in [(0, 0), (17, 62)]:
+            rows = sources.read(source, start, stop)
+            assert rows.dtype == dtype
+            assert rows.tobytes() == array[start:stop].astype(dtype).tobytes()
+            assert rows.flags.c_contiguous
+            assert rows.flags.writeable
+        if stored in DTYPES:
+            assert (sources.open_source(path) == source) is (stored == dtype)
+            assert (tokenize(sources.open_source(path)) == tokenize(source)) is (stored == dtype)
 
 
 def test_columns_and_files_of_several_types_are_converted(tmp_path):
