@@ -9,11 +9,13 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from dred.cluster import files, stored_csv, stored_hdf5, stored_npy, stored_parquet, stored_zarr
 from dred.cluster.stored import Array, Source, wanted
 from dred.errors import DredError, InputError
+
+Result = TypeVar("Result")
 
 __all__ = ["FORMATS", "Format", "Source", "open_source", "read"]
 
@@ -121,16 +123,33 @@ def open_source(path: str | os.PathLike[str], columns: Sequence[str] | None = No
         name = os.path.abspath(os.path.expanduser(name))
         if not os.path.exists(name) and not stored_hdf5.recognises(name):
             raise InputError(files.missing(name))
-    try:
-        for known in FORMATS.values():
-            if known.recognises(name):
-                return known.open(name, names, kind)
-    except (DredError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"{name} cannot be opened: {type(error).__name__}: {error}") from error
+    source, wrong = _tried(f"{name} cannot be opened", _opened, name, names, kind)
+    if wrong is not None:
+        raise wrong
+    if source is not None:
+        return source
     looks = "; ".join(f"{key}: {known.looks}" for key, known in FORMATS.items())
     raise InputError(f"{name} is of no format that tasks read ({looks}): store it as one of them")
+
+
+def _opened(name: str, columns: Sequence[str] | None, dtype: str | None) -> Source | None:
+    return next((known.open(name, columns, dtype) for known in FORMATS.values() if known.recognises(name)), None)
+
+
+def _tried(what: str, call: Callable[..., Result], *args: Any) -> tuple[Result | None, DredError | None]:
+    """What a call returns, or what is to be raised.
+
+    Not raised here: what another library raised may hold what cannot be pickled, such as a connection, and an error
+    that has it as its cause or context could not travel from a worker.
+    """
+    try:
+        return call(*args), None
+    except DredError as error:
+        return None, error
+    except MemoryError:
+        raise
+    except Exception as error:
+        return None, InputError(f"{what}: {type(error).__name__}: {error}")
 
 
 def read(source: Source, start: int, stop: int) -> Array:
@@ -149,19 +168,12 @@ def read(source: Source, start: int, stop: int) -> Array:
     if not 0 <= start <= stop <= source.rows:
         raise InputError(f"rows {start}:{stop} of {source}: it has rows 0:{source.rows}")
     known = FORMATS[source.format]
-    try:
-        try:
-            rows = known.read(source, start, stop)
-        except (DredError, MemoryError):
-            raise
-        except Exception:
-            known.check(source, start, stop)  # says so if that is why
-            raise
-        known.check(source, start, stop)  # afterwards: what changed while it was read is noticed too
-    except (DredError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(
-            f"rows {start}:{stop} of {source} cannot be read on {platform.node()}: {type(error).__name__}: {error}"
-        ) from error
+    what = f"rows {start}:{stop} of {source} cannot be read on {platform.node()}"
+    rows, wrong = _tried(what, known.read, source, start, stop)
+    # Afterwards: what changed while it was read is noticed too, and said if that is why it cannot be read.
+    _, changed = _tried(what, known.check, source, start, stop)
+    error = changed or wrong
+    if error is not None:
+        raise error
+    assert rows is not None
     return rows

@@ -25,6 +25,7 @@ MOST = 1024  # pieces
 
 _ENDINGS = (".csv", ".tsv")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
+_ALONE = "has lines that end in CR alone: let them end in LF or CRLF"
 _MARK = b"\xef\xbb\xbf"  # UTF-8 may begin with it
 _NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)\s*", re.IGNORECASE)
 
@@ -100,6 +101,8 @@ def _first_line(path: str, file: Any) -> tuple[int, str, int]:
     line = head[begin:] if end < 0 else head[begin:end]
     if not line.strip() or line.lstrip().startswith(b"#"):
         raise InputError(f"{path} is empty: it has no line of numbers, nor one of names")
+    if b"\r" in line.rstrip(b"\r"):
+        raise InputError(f"{path} {_ALONE}")
     try:
         return begin, line.decode().rstrip("\r"), len(head) if end < 0 else end + 1
     except UnicodeDecodeError as error:
@@ -135,7 +138,7 @@ def _scan(path: str, file: Any, begin: int, quotes: bool) -> tuple[int, int, lis
         taken = int(ends[-1]) + 1 if len(ends) else 0
         rest = block[taken:]
         if block.count(b"\r", 0, taken) != block.count(b"\r\n", 0, taken):
-            raise InputError(f"{path} has lines that end in CR alone: let them end in LF or CRLF")
+            raise InputError(f"{path} {_ALONE}")
         if len(rest) > LONGEST:
             raise InputError(
                 f"{path}: the line that begins at byte {begin + taken} has no end within {human(LONGEST)}: is a quote "

@@ -32,6 +32,7 @@ def _opened(path: str) -> Any:
     zarr = files.package("zarr", "zarr")
     array = zarr.open_array(path, mode="r")
     about = array.metadata.to_dict()
+    # zarr 3.0 takes a pickle for a codec of numbers, and runs it; versions after it refuse it themselves.
     codecs = json.dumps([about.get(key) for key in ("filters", "compressor", "codecs")], default=_configured)
     if "pickle" in codecs:
         raise InputError(f"{path} is stored by a codec that unpickles, which can run any code: store it as numbers")

@@ -87,7 +87,7 @@ def test_what_is_there_is_what_was_put(tmp_path, ending, dtype, shape):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @given(st.data())
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_any_order_gives_the_same_bytes(tmp_path_factory, ending, data):
     array = values((41, 2))
     folder = tmp_path_factory.mktemp("order")
