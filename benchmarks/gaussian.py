@@ -56,11 +56,11 @@ def numpy_chunks(kind, arrays, rows):
     if kind == "gaussian":
         return gaussian_sum(*arrays)
     x, y = arrays[0], arrays[1]
-    out = np.empty_like(x)
+    out, norms = np.empty_like(x), (y * y).sum(1)
     for first in range(0, len(x), rows):
         part = slice(first, first + rows)
         if kind == "gradient":
-            weights = gram(x[part], y, arrays[3][0]) * arrays[2][:, 0]
+            weights = gram(x[part], y, norms, arrays[3][0]) * arrays[2][:, 0]
             out[part] = weights.sum(1, keepdims=True) * x[part] - weights @ y
             out[part] *= -2 * arrays[3][0] * arrays[4][part]
         else:

@@ -30,7 +30,8 @@ ROUNDS = 5
 BLOCK = 1_000_000  # bytes of a block of NumPy's matrix
 CALLS, TINY = 300, 30  # calls of so few rows
 LEAST, SHORTEST = 1.0, 0.001  # seconds: of a budget, and of a measurement
-APART = 3.0  # seconds of new processes and of small calls, at most
+APART = 6.0  # seconds of new processes and of small calls, at most
+PEER = "NumPy, 1 thread"
 
 Arrays = list[Any]
 
@@ -191,12 +192,12 @@ def figures(row: Row, dtype: str, where: Sequence[Place], budget: float, peer: b
     budget : float
         Seconds for all of it, about.
     peer : bool
-        Whether NumPy takes its turns, too.
+        Whether NumPy takes its turns, too, with the first row.
     """
     each = max(SHORTEST, budget / ((ROUNDS + 1) * (len(where) + peer)))
     rivals = [(place.name, _sized(place, row, dtype, each), place.ceiling(row.work, dtype)) for place in where]
     if peer:
-        rivals.append(("NumPy", _numpy(row, dtype, each), lambda: math.nan))
+        rivals.append((PEER, _numpy(dtype, each), lambda: math.nan))
     measured = [[(work(), most()) for _, work, most in rivals] for _ in range(ROUNDS)]
     out = []
     for (name, _, _), turns in zip(rivals, zip(*measured, strict=True), strict=True):
@@ -208,9 +209,12 @@ def figures(row: Row, dtype: str, where: Sequence[Place], budget: float, peer: b
 # -- the peer ------------------------------------------------------------------------------------------------------
 
 
-def gram(x: NDArray[Any], y: NDArray[Any], g: Any) -> NDArray[Any]:
-    """The Gaussian kernel matrix of a block, distances by BLAS: what a careful NumPy user writes."""
-    squares = (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
+def gram(x: NDArray[Any], y: NDArray[Any], norms: NDArray[Any], g: Any) -> NDArray[Any]:
+    """The Gaussian kernel matrix of a block, distances by BLAS and the squared norms of y, all else in place: what a
+    careful NumPy user writes."""
+    squares = (x * y.dtype.type(-2)) @ y.T
+    squares += (x * x).sum(1)[:, None]
+    squares += norms
     np.maximum(squares, 0, out=squares)
     squares *= -g
     out: NDArray[Any] = np.exp(squares, out=squares)
@@ -220,28 +224,40 @@ def gram(x: NDArray[Any], y: NDArray[Any], g: Any) -> NDArray[Any]:
 def gaussian_sum(x: NDArray[Any], y: NDArray[Any], b: NDArray[Any], g: NDArray[Any]) -> NDArray[Any]:
     """The Gaussian sum by NumPy, a block of rows at a time."""
     rows = max(16, BLOCK // (len(y) * y.itemsize))
-    out = np.empty((len(x), b.shape[1]), x.dtype)
+    out, norms = np.empty((len(x), b.shape[1]), x.dtype), (y * y).sum(1)
     for first in range(0, len(x), rows):
-        out[first : first + rows] = gram(x[first : first + rows], y, g[0]) @ b
+        out[first : first + rows] = gram(x[first : first + rows], y, norms, g[0]) @ b
     return out
 
 
-def _numpy(row: Row, dtype: str, budget: float) -> Callable[[], float]:
+def numpy_rate(dtype: str, budget: float) -> float:
+    """Pairs per second of NumPy on the first row, in this process and on as many rows as take the time."""
     N = 10_000
 
-    def timed(M: int) -> Callable[[], float]:
-        arrays = _arrays(row, dtype, M, N)
+    def rate(M: int) -> float:
+        arrays = _arrays(ROWS[0], dtype, M, N)
+        begin = time.perf_counter()
+        gaussian_sum(*arrays)
+        return M * N / (time.perf_counter() - begin)
 
-        def rate() -> float:
-            begin = time.perf_counter()
-            gaussian_sum(*arrays)
-            return M * N / (time.perf_counter() - begin)
+    rate(256)
+    return rate(max(256, int(budget * rate(256) / N)))
 
-        return rate
 
-    few = timed(256)
-    few()
-    return timed(max(256, int(budget * few() / N)))
+def _numpy(dtype: str, budget: float) -> Callable[[], float]:
+    """The same in a process of its own: threads of BLAS that wait would take their time from the others."""
+    code = "import sys; from dred.jobs import bench; print(bench.numpy_rate(sys.argv[1], float(sys.argv[2])))"
+    one = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "VECLIB")}
+    return lambda: float(_apart(code, one, dtype, str(budget)))
+
+
+def _apart(code: str, environment: Mapping[str, str], *arguments: str) -> str:
+    """What a new process prints that imports dred from where this one has it."""
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # dred itself is imported as it is where it was installed
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 
 
 # -- times ---------------------------------------------------------------------------------------------------------
@@ -277,12 +293,7 @@ def first_result(cache: str, llvm: bool = False, n: int = 100) -> list[float]:
     n : int
         Points.
     """
-    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "DRED_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(paths)}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # dred itself is imported as it is where it was installed
-    command = [sys.executable, "-P", "-c", _FIRST, "llvm" if llvm else "", str(n)]
-    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-    found: list[float] = json.loads(done.stdout)
+    found: list[float] = json.loads(_apart(_FIRST, {"DRED_CACHE_DIR": cache}, "llvm" if llvm else "", str(n)))
     return found
 
 
@@ -338,16 +349,15 @@ class Bench:
 
     def _table(self) -> list[str]:
         found = {(f.name, f.dtype, f.place): f for f in self.figures}
-        where = [name for name in dict.fromkeys(f.place for f in self.figures) if name != "NumPy"]
-        width = max((len(f.name) for f in self.figures), default=0)
-        head = f"{'G pairs per second, of the ceiling':{width + 9}s}" + "".join(f"{name:>18s}" for name in where)
-        lines = [head]
+        where = [name for name in dict.fromkeys(f.place for f in self.figures) if name != PEER]
+        width = max(20, max((len(f.name) for f in self.figures), default=0))
+        lines = [f"{'G pairs/s, of the ceiling':{width + 9}s}" + "".join(f"{name:>18s}" for name in where)]
         for name, dtype in dict.fromkeys((f.name, f.dtype) for f in self.figures):
             cells = "".join(f"{_rate(found[name, dtype, at])} {found[name, dtype, at].part:6.0%}" for at in where)
             lines.append(f"{name:{width}s} {dtype:8s}{cells}")
-            if (peer := found.get((name, dtype, "NumPy"))) is not None:
+            if (peer := found.get((name, dtype, PEER))) is not None:
                 ratios = "".join(f"{f'{found[name, dtype, at].pairs / peer.pairs:.1f} x':>18s}" for at in where)
-                text = f"  NumPy in blocks of rows: {_rate(peer).strip()}"
+                text = f"  {PEER}: {_rate(peer).strip()}"
                 lines.append(f"{text:{width + 9}s}{ratios}" if where else text)
         return [line.rstrip() for line in lines]
 

@@ -194,7 +194,7 @@ def _cache() -> Iterator[Row]:
     if store.folder is None:
         yield Row(name, "off: every process compiles anew (DRED_CACHE_DIR, DRED_CACHE_SIZE)")
         return
-    if not store.private:
+    if store.folder.exists() and not store.private:
         advice = f"give it to yourself alone (chmod 700 {store.folder}), or name another in DRED_CACHE_DIR"
         yield Row(name, f"{store.folder} is not used: others may write to it", "wrong", advice)
         return

@@ -132,7 +132,7 @@ def zen3(monkeypatch):
 def pretend(monkeypatch, name, triple, have, lack=()):
     known = Known(name, triple, {f: f in have for f in (*sorted(have), *lack)})
     monkeypatch.setattr(machine, "_llvm", lambda: known)
-    monkeypatch.setattr(machine, "_host", HOST)
+    monkeypatch.setattr(machine, "host", HOST)
     return known
 
 
