@@ -10,11 +10,9 @@ Before these (with `first`, alone): medians of what a user waits for until a fir
 that have not a kernel on disk, and of a small call.
 """
 
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +27,8 @@ from dred import Genred
 from dred.formula.language import formula
 from dred.formula.node import toposort
 from dred.formula.oracle import dense
-from dred.kernel import cpu, engine, llvm
+from dred.jobs.bench import first_result
+from dred.kernel import cpu, engine, llvm, machine
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
 
@@ -119,23 +118,6 @@ def measure(r, dtype):
 
 PROCESSES, CALLS, NEW = 15, 2000, 15
 COMPILED, TINY = 100, 30  # points; so few of the latter that nothing is compiled for them
-FIRST = """
-import sys, json, time
-t = [time.perf_counter()]
-import numpy as np
-t.append(time.perf_counter())
-from dred import Genred
-t.append(time.perf_counter())
-if sys.argv[1] == "llvm":
-    import llvmlite.binding
-t.append(time.perf_counter())
-n = int(sys.argv[2])
-x = np.linspace(0, 1, 3 * n, dtype=np.float32).reshape(n, 3)
-routine = Genred("Exp(-g*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)"], axis=1)
-routine(x, x, x[:, :1].copy(), x[0, :1], backend="cpu")
-t.append(time.perf_counter())
-print(json.dumps([1e3 * (b - a) for a, b in zip(t, t[1:])]))
-"""
 
 
 def points(n):
@@ -143,15 +125,10 @@ def points(n):
     return x, x, x[:, :1].copy(), x[0, :1].copy()
 
 
-def first_results(folder, llvm, n=COMPILED):
+def first_results(folder, llvm=False, n=COMPILED):
     """Median milliseconds, of fresh processes: import of NumPy, of dred, of llvmlite, the first result."""
-    env = {**os.environ, "DRED_CACHE_DIR": folder}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # dred itself is imported as it is where it was installed
-    times = []
-    for _ in range(PROCESSES):
-        command = [sys.executable, "-c", FIRST, llvm, str(n)]
-        times.append(json.loads(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout))
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    times = [first_result(folder, llvm, n) for _ in range(PROCESSES)]
+    return [1e3 * statistics.median(column) for column in zip(*times, strict=True)]
 
 
 def call_times():
@@ -178,11 +155,11 @@ def call_times():
 def first():
     cold, call, tiny = call_times()
     with tempfile.TemporaryDirectory() as folder:
-        first_results(folder, "")  # leaves the kernel there
-        _, _, _, warm = first_results(folder, "")
-        numpy, dred, llvm, loaded = first_results(folder, "llvm")
-    _, _, _, without = first_results("off", "")
-    _, _, _, interpreted = first_results("off", "", TINY)
+        first_results(folder)  # leaves the kernel there
+        _, _, _, warm = first_results(folder)
+        numpy, dred, llvm, loaded = first_results(folder, llvm=True)
+    _, _, _, without = first_results("off")
+    _, _, _, interpreted = first_results("off", n=TINY)
     print(f"milliseconds (medians), Gaussian sum, D = 3, M = N = {COMPILED}, float32")
     for name, value in [
         ("import numpy", numpy),
@@ -202,12 +179,7 @@ def first():
 
 def main():
     names = " ".join(f"{name} {version(name)}" for name in ("numpy", "llvmlite"))
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            cpu_name = next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu_name = platform.processor() or platform.machine()
-    print(f"{cpu_name}, Python {platform.python_version()}, {names}")
+    print(f"{machine.processor()}, Python {platform.python_version()}, {names}")
     first()
     if sys.argv[1:] == ["first"]:
         return

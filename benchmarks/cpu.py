@@ -44,11 +44,12 @@ os.environ.update(
 )
 
 import numpy as np
-from gaussian import cpu_name, multiply_add_rate  # beside this file
-from peers import PEERS, Run, Task, part, reference
+from peers import PEERS, Run, Task, part, reference  # beside this file
 
 from dred import Genred
 from dred import __version__ as dred_version
+from dred.kernel import machine
+from dred.kernel.ceiling import multiply_add_rate
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 CHECKED = 16  # rows
@@ -237,11 +238,8 @@ def load():
 
 
 def header(options):
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features()
-    simd = [name for name in ("sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "neon", "sve") if features.get(name)]
-    print(f"{cpu_name()} ({llvm.get_host_cpu_name()}: {' '.join(simd)}), {os.cpu_count()} CPUs, one thread")
+    cpus = f"{os.cpu_count()} CPUs, one thread"
+    print(f"{machine.processor()} ({machine.host().cpu}: {' '.join(machine.simd())}), {cpus}")
     found = [f"dred {dred_version}"]
     for package in dict.fromkeys(("numpy", "llvmlite", *(package for package, _ in PEERS.values()))):
         try:

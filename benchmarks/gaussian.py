@@ -8,7 +8,6 @@ arrays, results are NumPy arrays, compilation is not counted (it is shown). "of 
 same run. Where additions have pipes of their own it can exceed 100 %.
 """
 
-import ctypes
 import os
 import platform
 import statistics
@@ -24,8 +23,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from dred.formula.language import formula
-from dred.kernel import cpu, engine
-from dred.kernel.llvm_math import Lanes
+from dred.jobs.bench import gaussian_sum, gram
+from dred.kernel import cpu, engine, machine
+from dred.kernel.ceiling import multiply_add_rate
 from dred.kernel.spec import KernelSpec
 
 ROUNDS = 7
@@ -51,24 +51,16 @@ PROBLEMS = (
 )
 
 
-def gram(x, y, g):
-    """Gaussian kernel matrix of a chunk, distances by BLAS: what a careful NumPy user writes."""
-    squares = (x * x).sum(1)[:, None] + (y * y).sum(1) - 2 * (x @ y.T)
-    np.maximum(squares, 0, out=squares)
-    squares *= -g
-    return np.exp(squares, out=squares)
-
-
 def numpy_chunks(kind, arrays, rows):
     """The same reduction by NumPy, a chunk of rows at a time; sums are made by BLAS in the compute type."""
+    if kind == "gaussian":
+        return gaussian_sum(*arrays)
     x, y = arrays[0], arrays[1]
-    out = np.empty((len(x), 1 if kind == "gaussian" else x.shape[1]), x.dtype)
+    out, norms = np.empty_like(x), (y * y).sum(1)
     for first in range(0, len(x), rows):
         part = slice(first, first + rows)
-        if kind == "gaussian":
-            out[part] = gram(x[part], y, arrays[3][0]) @ arrays[2]
-        elif kind == "gradient":
-            weights = gram(x[part], y, arrays[3][0]) * arrays[2][:, 0]
+        if kind == "gradient":
+            weights = gram(x[part], y, norms, arrays[3][0]) * arrays[2][:, 0]
             out[part] = weights.sum(1, keepdims=True) * x[part] - weights @ y
             out[part] *= -2 * arrays[3][0] * arrays[4][part]
         else:
@@ -76,42 +68,6 @@ def numpy_chunks(kind, arrays, rows):
             for k in range(x.shape[1]):
                 out[part, k] = (np.exp(x[part, k, None] + y[:, k]) @ factor)[:, 0]
     return out
-
-
-def multiply_add_rate(dtype):
-    """Multiply-adds per second of one thread: 12 independent chains in vectors as wide as the machine's registers."""
-    import llvmlite.binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    features = llvm.get_host_cpu_features()
-    width = 64 if features.get("avx512f", False) else 32 if features.get("avx", False) else 16
-    lanes = Lanes(dtype, width // Lanes(dtype).itemsize)
-    T, chains = lanes.type, range(12)
-    fma = f"@llvm.fma.{lanes.suffix}"
-    lines = [
-        f"declare {T} {fma}({T}, {T}, {T})",
-        "define void @run(ptr %p, i64 %n) #0 {",
-        f"entry:\n  %a = load {T}, ptr %p, align 4\n  br label %loop",
-        "loop:\n  %i = phi i64 [ 0, %entry ], [ %next, %loop ]",
-        *(f"  %x{k} = phi {T} [ %a, %entry ], [ %y{k}, %loop ]" for k in chains),
-        *(f"  %y{k} = call {T} {fma}({T} %x{k}, {T} %a, {T} %a)" for k in chains),
-        "  %next = add i64 %i, 1\n  %more = icmp slt i64 %next, %n\n  br i1 %more, label %loop, label %done\ndone:",
-        *(f"  store {T} %y{k}, ptr %p, align 4" for k in chains),
-        '  ret void\n}\nattributes #0 = { "prefer-vector-width"="512" }',
-    ]
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=2
-    )
-    engine_ = llvm.create_mcjit_compiler(llvm.parse_assembly("\n".join(lines)), machine)
-    engine_.finalize_object()
-    run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(engine_.get_function_address("run"))
-    start, count = np.full(64, 0.5, dtype), 500_000
-
-    def rate(keep=engine_):  # the code lives as long as its engine
-        return count * len(chains) * lanes.width / seconds(lambda: run(start.ctypes.data, count))
-
-    return rate
 
 
 def seconds(work):
@@ -154,23 +110,11 @@ def measure(problem, dtype, budget, ceiling):
     )
 
 
-def cpu_name():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main():
-    import llvmlite.binding as llvm
-
     budget = float(sys.argv[1]) if len(sys.argv) > 1 else 0.3
-    features = llvm.get_host_cpu_features()
-    simd = [name for name in ("sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "neon", "sve") if features.get(name)]
     names = " ".join(f"{name} {version(name)}" for name in ("numpy", "llvmlite"))
-    print(f"{cpu_name()} ({llvm.get_host_cpu_name()}: {' '.join(simd)}), {os.cpu_count()} CPUs")
-    print(f"Python {platform.python_version()}, {names}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}")
+    print(f"{machine.processor()} ({machine.host().cpu}: {' '.join(machine.simd())}), {os.cpu_count()} CPUs")
+    print(f"Python {platform.python_version()}, {names}, LLVM {machine.llvm_version()}")
     print("G pairs/s of one core: dred, NumPy chunks, their ratio; instructions per pair, as part of the fma rate")
     print(
         f"{'':22s} {'D':>4s} {'':8s} {'n':>6s} {'dred':>8s} {'numpy':>8s} {'ratio':>6s} {'cost':>6s} {'of fma':>7s} "

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dred.kernel.work import WORK
+
 MEGABYTE = 1_000_000
 SHORT = 16  # components that are written out
 
@@ -76,16 +78,9 @@ class Task(NamedTuple):
     @property
     def fma(self):
         """Multiply-adds that a pair needs at least: none counted for additions, comparisons and square roots."""
-        exp = {"float32": 8, "float64": 13}[self.dtype]  # scaling, reduction, polynomial of degree 6 or 11
-        counts = {
-            "sum": self.D + exp + self.E if self.profile == "gaussian" else None,
-            "gradient": 2 * self.D + exp + 1,
-            "tutorial": 3 * (exp + 1),
-            "tutorial_gradient": 3 * (exp + 1),
-            "logsumexp": self.D + exp,
-            "nearest": self.D,
-        }
-        return counts[self.kind] if self.calls == 1 else None
+        if self.calls > 1 or self.profile != "gaussian":
+            return None
+        return WORK[self.kind](self.D, self.E).fma(self.dtype)
 
 
 class Run(NamedTuple):

@@ -24,7 +24,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from dred.formula.language import formula
-from dred.kernel import cpu, engine
+from dred.kernel import cpu, engine, machine
 from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
 
@@ -103,12 +103,9 @@ def measure(name, parameter, peer, D, budget):
 
 
 def main():
-    import llvmlite.binding as llvm
-    from gaussian import cpu_name  # beside this file
-
     budget = float(sys.argv[1]) if len(sys.argv) > 1 else 0.3
     names = " ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "scikit-learn", "llvmlite"))
-    print(f"{cpu_name()} ({llvm.get_host_cpu_name()}), {os.cpu_count()} CPUs")
+    print(f"{machine.processor()} ({machine.host().cpu}), {os.cpu_count()} CPUs")
     print(f"Python {platform.python_version()}, {names}")
     print("G pairs/s of one core, squared distances in float32")
     print(

@@ -39,6 +39,7 @@ ORDER = [
     "dred.kernel.disk",
     "dred.kernel.threads",
     "dred.kernel.machine",
+    "dred.kernel.work",
     "dred.kernel.ir",
     "dred.kernel.spec",
     "dred.kernel.hoist",
@@ -51,6 +52,7 @@ ORDER = [
     "dred.kernel.cpu_schedule",
     "dred.kernel.coefficients",
     "dred.kernel.llvm_lanes",
+    "dred.kernel.ceiling",
     "dred.kernel.llvm_exponentials",
     "dred.kernel.llvm_angles",
     "dred.kernel.llvm_math",
@@ -68,17 +70,24 @@ ORDER = [
     "dred.kernel.cuda_device",
     "dred.kernel.cuda_launch",
     "dred.kernel.cuda_cache",
+    "dred.kernel.cuda_ceiling",
     "dred.kernel.cuda_fold",
     "dred.kernel.cuda_host",
     "dred.kernel.cuda",
     "dred.kernel.engine",
     "dred.kernel",
     "dred.sweeps",
+    "dred.cluster.files",
     "dred.cluster.stored",
     "dred.cluster.stored_npy",
     "dred.cluster.stored_zarr",
     "dred.cluster.stored_parquet",
+    "dred.cluster.stored_csv",
+    "dred.cluster.stored_hdf5",
     "dred.cluster.sources",
+    "dred.cluster.sink_zarr",
+    "dred.cluster.sink_parquet",
+    "dred.cluster.sinks",
     "dred.cluster.cuts",
     "dred.cluster.settings",
     "dred.cluster.sizes",
@@ -100,6 +109,8 @@ ORDER = [
     "dred.cluster.runs",
     "dred.cluster.compute",
     "dred.cluster.plugin",
+    "dred.cluster.nans",
+    "dred.cluster.connect",
     "dred.cluster",
     "dred.inputs",
     "dred.options",
@@ -107,11 +118,24 @@ ORDER = [
     "dred.routine",
     "dred.genred",
     "dred.generic",
+    "dred.jobs.document",
+    "dred.jobs.job",
+    "dred.jobs.inputs",
+    "dred.jobs.manifest",
+    "dred.jobs.log",
+    "dred.jobs.verify",
+    "dred.jobs.report",
+    "dred.jobs.runner",
+    "dred.jobs.check",
+    "dred.jobs.bench",
+    "dred.jobs",
     "dred",
+    "dred.jobs.cli",
+    "dred.__main__",
 ]
 LEVEL = {module: level for level, module in enumerate(ORDER)}
 
-CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "fold", "host"))
+CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "ceiling", "fold", "host"))
 
 # Third-party package -> modules, or packages with all they hold, that may import it.
 ONLY_IN = {
@@ -121,8 +145,12 @@ ONLY_IN = {
     "dask": ("dred.cluster",),
     "distributed": ("dred.cluster",),
     "dask_cuda": ("dred.cluster",),
-    "zarr": ("dred.cluster.stored_zarr",),
-    "pyarrow": ("dred.cluster.stored_parquet",),
+    "zarr": ("dred.cluster.stored_zarr", "dred.cluster.sink_zarr"),
+    "pyarrow": ("dred.cluster.stored_parquet", "dred.cluster.stored_csv", "dred.cluster.sink_parquet"),
+    "h5py": ("dred.cluster.stored_hdf5",),
+    "fsspec": ("dred.cluster.files",),
+    "click": ("dred.jobs.cli",),
+    "yaml": ("dred.jobs.document",),
 }
 
 # Lines: a module that needs more has its reason here.
@@ -241,7 +269,7 @@ def python(code: str) -> str:
 
 
 def test_import_dred_is_light():
-    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow")
+    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow", "h5py", "fsspec")
     loaded = python("import sys, dred; print(*sys.modules)").split()
     assert "dred" in loaded
     assert [name for name in heavy if name in loaded] == []

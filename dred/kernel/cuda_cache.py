@@ -49,6 +49,17 @@ def _nvrtc() -> Any:
     return nvrtc
 
 
+def nvrtc_version() -> str:
+    """That of NVRTC.
+
+    Raises
+    ------
+    BackendError
+        CuPy cannot load it.
+    """
+    return ".".join(map(str, _nvrtc().getVersion()))
+
+
 def compile_cubin(text: str, arch: str) -> tuple[bytes, str]:
     """Machine code of a source for an architecture, such as "sm_90", and the compiler's log. Needs no device.
 

@@ -50,17 +50,52 @@ def checked(device_id: int) -> int:
     """
     count = device_count()
     if count == 0:
-        missing = (
-            "no NVIDIA driver was found" if not _driver()
-            else "CuPy is not installed" if importlib.util.find_spec("cupy") is None
-            else "the driver shows no device to this process"
-        )  # fmt: skip
-        raise BackendError(f"backend='cuda' cannot run here: {missing}{CURE}")
+        raise BackendError(f"backend='cuda' cannot run here: {lacking()}{CURE}")
     if not -1 <= device_id < count:
         raise BackendError(
             f"device_id={device_id} is out of range: this process sees {count} device(s), 0 ... {count - 1}"
         )
     return device_id if device_id >= 0 else current()
+
+
+def lacking() -> str:
+    """Why `device_count` is 0; "" where it is not."""
+    if not _driver():
+        return "no NVIDIA driver was found"
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed"
+    return "the driver shows no device to this process" if device_count() == 0 else ""
+
+
+def cupy_version() -> str:
+    """That of CuPy; "" where it is not installed.
+
+    Raises
+    ------
+    Exception
+        What importing it raises where it is broken.
+    """
+    if importlib.util.find_spec("cupy") is None:
+        return ""
+    import cupy
+
+    return str(cupy.__version__)
+
+
+def driver_version() -> str:
+    """The newest version of CUDA that the driver knows, where there is a device."""
+    from cupy.cuda import runtime
+
+    number = int(runtime.driverGetVersion())
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def described(device_id: int) -> str:
+    """Name, architecture and memory of a device."""
+    from cupy.cuda import runtime
+
+    about = runtime.getDeviceProperties(device_id)
+    return f"{about['name'].decode()}, {capability(device_id)}, {human(about['totalGlobalMem'])}"
 
 
 def current() -> int:

@@ -98,6 +98,22 @@ class Store:
             with contextlib.suppress(OSError):
                 path.unlink()
 
+    @property
+    def private(self) -> bool:
+        """Whether nobody else can have put entries into the folder, or it is not there yet."""
+        return self.folder is not None and _private(self.folder)
+
+    def usage(self) -> tuple[int, int]:
+        """Number of entries, and their bytes."""
+        sizes = []
+        if self.folder is not None:
+            with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+                for entry in entries:
+                    if _NAME.fullmatch(entry.name):
+                        with contextlib.suppress(OSError):
+                            sizes.append(entry.stat(follow_symlinks=False).st_size)
+        return len(sizes), sum(sizes)
+
     def sweep(self) -> None:
         """Remove entries until three quarters of `most` are left, those first that were used longest ago, and what
         writers left that were killed. Files with other names are nobody's business."""

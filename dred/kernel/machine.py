@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,8 +22,7 @@ class Machine(NamedTuple):
     def key(self) -> str:
         """All that object code depends on besides its text."""
         llvm = _llvm()
-        version = ".".join(map(str, llvm.llvm_version_info))
-        return f"{self.triple or llvm.get_default_triple()} {self.cpu} {self.features} llvm {version}"
+        return f"{self.triple or llvm.get_default_triple()} {self.cpu} {self.features} llvm {llvm_version()}"
 
 
 class Named(NamedTuple):
@@ -63,11 +63,12 @@ def chosen() -> Machine:
         This machine cannot run what DRED_CPU names, or nothing has that name.
     """
     name = os.environ.get("DRED_CPU", "").strip().lower()
-    return _host() if name in ("", "host") else _named(name)
+    return host() if name in ("", "host") else _named(name)
 
 
 @cache
-def _host() -> Machine:
+def host() -> Machine:
+    """This machine's own processor, with all it can."""
     features = sorted(_features().items())
     return Machine(_llvm().get_host_cpu_name(), ",".join(f"{'+' if have else '-'}{name}" for name, have in features))
 
@@ -84,10 +85,31 @@ def _named(name: str) -> Machine:
     can = runnable()
     if name not in can:
         raise OptionError(
-            f"DRED_CPU is {name!r}: this machine ({_host().cpu}) can run {', '.join(['host', *can])}; set it to one of"
+            f"DRED_CPU is {name!r}: this machine ({host().cpu}) can run {', '.join(['host', *can])}; set it to one of"
             " these, or unset it"
         )
     return can[name]
+
+
+def simd() -> tuple[str, ...]:
+    """The instruction sets of vectors that this machine has, by LLVM's names."""
+    names = ("sse2", "avx", "avx2", "fma", "avx512f", "avx512dq", "neon", "sve")
+    have = _features()
+    return tuple(name for name in names if have.get(name))
+
+
+def processor() -> str:
+    """This machine's processor as its maker calls it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def llvm_version() -> str:
+    """That of LLVM, which is not that of llvmlite."""
+    return ".".join(map(str, _llvm().llvm_version_info))
 
 
 def runnable() -> dict[str, Machine]:

@@ -57,30 +57,38 @@ def thread_count() -> int:
     OptionError
         DRED_NUM_THREADS is no positive number.
     """
+    return explained()[0]
+
+
+def explained() -> tuple[int, str]:
+    """`thread_count`, and what decided it. Raises what that raises."""
     if (number := declared()) is not None:
-        return number
+        return number, "DRED_NUM_THREADS"
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
     if text.isdecimal() and int(text) > 0:
-        return min(int(text), THREADS)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, THREADS, math.ceil(min(quota(), THREADS))))
+        return min(int(text), THREADS), "OMP_NUM_THREADS"
+    cpus = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, THREADS)
+    if (time := quota()) <= cpus - 1:
+        return max(1, math.ceil(time)), f"control groups allow the time of {time:.3g} CPUs"
+    return cpus, f"affinity: {cpus} of {os.cpu_count()} CPUs"
 
 
 @functools.cache
 def quota(root: str = "/sys/fs/cgroup", groups: str = "/proc/self/cgroup") -> float:
     """CPUs whose time the control groups of this process (version 2) allow it; infinite where there is no limit."""
+    return min(map(_allowed, control_groups(root, groups)), default=math.inf)
+
+
+def control_groups(root: str = "/sys/fs/cgroup", groups: str = "/proc/self/cgroup") -> Iterator[Path]:
+    """The folders of the control groups of this process (version 2) and of those around them, each with limits."""
     try:
         lines = Path(groups).read_text().splitlines()
     except OSError:
-        return math.inf
-    names = [line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")]
-    return min((_allowed(folder) for name in names for folder in _upwards(Path(root), name)), default=math.inf)
-
-
-def _upwards(root: Path, name: str) -> Iterator[Path]:
-    """A group and those around it: each may have a limit."""
-    parts = [part for part in name.split("/") if part]
-    return (root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
+        return
+    for line in lines:
+        if line.startswith("0::"):
+            parts = [part for part in line.removeprefix("0::").split("/") if part]
+            yield from (Path(root, *parts[:depth]) for depth in range(len(parts), -1, -1))
 
 
 def _allowed(folder: Path) -> float:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import small
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "deploy" / "mpi" / "run.py"
@@ -28,6 +30,13 @@ def test_a_script_on_two_workers(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "threads 1 1\n" in done.stdout
     assert "error below 1e-12 True\n" in done.stdout
+
+
+def test_a_job_file(tmp_path):
+    small.prepare(tmp_path)
+    done = mpirun(tmp_path, 4, "job.toml", "output.path=other.npy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    small.check(tmp_path / "other.npy")
 
 
 def test_the_exit_status_is_that_of_the_program(tmp_path):

@@ -101,7 +101,7 @@ def test_code_for_other_machines(every_target, architecture, name_of_set, triple
 # -- DRED_CPU ------------------------------------------------------------------------------------------------------
 
 
-HOST = machine._host.__wrapped__  # asks each time
+HOST = machine.host.__wrapped__  # asks each time
 
 
 class Known:
@@ -132,7 +132,7 @@ def zen3(monkeypatch):
 def pretend(monkeypatch, name, triple, have, lack=()):
     known = Known(name, triple, {f: f in have for f in (*sorted(have), *lack)})
     monkeypatch.setattr(machine, "_llvm", lambda: known)
-    monkeypatch.setattr(machine, "_host", HOST)
+    monkeypatch.setattr(machine, "host", HOST)
     return known
 
 

@@ -699,7 +699,8 @@ def _modules(of):
         getDevice=lambda: of.device, getDeviceCount=lambda: of.devices, CUDARuntimeError=CUDARuntimeError,
         memGetInfo=lambda: Device(of.device).mem_info, setDevice=lambda n: setattr(of.local, "device", n),
         deviceSynchronize=lambda: Device().synchronize(),
-        getDeviceProperties=lambda n: {"name": f"Fake {of.capabilities[n]}".encode()},
+        getDeviceProperties=lambda n: {"name": f"Fake {of.capabilities[n]}".encode(), "totalGlobalMem": of.memory},
+        driverGetVersion=lambda: 13000,
     )  # fmt: skip
     parts["memory"].OutOfMemoryError = OutOfMemoryError
     parts["function"].__dict__.update(Module=Module, Function=Function)
