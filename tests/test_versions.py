@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # What no test of the cluster layer imports.
-LEFT_OUT = {"cupy-cuda13x", "matplotlib", "mypy", "nvidia-cuda-nvrtc", "pytest-xdist", "ruff", "scikit-learn"}
+LEFT_OUT = {"cupy-cuda13x", "dask-jobqueue", "dask-mpi", "matplotlib", "mpi4py", "mypy", "nvidia-cuda-nvrtc",
+            "pytest-xdist", "ruff", "scikit-learn"}  # fmt: skip
 
 PURE = ("test_plan.py", "test_sources.py", "test_panels.py")  # they know nothing of dask
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import small
+from tests.jobs import kills
 from tests.slurm.local_slurm import local_slurm, missing
 
 pytestmark = pytest.mark.slow
@@ -139,23 +141,21 @@ def test_a_cancelled_job_cleans_up(slurm, tmp_path):
     assert not file.exists()
 
 
-def test_a_program_that_can_go_on_is_run_again(slurm, tmp_path):
-    script = tmp_path / "ends.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "if not os.environ.get('SLURM_RESTART_COUNT'):\n"
-        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "    print('waiting for a signal', flush=True)\n"
-        "    while True:\n"
-        "        signal.pause()\n"
-        "print('the second run', *sys.argv[3:])\n"
+def test_a_job_that_is_told_to_end_is_run_again_and_goes_on(slurm, tmp_path):
+    kills.prepare(tmp_path)
+    job = submit(slurm, tmp_path, "job.toml", "output.path=told.npy")
+    wait_for(
+        lambda: kills.finished(tmp_path, "told.npy") >= 5 or state(slurm, job) not in RUNS, lambda: log(tmp_path, job)
     )
-    job = submit(slurm, tmp_path, script, "one", "two")
-    wait_for(lambda: "waiting for a signal" in log(tmp_path, job), lambda: log(tmp_path, job))
     subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True)
     ended(slurm, tmp_path, job, "COMPLETED")
-    assert log(tmp_path, job).count("waiting for 2 workers") == 2
-    assert log(tmp_path, job).endswith("the second run one two\n")
+    said = log(tmp_path, job)
+    assert said.count("waiting for 2 workers") == 2, said
+    assert "dred: ended by SIGTERM" in said
+    kept = int(re.search(r"going on in .*: (\d+) files of finished blocks", said)[1])
+    assert 5 <= kept < kills.BLOCKS
+    kills.run(tmp_path, "quiet.npy")
+    assert (tmp_path / "told.npy").read_bytes() == (tmp_path / "quiet.npy").read_bytes()
 
 
 def test_a_job_that_is_cancelled_stays_so(slurm, tmp_path):
@@ -203,12 +203,23 @@ def test_tasks_of_one_srun_on_two_nodes(slurm, tmp_path):
     assert list(tmp_path.glob("scheduler-*.json")) == []
 
 
-@pytest.mark.parametrize("script", ["cluster.py", "runner.py"])
+STARTS = {"cluster.py": (sys.executable, *CLUSTER), "runner.py": (*RUNNER, sys.executable, SLURM / "runner.py")}
+
+
+@pytest.mark.parametrize("script", STARTS)
+def test_a_job_file(script, slurm, tmp_path):
+    small.prepare(tmp_path)
+    run(slurm, tmp_path, *STARTS[script], "job.toml", "output.path=other.npy")
+    small.check(tmp_path / "other.npy")
+
+
+@pytest.mark.parametrize("script", STARTS)
 def test_the_exit_status_is_that_of_the_program(script, slurm, tmp_path):
     fails = tmp_path / "fails.py"
     fails.write_text("raise SystemExit(75)\n")
-    start = (sys.executable, *CLUSTER) if script == "cluster.py" else (*RUNNER, sys.executable, SLURM / script)
-    done = subprocess.run(list(map(str, (*start, fails))), env=slurm, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, (*STARTS[script], fails))), env=slurm, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 75, done.stdout + done.stderr
 
 
