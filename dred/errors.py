@@ -155,6 +155,10 @@ class PlanError(DredError, ValueError):
     """Work that cannot be planned, or does not fit."""
 
 
+class JobError(DredError, ValueError):
+    """A job file, or a key of it, that cannot be used."""
+
+
 class StoreError(DredError, OSError):
     """A folder of finished results that cannot be used, or not for this computation."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -21,7 +20,7 @@ from dred.kernel import engine
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
-from dred.run import REDUCERS, run
+from dred.run import REDUCERS, configured, run
 from dred.sweeps import Sweep, sweeps, with_expansion
 
 
@@ -46,7 +45,7 @@ class Routine:
         Whether squared distances are written out.
     """
 
-    _rows_added = False  # whether what is left for each row is added up: in the gradient by a parameter
+    rows_added = False  # whether what is left for each row is added up: in the gradient by a parameter
 
     def __init__(
         self,
@@ -77,6 +76,16 @@ class Routine:
         last = self._planned("float32")[-1]
         sizes = tuple(int(np.prod(output.empty(last.spec).shape[1:])) for output in last.outputs)
         return sizes if sizes[1:] or self._several else sizes[0]
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Those that a caller passes arrays for, in order."""
+        return self._formula.variables
+
+    @property
+    def reduced(self) -> tuple[Reduced, ...]:
+        """What is reduced in the last sweep, with what earlier ones leave to it."""
+        return self._reduced
 
     def sweeps(self, dtype: Any) -> tuple[Sweep, ...]:
         """The sweeps over the pairs for arrays of a type, in order; the last one has the results.
@@ -116,7 +125,7 @@ class Routine:
         kind = compute_type(dtype)
         given = dtype if dtype != kind else ""
         found = sweeps(self._reduced, self._formula.variables, kind, acc, how.chain, how.kahan, given)
-        if not (given and self._rows_added):
+        if not (given and self.rows_added):
             return found
         # rows are added up before they are rounded to the type of the arrays
         last = replace(found[-1], outputs=tuple(replace(output, saved=True) for output in found[-1].outputs))
@@ -260,7 +269,7 @@ class Routine:
         backend: str = "auto",
         out: Any = None,
         store: str | os.PathLike[str] | None = None,
-        progress: bool = False,
+        progress: bool | Callable[[Any], None] = False,
     ) -> Any:
         """Reduce dask arrays and wait for the result.
 
@@ -281,8 +290,10 @@ class Routine:
             A folder that all workers and this process share, for this computation alone. Finished rows are kept there,
             and where there are fewer than 20 blocks of them the states of lanes too; called again with equal arguments
             (dask arrays of equal names), only what is missing is computed. Delete it afterwards.
-        progress : bool
-            Whether to say on stderr how many pairs are done, at what rate, and how long the rest will take.
+        progress : bool or callable
+            Whether to say on stderr how many pairs are done, at what rate, and how long the rest will take; or a
+            function that is told now and then: its argument has `done` and `total` pairs, `seconds` since the
+            beginning, the `rate` in pairs per second and the seconds `left` (both None before the first task ends).
 
         Returns
         -------
@@ -319,10 +330,11 @@ class Routine:
 
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1])
-        with compute.said(self._plans(args, backend) if progress else ()) as meter:
-            reducer = compute.reducer(name, meter, None if self._rows_added else given, store, self._rows_added)
+        told = progress if callable(progress) else None
+        with compute.said(self._plans(args, backend) if progress else (), told) as meter:
+            reducer = compute.reducer(name, meter, None if self.rows_added else given, store, self.rows_added)
             results = run(planned, inputs, reducer)
-        if self._rows_added:
+        if self.rows_added:
             results = compute.here(self._added(results, inputs.dtype), given)
         return self._entries(results)
 
@@ -378,7 +390,7 @@ class Routine:
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
-            name = "cuda" if device_id >= 0 else _configured()
+            name = "cuda" if device_id >= 0 else configured()
         inputs = check(self._formula, self._flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
@@ -395,7 +407,7 @@ class Routine:
 
     def _added(self, results: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
         """The results, of which rows are added up where that is due."""
-        if not self._rows_added:
+        if not self.rows_added:
             return results
         with np.errstate(over="ignore"):  # beyond the largest number is inf
             return tuple(rows.sum(axis=0, dtype="float64").astype(array_type(dtype)) for rows in results)
@@ -424,9 +436,9 @@ class Routine:
             if kind_of(array) == "dask" or not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
                 raise InputError(f"{label} is no array to whose rows can be assigned, but {type(array).__name__}")
             like = output.empty(last.spec)
-            rows = () if self._rows_added else (inputs.rows[1 - self.axis],)
+            rows = () if self.rows_added else (inputs.rows[1 - self.axis],)
             shape = (*rows, *like.shape[1:])
-            kind = inputs.dtype if self._rows_added else like.dtype
+            kind = inputs.dtype if self.rows_added else like.dtype
             if tuple(array.shape) != shape or array.dtype != kind:
                 raise InputError(f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {kind}")
             if plain and (not array.flags.c_contiguous or not array.flags.writeable):
@@ -464,9 +476,9 @@ class Gradient(Routine):
             names = ", ".join(dict.fromkeys(r.name for r in of._reduced))
             raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
         first = len(f.variables)
-        given = [Variable(first + k, r.dim, 2 if of._rows_added else r.cat) for k, r in enumerate(sending)]
+        given = [Variable(first + k, r.dim, 2 if of.rows_added else r.cat) for k, r in enumerate(sending)]
         nodes = [var(w.ind, w.dim, w.cat) for w in given]
-        reduced = grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given), added=of._rows_added)
+        reduced = grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given), added=of.rows_added)
         results = [f"the gradient by {of.variable}"] if isinstance(of, Gradient) else [r.name for r in sending]
         labels = tuple(f"cotangent of {result}" for result in results)
         self.variable = f.labels[v.ind]
@@ -477,7 +489,7 @@ class Gradient(Routine):
         super().__init__(
             formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how, expand=of.expand
         )
-        self._rows_added, self._cotangents = v.cat == 2, len(given)
+        self.rows_added, self._cotangents = v.cat == 2, len(given)
 
     def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
@@ -486,12 +498,3 @@ class Gradient(Routine):
 
     def __repr__(self) -> str:
         return f"<{self.formula}>"
-
-
-def _configured() -> str:
-    """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
-        return "auto"
-    from dred.cluster import config
-
-    return engine.named(config.backend())

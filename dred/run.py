@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -87,3 +89,12 @@ REDUCERS: Mapping[str, Callable[[str, int, Inputs], Reducer]] = {
     "cupy": _on_device,
     "dask": _lazily,
 }
+
+
+def configured() -> str:
+    """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
+    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
+        return "auto"
+    from dred.cluster import config
+
+    return engine.named(config.backend())

@@ -77,11 +77,17 @@ ORDER = [
     "dred.kernel.engine",
     "dred.kernel",
     "dred.sweeps",
+    "dred.cluster.files",
     "dred.cluster.stored",
     "dred.cluster.stored_npy",
     "dred.cluster.stored_zarr",
     "dred.cluster.stored_parquet",
+    "dred.cluster.stored_csv",
+    "dred.cluster.stored_hdf5",
     "dred.cluster.sources",
+    "dred.cluster.sink_zarr",
+    "dred.cluster.sink_parquet",
+    "dred.cluster.sinks",
     "dred.cluster.cuts",
     "dred.cluster.settings",
     "dred.cluster.sizes",
@@ -103,6 +109,8 @@ ORDER = [
     "dred.cluster.runs",
     "dred.cluster.compute",
     "dred.cluster.plugin",
+    "dred.cluster.nans",
+    "dred.cluster.connect",
     "dred.cluster",
     "dred.inputs",
     "dred.options",
@@ -110,10 +118,20 @@ ORDER = [
     "dred.routine",
     "dred.genred",
     "dred.generic",
+    "dred.jobs.document",
+    "dred.jobs.job",
+    "dred.jobs.inputs",
+    "dred.jobs.manifest",
+    "dred.jobs.log",
+    "dred.jobs.verify",
+    "dred.jobs.report",
+    "dred.jobs.runner",
     "dred.jobs.check",
     "dred.jobs.bench",
     "dred.jobs",
     "dred",
+    "dred.jobs.cli",
+    "dred.__main__",
 ]
 LEVEL = {module: level for level, module in enumerate(ORDER)}
 
@@ -127,8 +145,12 @@ ONLY_IN = {
     "dask": ("dred.cluster",),
     "distributed": ("dred.cluster",),
     "dask_cuda": ("dred.cluster",),
-    "zarr": ("dred.cluster.stored_zarr",),
-    "pyarrow": ("dred.cluster.stored_parquet",),
+    "zarr": ("dred.cluster.stored_zarr", "dred.cluster.sink_zarr"),
+    "pyarrow": ("dred.cluster.stored_parquet", "dred.cluster.stored_csv", "dred.cluster.sink_parquet"),
+    "h5py": ("dred.cluster.stored_hdf5",),
+    "fsspec": ("dred.cluster.files",),
+    "click": ("dred.jobs.cli",),
+    "yaml": ("dred.jobs.document",),
 }
 
 # Lines: a module that needs more has its reason here.
@@ -247,7 +269,7 @@ def python(code: str) -> str:
 
 
 def test_import_dred_is_light():
-    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow")
+    heavy = ("dask.array", "distributed", "llvmlite", "cupy", "numba", "zarr", "pyarrow", "h5py", "fsspec")
     loaded = python("import sys, dred; print(*sys.modules)").split()
     assert "dred" in loaded
     assert [name for name in heavy if name in loaded] == []

@@ -24,27 +24,35 @@ from dask.utils import parse_bytes
 from dred.cluster import config, sources, spool
 from dred.cluster.backend import ambient_client
 from dred.cluster.collection import as_dask_array, first_task
-from dred.cluster.stored import DTYPES, Source, stamp_of
+from dred.cluster.files import stamp_of
+from dred.cluster.stored import DTYPES, Source
 from dred.cluster.stored_npy import mapped
 from dred.errors import DtypeError, InputError, human
 
 
-def from_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None, chunks: Any = "auto") -> da.Array:
+def from_file(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, chunks: Any = "auto", dtype: Any = None
+) -> da.Array:
     """A stored array as a lazy dask array, whose blocks are read by path where they are needed.
 
-    Nothing but shape, type and time of change is read here. In a reduction of dred no block need ever be held whole,
-    nor travel: tasks read rows themselves.
+    Nothing but shape, type and time of change is read here; of csv, where rows begin is looked for. In a reduction of
+    dred no block need ever be held whole, nor travel: tasks read rows themselves, and never unpickle anything.
 
     Parameters
     ----------
     path : str or path
-        A file of `numpy.save`; a zarr array, also by URL; a parquet file, or a directory of parquet files in the order
-        of their names. Of float16, float32 or float64, with 1 or 2 dimensions. The workers read it by the same path.
+        A file of `numpy.save`; a zarr array; a dataset of an HDF5 file, such as "points.h5/group/x"; a parquet file, or
+        a directory of parquet files in the order of their names; a csv file (.csv, .tsv), with or without a line of
+        names. Or a URL of one, such as "s3://bucket/x.npy". Of float16, float32 or float64, with 1 or 2 dimensions. The
+        workers read it by the same path or URL, with credentials of their own environment.
     columns : sequence of str, optional
-        Of parquet: which, in which order; by default all columns of numbers.
+        Of parquet and csv: which, in which order; by default all columns of numbers (csv: all).
     chunks : optional
         "auto": blocks of dask's `array.chunk-size`, cut where the file is; a size such as "64 MiB"; an int: rows per
         block; a tuple of int: the rows of each block; or what dask takes for both dimensions. Columns are not cut.
+    dtype : optional
+        float16, float32 or float64: what is stored in another type (integers and booleans too) is converted when it is
+        read. By default nothing is; csv is read as float64.
 
     Returns
     -------
@@ -54,12 +62,12 @@ def from_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
     Raises
     ------
     InputError
-        Nothing there, an unknown format, a truncated file, or wrong chunks. When blocks are computed: what is stored
-        vanished, changed since, or cannot be read.
+        Nothing there, an unknown format, a truncated file, or wrong chunks; a URL that carries a password. When blocks
+        are computed: what is stored vanished, changed since, cannot be read, or is beyond `dtype`.
     DtypeError
-        Other types of numbers, or columns of several.
+        Other types of numbers, or columns of several, and no `dtype`.
     MissingPackageError
-        zarr or pyarrow is needed and not installed.
+        zarr, pyarrow, h5py, or the package of a URL's file system, is needed and not installed.
 
     Examples
     --------
@@ -72,7 +80,7 @@ def from_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
     >>> x.sum(axis=0).compute()
     array([18., 22., 26.])
     """
-    return lazy(sources.open_source(path, columns), chunks)
+    return lazy(sources.open_source(path, columns, dtype), chunks)
 
 
 def lazy(source: Source, chunks: Any = "auto") -> da.Array:
@@ -158,6 +166,12 @@ def from_array(array: Any, chunks: Any = "auto") -> da.Array:
         )
     plain = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", subok=False)
     result: da.Array = da.from_array(plain, chunks=(rows, *array.shape[1:]))
+    return result
+
+
+def held(array: Any) -> da.Array:
+    """A small NumPy array as a dask array of one block that travels in graphs, by a name that its numbers give it."""
+    result: da.Array = da.from_array(array, chunks=-1)
     return result
 
 

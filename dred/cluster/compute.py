@@ -23,7 +23,7 @@ from dred.cluster.arrays import from_array, source_of
 from dred.cluster.backend import ambient_client
 from dred.cluster.collection import name_of
 from dred.cluster.plan import Plan
-from dred.cluster.progress import Meter, watched
+from dred.cluster.progress import Meter, Progress, watched
 from dred.cluster.runs import Run, waited_for
 from dred.cluster.store import Store, root
 from dred.errors import BackendError, WorkersLostError
@@ -113,7 +113,7 @@ def here(results: Sequence[da.Array], targets: Sequence[Any] | None) -> tuple[An
     if targets is None:
         return tuple(found)
     for target, result in zip(targets, found, strict=True):
-        target[...] = result
+        target[0 : len(result)] = result
     return tuple(targets)
 
 
@@ -124,9 +124,10 @@ def _new(sweep: Sweep, plan: Plan) -> tuple[Any, ...]:
 
 
 @contextmanager
-def said(plans: Sequence[Plan]) -> Iterator[Meter]:
-    """A meter of the pairs of all sweeps, which says how far they are on stderr; of none, one that is silent."""
-    meter = Meter(sum(plan.pairs for plan in plans), sys.stderr if plans else None)
+def said(plans: Sequence[Plan], told: Callable[[Progress], None] | None = None) -> Iterator[Meter]:
+    """A meter of the pairs of all sweeps, which says how far they are on stderr, or tells a function; of no sweeps, one
+    that is silent."""
+    meter = Meter(sum(plan.pairs for plan in plans), (told or sys.stderr) if plans else None)
     try:
         yield meter
     finally:

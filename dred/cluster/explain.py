@@ -79,7 +79,12 @@ class Explanation:
     @property
     def fits(self) -> bool:
         """Whether what a worker needs at once is within its memory."""
-        return all(_shortage(plan, self.cluster) is None for plan in self.plans)
+        return not self.shortage
+
+    @property
+    def shortage(self) -> str:
+        """Why it does not fit; "" where it does."""
+        return next(filter(None, (_shortage(plan, self.cluster) for plan in self.plans)), "")
 
     @property
     def seconds(self) -> float:

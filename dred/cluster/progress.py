@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from dask.callbacks import Callback
 
@@ -20,6 +20,28 @@ INTERVAL = 1.0  # seconds between two looks at a cluster
 QUIET = 30.0  # seconds between two lines of a log
 
 Folded = Callable[[Mapping[str, int]], None]  # told how many folds of each layer are done
+
+
+class Progress(NamedTuple):
+    """How far a computation is.
+
+    Attributes
+    ----------
+    done, total : int
+        Pairs (i, j), of all sweeps; `done` counts those too that had been done before this run.
+    seconds : float
+        Since it began.
+    rate : float or None
+        Pairs per second of this run; None: it has done none yet.
+    left : float or None
+        Seconds until the end at this rate.
+    """
+
+    done: int
+    total: int
+    seconds: float
+    rate: float | None
+    left: float | None
 
 
 class Meter:
@@ -32,18 +54,24 @@ class Meter:
     ----------
     total : int
         Pairs (i, j) of all sweeps.
-    file : text file or None
-        Where it is said; None: nowhere.
+    file : text file, callable or None
+        Where it is said; a function that is told the `Progress` as often as a log gets a line; None: nowhere.
     clock : callable
         Seconds that only grow.
     """
 
-    def __init__(self, total: int, file: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        file: TextIO | Callable[[Progress], None] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total, self.done, self.skipped = total, 0, 0
-        self._file, self._clock = file, clock
+        self._told = file if callable(file) else None
+        self._file, self._clock = None if callable(file) else file, clock
         self._start = self._last = clock()
         self._tenth = self._width = 0
-        self._changes = file is not None and (file.isatty() or "ipykernel" in sys.modules)
+        self._changes = self._file is not None and (self._file.isatty() or "ipykernel" in sys.modules)
 
     def skip(self, pairs: int) -> None:
         """So many pairs were done before: they say nothing about the rate."""
@@ -57,22 +85,31 @@ class Meter:
     def at(self, pairs: int) -> None:
         """So many pairs are done in all."""
         self.done = min(max(pairs, self.done), self.total)
-        if self._file is None:
+        if self._file is None and self._told is None:
             return
         now = self._clock()
         tenth = 10 * self.done // max(1, self.total)
         if self._changes or tenth > self._tenth or now - self._last >= QUIET:
             self._tenth, self._last = tenth, now
-            self._say(self.line(now - self._start))
+            if self._told is not None:
+                self._told(self.after(now - self._start))
+            else:
+                self._say(self.line(now - self._start))
+
+    def after(self, seconds: float) -> Progress:
+        """How far it is after so many seconds."""
+        rate = (self.done - self.skipped) / seconds if self.done > self.skipped and seconds > 0 else None
+        left = (self.total - self.done) / rate if rate else None
+        return Progress(self.done, self.total, seconds, rate, left)
 
     def line(self, seconds: float) -> str:
         """What is said after so many seconds."""
         part = self.done / self.total if self.total else 1.0
         text = f"dred: {part:4.0%} of {self.total:.3g} pairs"
-        if self.done > self.skipped and seconds > 0:
-            rate = (self.done - self.skipped) / seconds
-            left = (self.total - self.done) / rate
-            text += f", {rate:.3g} pairs/s, " + (f"{_spoken(left)} left" if part < 1 else f"in {_spoken(seconds)}")
+        now = self.after(seconds)
+        if now.rate is not None and now.left is not None:
+            text += f", {now.rate:.3g} pairs/s, "
+            text += f"{spoken(now.left)} left" if part < 1 else f"in {spoken(seconds)}"
         return text
 
     def close(self) -> None:
@@ -91,7 +128,8 @@ class Meter:
         self._file.flush()
 
 
-def _spoken(seconds: float) -> str:
+def spoken(seconds: float) -> str:
+    """Seconds for people: `spoken(75)` is '1 min 15 s'."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"

@@ -150,6 +150,12 @@ def load(path: str) -> Arrays | None:
     return tuple(arrays)
 
 
+def shapes(path: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names of types and shapes of the arrays of a file. OSError, ValueError: there is none that is whole enough."""
+    with open(path, "rb") as file:
+        return [(name, tuple(shape)) for name, shape in json.loads(file.readline())]
+
+
 def _write(file: IO[bytes], arrays: Sequence[NDArray[Any]]) -> None:
     """A line that says what they are, the arrays, a digest. (`numpy.savez` knows no bfloat16, and not all of its bytes
     are checked when they are read.)"""

@@ -6,24 +6,19 @@ A `Source` takes a few hundred bytes, which travel in a task instead of the arra
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.errors import DtypeError, InputError, MissingPackageError
+from dred.errors import DtypeError, InputError
 
 DTYPES = ("float16", "float32", "float64")
 KNOWN = f"tasks read {', '.join(DTYPES[:-1])} and {DTYPES[-1]}"
 
 Array = NDArray[Any]
-Stamp = tuple[int, int]  # bytes of a file, and the time of its last change in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -39,9 +34,9 @@ class Source:
     shape : tuple of int
         (rows,) or (rows, columns).
     dtype : str
-        One of `DTYPES`, in this machine's order of bytes whatever is stored.
+        One of `DTYPES`, in this machine's order of bytes: of the rows as they are read, whatever is stored.
     stamp : tuple
-        Fingerprint of what is stored: sizes and times of files.
+        Fingerprint of what is stored: sizes and times of files, checksums of objects.
     details : tuple
         What else its format needs to find a row.
     unit : int
@@ -76,69 +71,60 @@ class Source:
         return f"{self.path} ({self.dtype} {self.shape})"
 
 
-def stamp_of(path: str) -> Stamp | None:
-    """The fingerprint of a file as this process sees it; None: it sees none."""
-    try:
-        status = os.stat(path)
-    except OSError:
+def wanted(dtype: Any) -> str | None:
+    """The name of the type that rows are to be read in; None: that in which they are stored. DtypeError: no such."""
+    if dtype is None:
         return None
-    return status.st_size, status.st_mtime_ns
+    try:
+        name = str(np.dtype(dtype).newbyteorder("=").name)
+    except TypeError:
+        name = ""
+    if name not in DTYPES:
+        raise DtypeError(f"dtype={dtype!r}: {KNOWN}")
+    return name
 
 
-def is_url(path: str) -> bool:
-    return "://" in path
-
-
-def missing(path: str) -> str:
-    return (
-        f"{path} is not there, or may not be read, on {platform.node()}: tasks read it by this path, so that every "
-        "process that computes must see it"
-    )
-
-
-def unchanged(path: str, then: Stamp) -> None:
-    now = stamp_of(path)
-    if now is None:
-        raise InputError(missing(path))
-    if now != then:
-        was, is_now = (
-            f"{size} bytes of {datetime.fromtimestamp(time / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
-            for size, time in (then, now)
-        )
-        raise InputError(
-            f"{path} changed since it was opened: it had {was}, and has {is_now}. "
-            "Open it again to compute with what it holds now"
-        )
-
-
-def stamped(path: str) -> Stamp:
-    stamp = stamp_of(path)
-    if stamp is None:
-        raise InputError(missing(path))
-    return stamp
-
-
-def fits(path: str, shape: Iterable[Any], dtype: np.dtype[Any]) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype of an array that tasks can read."""
+def fits(path: str, shape: Iterable[Any], stored: np.dtype[Any], dtype: str | None) -> tuple[tuple[int, ...], str]:
+    """Shape and type of an array that tasks can read, as they are to read it."""
     sizes = tuple(map(int, shape))
-    if dtype.newbyteorder("=").name not in DTYPES:
-        raise DtypeError(f"{path} holds {dtype}: {KNOWN}, store it as one of them")
+    name = type_of(path, stored, dtype)
     if len(sizes) not in (1, 2):
         raise InputError(f"{path} has shape {sizes}: store it with 1 or 2 dimensions, (rows,) or (rows, columns)")
-    return sizes, dtype.newbyteorder("=").name
+    return sizes, name
+
+
+def type_of(path: str, stored: np.dtype[Any], dtype: str | None) -> str:
+    """The type in which tasks are to read numbers that are stored in another one."""
+    name = stored.newbyteorder("=").name
+    if name not in DTYPES and stored.kind not in "biuf":
+        raise DtypeError(f"{path} holds {stored}: {KNOWN}, store it as one of them")
+    if name not in DTYPES and dtype is None:
+        raise DtypeError(f"{path} holds {stored}: {KNOWN}, store it as one of them, or say dtype='float64'")
+    return dtype or name
+
+
+def converted(source: Source, rows: Array, start: int) -> Array:
+    """Stored rows, from `start` on, in the source's type.
+
+    Raises
+    ------
+    InputError
+        A finite number that is none in that type.
+    """
+    try:
+        with np.errstate(over="raise"):
+            return rows.astype(source.dtype, copy=False)
+    except FloatingPointError:
+        pass
+    with np.errstate(over="ignore"):
+        lost = np.isinf(rows.astype(source.dtype)) & np.isfinite(rows)
+    place = tuple(int(k) for k in np.argwhere(lost)[0])
+    raise InputError(
+        f"{source.path} holds {rows[place]} in row {start + place[0]}, which is beyond {source.dtype}: read it as a "
+        "wider type by dtype=..."
+    )
 
 
 def no_columns(path: str, columns: Sequence[str] | None) -> None:
     if columns is not None:
-        raise InputError(f"columns={list(columns)!r} is for parquet, {path} is one array: leave it out")
-
-
-def package(name: str, extra: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise MissingPackageError(
-            f"reading {extra} needs the package {package}, which cannot be imported ({error}): pip install {package}, "
-            f"or in dred's folder pip install '.[{extra}]'; on Dask, in the environment of the workers too"
-        ) from error
+        raise InputError(f"columns={list(columns)!r} is for parquet and csv, {path} is one array: leave it out")

@@ -1,4 +1,4 @@
-"""Arrays in npy files, and in any region of a file: rows are read by their place."""
+"""Arrays in npy files and objects, and in any region of a file: rows are read by their place, and nothing else is."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from dred.cluster.stored import KNOWN, Array, Source, fits, no_columns, stamped, unchanged
+from dred.cluster import files
+from dred.cluster.stored import KNOWN, Array, Source, converted, fits, no_columns
 from dred.errors import DtypeError, InputError
 
+_HEADER = 1 << 12  # bytes of an object that are fetched at once to read its header
 
-def region(path: str, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int, fortran: bool = False) -> Source:
+
+def region(
+    path: str,
+    shape: tuple[int, ...],
+    stored: np.dtype[Any],
+    offset: int,
+    fortran: bool = False,
+    dtype: str | None = None,
+) -> Source:
     """An array that lies in a file as it would in memory, from byte `offset` on. Errors are those of `open_source`."""
-    sizes, name = fits(path, shape, dtype)
-    stamp = stamped(path)
-    nbytes = math.prod(sizes) * dtype.itemsize
+    sizes, name = fits(path, shape, stored, dtype)
+    stamp = files.stamped(path)
+    nbytes = math.prod(sizes) * stored.itemsize
     if stamp[0] < offset + nbytes:
         raise InputError(
-            f"{path} is truncated: {dtype} of shape {sizes} takes {nbytes} bytes from byte {offset} on, "
+            f"{path} is truncated: {stored} of shape {sizes} takes {nbytes} bytes from byte {offset} on, "
             f"and the file has {stamp[0]}: write it again"
         )
-    return Source("npy", path, sizes, name, stamp, (offset, fortran and len(sizes) == 2, dtype.str))
+    return Source("npy", path, sizes, name, stamp, (offset, fortran and len(sizes) == 2, stored.str))
 
 
 def mapped(array: Array) -> Source | None:
@@ -63,49 +73,45 @@ def _mapped_inode(address: int) -> int | None:
 
 
 def recognises(path: str) -> bool:
+    if files.is_url(path):
+        return path.endswith(".npy")
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
         return path.endswith(".npy") or file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
 
 
-def open_source(path: str, columns: Sequence[str] | None) -> Source:
+def open_source(path: str, columns: Sequence[str] | None, dtype: str | None) -> Source:
     no_columns(path, columns)
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with open(path, "rb") as file:
+    files.stamped(path)  # says what it means that nothing is there
+    with files.opened(path, _HEADER) as file:
         version = np.lib.format.read_magic(file)
         if version not in headers:
             raise DtypeError(f"{path} is npy of version {version}, which is for records: {KNOWN}")
-        shape, fortran, dtype = headers[version](file)
-        return region(path, shape, dtype, file.tell(), fortran)
+        shape, fortran, stored = headers[version](file)
+        return region(path, shape, stored, file.tell(), fortran, dtype)
 
 
 def read(source: Source, start: int, stop: int) -> Array:
-    offset, fortran, stored = source.details
-    dtype = np.dtype(stored)
-    rows: Array = np.empty((stop - start, *source.shape[1:]), dtype)
-    with open(source.path, "rb", buffering=0) as file:
+    offset, fortran, name = source.details
+    stored = np.dtype(name)
+    rows: Array = np.empty((stop - start, *source.shape[1:]), stored)
+    with files.opened(source.path) as file:
         if not fortran:
-            _fill(file, offset + start * source.row_bytes, rows)
+            _fill(file, offset + start * math.prod(source.shape[1:]) * stored.itemsize, rows)
         else:  # columns lie one after another
-            column = np.empty(stop - start, dtype)
+            column = np.empty(stop - start, stored)
             for k in range(source.shape[1]):
-                _fill(file, offset + (k * source.rows + start) * dtype.itemsize, column)
+                _fill(file, offset + (k * source.rows + start) * stored.itemsize, column)
                 rows[:, k] = column
-    return rows.astype(source.dtype, copy=False)
+    return converted(source, rows, start)
 
 
 def _fill(file: Any, offset: int, array: Array) -> None:
-    """Read `array` from byte `offset` on; the system gives at most 2 GB at a time."""
-    view = array.reshape(-1).view(np.uint8).data
-    file.seek(offset)
-    while len(view):
-        count = file.readinto(view)
-        if not count:
-            raise EOFError(f"the file ends {len(view)} bytes too early")
-        view = view[count:]
+    files.fill(file, offset, array.reshape(-1).view(np.uint8).data)
 
 
 def check(source: Source, start: int, stop: int) -> None:
-    size, time = source.stamp
-    unchanged(source.path, (size, time))
+    size, version = source.stamp
+    files.unchanged(source.path, (size, version))

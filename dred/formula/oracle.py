@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,23 @@ from dred.formula.node import AXES_OF_CATEGORY, ROW_NUMBERS, I, Node, toposort
 from dred.formula.ops import OPS
 
 
-def dense(node: Node, arrays: Sequence[Any], rows: tuple[int, int] | None = None) -> NDArray[np.float64]:
+def dense(
+    node: Node,
+    arrays: Sequence[Any] | Mapping[int, Any],
+    rows: tuple[int, int] | None = None,
+    first: tuple[int, int] = (0, 0),
+) -> NDArray[np.float64]:
     """The formula at every pair.
 
     Parameters
     ----------
     node : Node
-    arrays : sequence of array_like
+    arrays : sequence or mapping of array_like
         By position: (M, dim) for i-variables, (N, dim) for j-variables, (dim,) for parameters.
     rows : (int, int), optional
         M and N, for formulas that read row numbers: by default those of the variables that they read, else 1.
+    first : (int, int), optional
+        The row numbers of the first i and the first j, where the arrays are parts of others.
 
     Returns
     -------
@@ -52,7 +59,8 @@ def dense(node: Node, arrays: Sequence[Any], rows: tuple[int, int] | None = None
                 values[n] = np.full((1, 1, 1), nearest(n.attrs[0]))
             elif n.op in ROW_NUMBERS:
                 shape = (-1, 1, 1) if n.axes == I else (1, -1, 1)
-                numbers = np.arange(sizes[AXES_OF_CATEGORY.index(n.axes)], dtype=np.float64)
+                index = AXES_OF_CATEGORY.index(n.axes)
+                numbers = np.arange(first[index], first[index] + sizes[index], dtype=np.float64)
                 values[n] = OPS[n.op].numpy(numbers.reshape(shape))
             else:
                 values[n] = np.asarray(OPS[n.op].numpy(*(values[a] for a in n.args), *n.attrs), np.float64)

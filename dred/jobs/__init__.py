@@ -1,1 +1,1 @@
-"""What the command line runs: checks of a machine, and its headline figures."""
+"""Jobs: from files of points to files of results, by a file that says what, where and on which cluster."""

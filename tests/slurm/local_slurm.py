@@ -1,4 +1,7 @@
-"""A two-node SLURM on this machine, for tests: its own folder, ports and munge key; ended by process id.
+"""A SLURM of four nodes on this machine, for tests: its own folder, ports and munge key; ended by process id.
+
+n1 and n2 are the default; g1 and g2, in the partition "gpu", have two GPUs each, which are /dev/null and /dev/zero:
+SLURM hands them out, and nothing runs on them.
 
 As a script it stays up until Enter is pressed: `python tests/slurm/local_slurm.py`.
 """
@@ -26,7 +29,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -44,10 +47,18 @@ SlurmdSpoolDir={folder}/spool.%n
 StateSaveLocation={folder}/state
 KillWait=5
 DefMemPerCPU=1000
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 State=UNKNOWN
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000 State=UNKNOWN
+GresTypes=gpu
+NodeName=DEFAULT CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
+NodeName=g1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} Gres=gpu:2
+NodeName=g2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[4]} Gres=gpu:2
 PartitionName=debug Nodes=n[1-2] Default=YES MaxTime=60 State=UP
+PartitionName=gpu Nodes=g[1-2] MaxTime=60 State=UP
 """
+
+NODES = ("n1", "n2", "g1", "g2")
+GPUS = "NodeName=g[1-2] Name=gpu File={folder}/nvidia[0-1] Flags=nvidia_gpu_env\n"
 
 
 def missing() -> list[str]:
@@ -92,7 +103,7 @@ def wait_until(condition, what: str, folder: Path, seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def local_slurm() -> Iterator[dict[str, str]]:
-    """Yield the environment in which `sinfo`, `srun` and `sbatch` talk to a running two-node SLURM."""
+    """Yield the environment in which `sinfo`, `srun` and `sbatch` talk to that SLURM."""
     # Not under pytest's folder: a munge socket's path is at most 107 characters long, and its parents must not be
     # writable by others.
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
@@ -105,7 +116,10 @@ def local_slurm() -> Iterator[dict[str, str]]:
         config = folder / "slurm.conf"
         user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
         host = socket.gethostname().partition(".")[0]
-        config.write_text(CONFIG.format(host=host, user=user, folder=folder, ports=free_ports(3)))
+        config.write_text(CONFIG.format(host=host, user=user, folder=folder, ports=free_ports(5)))
+        for name, device in (("nvidia0", "/dev/null"), ("nvidia1", "/dev/zero")):
+            (folder / name).symlink_to(device)
+        (folder / "gres.conf").write_text(GPUS.format(folder=folder))
         env = {**os.environ, "PATH": PATH, "SLURM_CONF": str(config)}
 
         def run(*command: str) -> str:
@@ -121,9 +135,10 @@ def local_slurm() -> Iterator[dict[str, str]]:
             start("munged", "munged", "--foreground", "--force", *munge)
             wait_until((folder / "munge.socket").exists, "the socket of munged", folder)
             start("slurmctld", "slurmctld", "-D", "-c")
-            for node in ("n1", "n2"):
+            for node in NODES:
                 start(node, "slurmd", "-D", "-N", node)
-            wait_until(lambda: run("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2", "two idle nodes", folder)
+            idle = ("sinfo", "--Node", "--noheader", "--states=idle", "--format=%N")
+            wait_until(lambda: set(run(*idle).split()) == set(NODES), "that all nodes are idle", folder)
             try:
                 yield env
             finally:

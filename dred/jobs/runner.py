@@ -1,0 +1,367 @@
+"""Running a job: checked, planned, computed block by block, continued where it ended, verified, put in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from dred.cluster import connect, nans, sinks
+from dred.cluster.explain import Explanation
+from dred.cluster.store import load, shapes
+from dred.errors import DredError, JobError, PlanError, human
+from dred.jobs import inputs, manifest, report, verify
+from dred.jobs.job import Job
+from dred.jobs.log import Log
+from dred.kernel.spec import VERSION
+from dred.routine import Routine
+
+
+class Code(IntEnum):
+    """What a job's process ends with."""
+
+    DONE = 0
+    FAILED = 1  # what was finished is kept: called again, it continues
+    REFUSED = 2  # before anything was computed
+    DIFFERS = 3  # results are there, but rows that were computed again are others
+    ENDED = 75  # by SIGTERM: called again, it continues (EX_TEMPFAIL of sysexits.h)
+    INTERRUPTED = 130  # by Ctrl-C: likewise
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose files have been looked at; nothing has been computed.
+
+    Attributes
+    ----------
+    job : Job
+    routine : Routine
+    points : tuple of Points
+        By position.
+    dtype : str
+    """
+
+    job: Job
+    routine: Routine
+    points: tuple[inputs.Points, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, job: Job) -> Prepared:
+        """Look at all files.
+
+        Raises
+        ------
+        DredError
+            A formula that means nothing; inputs that are not there or do not fit; places where nothing can be written.
+        """
+        routine = job.routine()
+        points = inputs.opened(job, routine.variables, routine.axis)
+        arrays = [each.array for each in points]
+        dtype = str(next(array.dtype for array in arrays).name)
+        prepared = cls(job, routine, points, dtype)
+        routine.sweeps(dtype)
+        if len(job.outputs) != len(prepared.results):
+            raise JobError(
+                f"the result is {len(prepared.results)} arrays, and the job names {len(job.outputs)} outputs: say "
+                "output.path for one, output.paths for several"
+            )
+        for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
+            sinks.check_sink(path, shape, kind)
+        return prepared
+
+    @property
+    def arrays(self) -> list[Any]:
+        return [each.array for each in self.points]
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """M and N."""
+        M, N = (next((p.array.shape[0] for p in self.points if p.cat == cat), 1) for cat in (0, 1))
+        return int(M), int(N)
+
+    @cached_property
+    def results(self) -> list[tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shapes and types of all arrays of the result."""
+        last = self.routine.sweeps(self.dtype)[-1]
+        rows = self.shape[1 - self.routine.axis]
+        empty = [output.empty(last.spec) for output in last.outputs]
+        if self.routine.rows_added:
+            return [(each.shape[1:], np.dtype(self.dtype)) for each in empty]
+        return [((rows, *each.shape[1:]), each.dtype) for each in empty]
+
+    def explain(self, workers: int | None = None) -> Explanation:
+        """For the workers of the present client; where there is none, for those that would be started here.
+
+        Parameters
+        ----------
+        workers : int, optional
+            How many to think of, of the same kind.
+        """
+        found: Explanation = self.routine.explain(*self.arrays, backend=self.job.backend)
+        cluster = found.cluster
+        if cluster.assumed:
+            place = self.job.place
+            cluster = connect.expected(place.kind, place.workers, place.threads, place.memory)
+        return replace(found, cluster=replace(cluster, workers=workers or cluster.workers))
+
+    @property
+    def disk(self) -> str:
+        """What a job takes on storage."""
+        size = sum(int(np.prod(shape, dtype=float)) * kind.itemsize for shape, kind in self.results)
+        return f"results {human(size)}; finished blocks as much until the end, in {self.job.work}"
+
+    def identity(self, plans: Sequence[Any]) -> dict[str, Any]:
+        """What the bytes of the results depend on."""
+        job = self.job
+        return {
+            "formula": job.formulas,
+            "variables": list(job.aliases),
+            "options": {**{name: str(value) for name, value in job.options.items()}, "dtype": self.dtype},
+            "inputs": {each.name: each.identity for each in self.points},
+            "plan": [plan.token() for plan in plans],
+            "version": f"dred {manifest.versions()['dred']}, kernels {VERSION}",
+            "outputs": [os.path.splitext(path)[1] for path in job.outputs],
+        }
+
+
+def run(job: Job, log: Log) -> Code:
+    """Run a job to its end.
+
+    Raises
+    ------
+    DredError
+        What went wrong before anything was computed. What goes wrong later is said in the log.
+    """
+    with terminable(), connect.configured(job.dask):
+        prepared = Prepared.of(job)
+        _refuse_what_is_there(job)
+        with connect.connected(**where(job)) as client, manifest.alone(job.work):
+            explanation = prepared.explain()
+            log.say("plan", f"{job.formulas}\n{explanation}", seconds=explanation.seconds, fits=explanation.fits)
+            if not explanation.fits:
+                raise PlanError(explanation.shortage)
+            identity = prepared.identity(explanation.plans)
+            if _was_done(job, identity):
+                log.say("done", f"{', '.join(job.outputs)} is done, of equal inputs: nothing to do")
+                return Code.DONE
+            _own(job, identity)
+            try:
+                return _computed(prepared, explanation, identity, client, log)
+            except (Terminated, KeyboardInterrupt) as end:
+                connect.settle(client)
+                by = "SIGTERM" if isinstance(end, Terminated) else "Ctrl-C"
+                log.say("ended", f"ended by {by}; {_kept(job)}", error=True)
+                return Code.ENDED if isinstance(end, Terminated) else Code.INTERRUPTED
+            except Exception as error:
+                text = str(error) if isinstance(error, DredError) else f"{type(error).__name__}: {error}"
+                log.say("failed", f"{text}\n{_kept(job)}", error=True, type=type(error).__name__)
+                return Code.FAILED
+
+
+def where(job: Job) -> dict[str, Any]:
+    """What `connect.connected` takes."""
+    return {name: getattr(job.place, name) for name in connect.PLACES}
+
+
+def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[str, Any], client: Any, log: Log) -> Code:
+    """All of it, from whatever is finished."""
+    job, routine = prepared.job, prepared.routine
+    start = time.monotonic()
+    blocks = os.path.join(job.work, "blocks")
+    before = len(_files(blocks))
+    if before:
+        log.say("resumed", f"going on in {job.work}: {before} files of finished blocks", files=before)
+    if job.nan == "error":
+        nans.refuse({each.name: each.array for each in prepared.points})
+    opened: list[Any] = []
+    try:
+        for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
+            rows = max(explanation.plans[-1].x_blocks) if not routine.rows_added else max(1, shape[0])
+            opened.append(sinks.open_sink(path, _part(job, path), shape, kind, rows))
+        out = tuple(opened) if len(opened) > 1 or job.several else opened[0]
+        connect.ready(client, routine, prepared.dtype, job.backend)
+        page = os.path.join(job.work, "dask.html")
+        with connect.performance(page) if job.report else contextlib.nullcontext():
+            routine.compute(*prepared.arrays, backend=job.backend, out=out, store=blocks, progress=log.progress)
+        checked = _verified(prepared, blocks, manifest.digest(identity), log)
+        for sink in opened:
+            sink.finish()
+    except BaseException:
+        for sink in opened:
+            with contextlib.suppress(Exception):
+                sink.discard()
+        raise
+    seconds = time.monotonic() - start
+    pairs = sum(plan.pairs for plan in explanation.plans)
+    record = {
+        "identity": dict(identity),
+        "versions": manifest.versions(),
+        "plan": str(explanation).splitlines(),
+        "verified": [str(each) for each in checked],
+        "pairs": pairs,
+        "seconds": seconds,
+        "files_before": before,
+    }
+    if "://" not in job.outputs[0]:
+        manifest.write(_record(job), record)
+    if job.report:
+        manifest.put(job.report, report.page(job, explanation, record, checked, page))
+    shutil.rmtree(job.work, ignore_errors=True)
+    for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
+        log.say("written", f"{path}: {kind} {shape}", path=path, shape=shape, dtype=str(kind))
+    right = all(each.right for each in checked)
+    log.say("done", f"{pairs:.3g} pairs in {seconds:.1f} s", pairs=pairs, seconds=seconds, verified=right)
+    return Code.DONE if right else Code.DIFFERS
+
+
+def _verified(prepared: Prepared, blocks: str, digest: str, log: Log) -> list[verify.Checked]:
+    """Rows of what is in the store, computed again."""
+    job, routine = prepared.job, prepared.routine
+    if job.verify == 0:
+        return []
+    found = [_Rows(os.path.join(blocks, f"sweep-{n}")) for n in range(len(routine.sweeps(prepared.dtype)))]
+    left = {
+        place: rows.of(k)
+        for sweep, rows in zip(routine.sweeps(prepared.dtype), found, strict=True)
+        for k, place in enumerate(sweep.places)
+    }
+    results = [found[-1].of(k) for k in range(len(prepared.results))]
+    tolerance = verify.TOLERANCE[prepared.dtype] if job.tolerance is None else job.tolerance
+    given = {n: each.read for n, each in enumerate(prepared.points)}
+    checked = verify.verify(
+        routine.reduced, given, left, results, prepared.shape, job.verify, tolerance, verify.number(digest)
+    )
+    for each in checked:
+        log.say("verified", str(each), error=not each.right, relative_error=each.error, rows=each.rows)
+    if not checked:
+        log.say("verified", f"no rows were computed again: {verify.unchecked(routine.reduced, prepared.shape)}")
+    return checked
+
+
+class _Rows:
+    """Rows of the files of a store's sweep, block after block."""
+
+    def __init__(self, folder: str) -> None:
+        names = sorted(name for name in os.listdir(folder) if name.startswith("rows-"))
+        self._files = [os.path.join(folder, name) for name in names]
+        self._starts = np.cumsum([0, *(shapes(file)[0][1][0] for file in self._files)])
+        self._last: tuple[int, Any] = (-1, None)
+
+    def of(self, k: int) -> verify.Read:
+        """Rows start, ..., stop - 1 of the k-th array."""
+        return lambda start, stop: self._read(k, start, stop)
+
+    def _read(self, k: int, start: int, stop: int) -> Any:
+        first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
+        found: list[Any] = []
+        for n in range(min(first, len(self._files) - 1), len(self._files)):
+            begin = int(self._starts[n])
+            if begin >= stop and found:
+                break
+            if self._last[0] != n:
+                self._last = (n, load(self._files[n]))
+            found.append(self._last[1][k][max(0, start - begin) : max(0, stop - begin)])
+        return np.concatenate(found)
+
+
+# -- what is there -------------------------------------------------------------------------------------------------
+
+
+def _record(job: Job) -> str:
+    """The file beside the first output that says what it is."""
+    return job.outputs[0].rstrip("/") + ".json"
+
+
+def _part(job: Job, path: str) -> str:
+    """Where an output is while it is not whole: on the same file system, so that it can be renamed."""
+    head, name = os.path.split(path.rstrip("/"))
+    return os.path.join(job.work if "://" in path else head, f".{name}.part")
+
+
+def _refuse_what_is_there(job: Job) -> None:
+    """JobError: an output is there that this job has neither written nor was asked to replace."""
+    there = [path for path in job.outputs if "://" not in path and os.path.lexists(path)]
+    known = os.path.exists(_record(job)) or os.path.exists(os.path.join(job.work, manifest.NAME))
+    if there and not known and not job.overwrite:
+        raise JobError(f"{there[0]} is there: name another path, or say output.overwrite=true")
+
+
+def _was_done(job: Job, identity: Mapping[str, Any]) -> bool:
+    """Whether all outputs are there, of this very job. JobError: they are of another one, which is not to be lost."""
+    there = [path for path in job.outputs if "://" not in path and os.path.lexists(path)]
+    if job.overwrite or not there or os.path.exists(os.path.join(job.work, manifest.NAME)):
+        return False
+    known = manifest.read(_record(job))
+    differences = manifest.differing(known["identity"], identity) if known else ["everything"]
+    if not differences:
+        return len(there) == len(job.outputs)
+    raise JobError(
+        f"{there[0]} is there, of a job that differs in {'; '.join(differences)}: name another path, or say "
+        "output.overwrite=true"
+    )
+
+
+def _own(job: Job, identity: Mapping[str, Any]) -> None:
+    """Make the work folder this job's. JobError: it is another one's."""
+    path = os.path.join(job.work, manifest.NAME)
+    known = manifest.read(path)
+    if known is None:
+        foreign = sorted(name for name in os.listdir(job.work) if not name.startswith("."))
+        if foreign:
+            raise JobError(f"{job.work} holds other files ({foreign[0]}): name another folder by work=...")
+        manifest.write(path, {"identity": dict(identity), "versions": manifest.versions()})
+    elif differences := manifest.differing(known["identity"], identity):
+        raise JobError(
+            f"{job.work} holds finished blocks of a job that differs in {'; '.join(differences)}: delete it, or name "
+            "another folder by work=..."
+        )
+
+
+def _files(blocks: str) -> list[str]:
+    """Files of finished blocks and states, whole or not."""
+    return [
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(blocks)
+        for name in names
+        if name.startswith(("rows-", "state-"))
+    ]
+
+
+def _kept(job: Job) -> str:
+    """What is left of a job that ended early."""
+    count = len(_files(os.path.join(job.work, "blocks")))
+    return f"{count} files of finished blocks are kept in {job.work}: run it again, and it goes on from there"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in the main thread, once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,256 @@
+"""Rows of results computed again, densely in float64, from the formula and the points alone.
+
+Each sweep is looked at by itself: what an earlier one has left is an input of the later one, and is checked before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dred.errors import human
+from dred.formula.oracle import dense
+from dred.formula.pullback import Reduced, Saved
+from dred.reductions import REDUCTIONS, monoid_name
+
+Array = NDArray[Any]
+Read = Callable[[int, int], Array]  # rows start, ..., stop - 1 of a variable
+
+FEW = 5  # rows that are checked if nothing is said
+PAIRS = 5e7  # ... fewer where they are more pairs than that, though one at least
+PANEL = 1 << 22  # numbers of the formula that are computed at once
+MOST = 1 << 31  # bytes of all terms of a row
+TOLERANCE = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-7}
+
+_SHARES = {"s": True, "z": False}  # sums of exponentials over a saved reference: whether they are weighted
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found for one array of results, or for what one sweep leaves to another.
+
+    Attributes
+    ----------
+    what : str
+    rows : tuple of int
+        Numbers of the rows that were computed again.
+    error : float
+        Largest difference, over the largest magnitude of these rows (of sums: of their terms' magnitudes added up). Row
+        numbers differ by what the terms do that they name. inf: one is infinite or NaN and the other is not.
+    tolerance : float
+    """
+
+    what: str
+    rows: tuple[int, ...]
+    error: float
+    tolerance: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        verdict = "at most" if self.right else "MORE THAN"
+        count = f"{len(self.rows)} rows in float64"
+        return f"{self.what}: {count}, relative error {self.error:.1e}, {verdict} {self.tolerance:g}"
+
+
+def chosen(wanted: int | None, M: int, N: int, seed: int) -> tuple[int, ...]:
+    """Random numbers of rows, in order; a few where nothing is wanted, fewer where rows are long."""
+    count = wanted if wanted is not None else max(1, min(FEW, int(PAIRS // max(1, N))))
+    picked = np.random.default_rng(seed).choice(M, min(count, M), replace=False)
+    return tuple(sorted(map(int, picked)))
+
+
+def verify(
+    reduced: Sequence[Reduced],
+    inputs: Mapping[int, Read],
+    left: Mapping[int, Read],
+    results: Sequence[Read],
+    shape: tuple[int, int],
+    wanted: int | None,
+    tolerance: float,
+    seed: int,
+) -> list[Checked]:
+    """Compare rows of all results, and of what sweeps have left.
+
+    Parameters
+    ----------
+    reduced : sequence of Reduced
+        Of the last sweep.
+    inputs : mapping of int to Read
+        By position, the variables that a caller passes; of parameters, all is read whatever the rows.
+    left : mapping of int to Read
+        By position, the variables that earlier sweeps have left.
+    results : sequence of Read
+        Of each array of the last sweep.
+    shape : (int, int)
+        M and N.
+    wanted : int, optional
+        Rows; None: a few. None are checked where all terms of a row would not fit into memory, unless they are wanted.
+    """
+    read = {**inputs, **left}
+    saved: dict[int, Saved] = {}
+    todo = list(reduced)
+    while todo:
+        for v, s in todo.pop().saved:
+            if v.ind not in saved:
+                saved[v.ind] = s
+                todo.append(s.reduced)
+    found = []
+    for ind, s in sorted(saved.items()):
+        rows = _rows(s.reduced, shape, wanted, seed)
+        if rows and (check := _state(s, ind, saved, read, shape, rows, tolerance)) is not None:
+            found.append(check)
+    n = 0
+    for r in reduced:
+        rows = _rows(r, shape, wanted, seed)
+        mine = results[n : n + len(REDUCTIONS[r.name].results)]
+        n += len(mine)
+        if rows:
+            found += _results(r, mine, read, shape, rows, tolerance)
+    return found
+
+
+def _rows(r: Reduced, shape: tuple[int, int], wanted: int | None, seed: int) -> tuple[int, ...]:
+    M, N = shape if r.axis == 1 else shape[::-1]
+    size = 8 * N * sum(node.dim for node in r.formulas)
+    if wanted is None and r.name != "Sum" and size > MOST:
+        return ()
+    return chosen(wanted, M, N, seed)
+
+
+def unchecked(reduced: Sequence[Reduced], shape: tuple[int, int]) -> str:
+    """Why nothing of a result is checked, where that is so for want of memory."""
+    sizes = [8 * (shape[1] if r.axis == 1 else shape[0]) * sum(f.dim for f in r.formulas) for r in reduced]
+    return f"the terms of a row are {human(max(sizes))}: ask for a number of rows where they fit into memory"
+
+
+def _results(
+    r: Reduced, results: Sequence[Read], read: Mapping[int, Read], shape: tuple[int, int], rows: Sequence[int], t: float
+) -> Iterator[Checked]:
+    """Of each array of a reduction."""
+    entry = REDUCTIONS[r.name]
+    errors = [_Error() for _ in results]
+    for i in rows:
+        if r.name == "Sum":
+            total, magnitude = 0.0, 0.0
+            for f, _ in _terms(r, read, shape, i):
+                total, magnitude = total + f.sum(axis=1), magnitude + np.abs(f).sum(axis=1)
+            errors[0].add(results[0](i, i + 1), total, magnitude)
+            continue
+        f, g = _joined(_terms(r, read, shape, i))
+        with np.errstate(all="ignore"):
+            expected = entry.numpy(f, g, 1, r.parameter)
+        each = expected if isinstance(expected, tuple) else (expected,)
+        for n, (result, want) in enumerate(zip(results, each, strict=True)):
+            got = result(i, i + 1)
+            if "q" in entry.results[n].texts:  # row numbers: of near ties any may be the right one
+                got, want = _named(f, got), _named(f, want)
+            errors[n].add(got, want)
+    for n, error in enumerate(errors):
+        what = r.name if len(errors) == 1 else f"{r.name}[{n}]"
+        yield Checked(what, tuple(rows), error.value, t)
+
+
+def _state(
+    s: Saved,
+    ind: int,
+    saved: Mapping[int, Saved],
+    read: Mapping[int, Read],
+    shape: tuple[int, int],
+    rows: Sequence[int],
+    t: float,
+) -> Checked | None:
+    """Of a result, or of a sum of exponentials, that a sweep has left to another; None: of any other field."""
+    r, error = s.reduced, _Error()
+    monoid = monoid_name(REDUCTIONS[r.name], r.weight is not None)
+    reference = next((k for k, other in saved.items() if other.reduced == r and other.field == "m"), None)
+    if s.field and not (s.field in _SHARES and monoid in ("exponentials", "softmax") and reference is not None):
+        return None
+    for i in rows:
+        f, g = _joined(_terms(r, read, shape, i))
+        with np.errstate(all="ignore"):
+            if not s.field:
+                expected = REDUCTIONS[r.name].numpy(f, g, 1, r.parameter)
+                expected = expected[0] if isinstance(expected, tuple) else expected
+            else:
+                m = read[reference](i, i + 1).astype(np.float64)[:, None] if reference is not None else 0.0
+                shares = np.where(f == -np.inf, 0.0, np.exp(f - m))
+                expected = (shares * g if g is not None and _SHARES[s.field] else shares).sum(axis=1)
+        error.add(read[ind](i, i + 1), np.asarray(expected).reshape(1, -1))
+    return Checked(f"{r.name}, {s.field or 'result'} for the next sweep", tuple(rows), error.value, t)
+
+
+class _Error:
+    """The largest difference of numbers, over their largest magnitude."""
+
+    def __init__(self) -> None:
+        self._difference = self._magnitude = 0.0
+        self._otherwise = False
+
+    def add(self, got: Any, want: Any, magnitude: Any = None) -> None:
+        got, want = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
+        finite = np.isfinite(got) & np.isfinite(want)
+        with np.errstate(all="ignore"):
+            same = (got == want) | (np.isnan(got) & np.isnan(want))
+            large = np.isfinite(want) & (np.abs(want) > np.finfo(np.float32).max)  # infinite in a narrower type
+            self._otherwise |= bool((~finite & ~same & ~(large & (got == np.copysign(np.inf, want)))).any())
+            scale = np.abs(want) if magnitude is None else np.asarray(magnitude).reshape(-1)
+            if finite.any():
+                self._difference = max(self._difference, float(np.abs(got - want)[finite].max()))
+                self._magnitude = max(self._magnitude, float(scale[finite].max()))
+
+    @property
+    def value(self) -> float:
+        if self._otherwise:
+            return float("inf")
+        if not self._difference:
+            return 0.0
+        return self._difference / self._magnitude if self._magnitude else float("inf")
+
+
+def _named(f: Array, numbers: Any) -> Array:
+    """The terms (1, N, D) that row numbers (1, [K,] D) name; NaN for none."""
+    places = np.asarray(numbers, np.int64).reshape(1, -1, f.shape[2])
+    return np.where(places < 0, np.nan, np.take_along_axis(f, np.maximum(places, 0), 1))
+
+
+def _joined(terms: Iterator[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
+    each = list(terms)
+    f = np.concatenate([f for f, _ in each], axis=1)
+    weights = [g for _, g in each if g is not None]
+    return f, np.concatenate(weights, axis=1) if weights else None
+
+
+def _terms(
+    r: Reduced, read: Mapping[int, Read], shape: tuple[int, int], i: int
+) -> Iterator[tuple[Array, Array | None]]:
+    """F and G, (1, n, dim) each, of the kept row i and n reduced rows after another."""
+    N = shape[1] if r.axis == 1 else shape[0]
+    kinds = {n.attrs[0]: n.attrs[1] for node in r.formulas for n in _variables(node)}
+    width = max(16, *(node.dim for node in r.formulas), *(read[k](0, 1).size for k in kinds)) if kinds else 16
+    step = max(1, PANEL // width)
+    for a in range(0, max(N, 1), step):
+        b = min(N, a + step)
+        arrays = {k: read[k](*((a, b) if cat == r.axis else (i, i + 1))) for k, cat in kinds.items()}
+        sizes, first = ((1, b - a), (i, a)) if r.axis == 1 else ((b - a, 1), (a, i))
+        f, *more = (np.broadcast_to(dense(node, arrays, sizes, first), (*sizes, node.dim)) for node in r.formulas)
+        f, *more = (value if r.axis == 1 else value.swapaxes(0, 1) for value in (f, *more))
+        yield f, more[0] if more else None
+
+
+def _variables(node: Any) -> Iterator[Any]:
+    from dred.formula.node import toposort
+
+    return (n for n in toposort([node]) if n.op == "Var")
+
+
+def number(text: str) -> int:
+    """A number that a text always gives: the seed of random rows."""
+    return int(re.sub(r"[^0-9a-f]", "", text)[:12] or "0", 16)
