@@ -253,7 +253,9 @@ def test_too_many_operations(limit, monkeypatch):
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 DOTTED = {"os.system", "os.popen", *(f"builtins.{name}" for name in RUNS_TEXT)}
 MODULES = {"ast", "subprocess", "code", "codeop", "runpy", "pty"}
-ALLOWED = {"jobs/bench.py": ["subprocess"]}  # it times new interpreters: what they run is written there, without formulas
+ALLOWED = {
+    "jobs/bench.py": ["subprocess"]
+}  # it times new interpreters: what they run is written there, without formulas
 
 
 def runs_text(source):
