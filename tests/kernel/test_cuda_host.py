@@ -223,9 +223,9 @@ def test_a_stream_of_ones_own_for_every_thread():
     [
         Reduction("KMin_ArgKMin", 3, parameter=7),
         Reduction("LogSumExp", 3, dtype="float32"),
-        Reduction("Histogram", 3, parameter="many", dtype="float32"),
+        pytest.param(Reduction("Histogram", 3, parameter="many", dtype="float32"), marks=pytest.mark.slow),
         Reduction("SoftMax", 40, "y * Sum(x)"),
-        Reduction("ArgMax", 3),
+        pytest.param(Reduction("ArgMax", 3), marks=pytest.mark.slow),
     ],
     ids=str,
 )
