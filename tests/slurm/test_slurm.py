@@ -191,7 +191,8 @@ def test_jobs_of_workers_on_two_nodes(slurm, tmp_path):
 
 def test_a_job_of_workers_is_cancelled(slurm, tmp_path):
     """In mid-run, with states that nobody else holds: the same bytes, and another job in its place."""
-    command = (sys.executable, *CLUSTER, HERE / "cancelled.py", tmp_path / "gate")
+    four = (SLURM / "cluster.py", "--jobs", "4", "--cpus", "1", "--memory", "1GB")  # the gate takes up two of them
+    command = (sys.executable, *four, HERE / "cancelled.py", tmp_path / "gate")
     assert run(slurm, tmp_path, *command).endswith("right\n")
     wait_for(lambda: not queue(slurm), lambda: queue(slurm))
 
