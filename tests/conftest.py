@@ -26,8 +26,8 @@ PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite")
 
 # Tests count and never time anything, so no example has a deadline; `ci` tries the same examples in every run, `brief`
 # few of them: where the same tests run a second time.
-settings.register_profile("dev", deadline=None, print_blob=True)
-settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True, database=None)
+settings.register_profile("dev", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("ci", deadline=None, print_blob=True, max_examples=50, derandomize=True, database=None)
 settings.register_profile("brief", deadline=None, print_blob=True, derandomize=True, database=None, max_examples=8)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
@@ -63,8 +63,11 @@ def gpu_count() -> int:
 def pytest_configure(config):
     """Kernels are kept in a folder of this run alone: shared by its processes, and never the user's own."""
     if not hasattr(config, "workerinput"):
+        # the processes of a run share the cores: threads that wait must not turn round and round
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         config.kernels = os.environ["DRED_CACHE_DIR"] = tempfile.mkdtemp(prefix="dred-kernels-")
-        os.environ["DRED_SHIM_DIR"] = f"{config.kernels}-shim"  # likewise, of `tests.shim.fake_cupy`
+        os.environ["DRED_SHIM_DIR"] = f"{config.kernels}-shim"  # likewise, of `tests.shim.shim`
 
 
 def pytest_unconfigure(config):

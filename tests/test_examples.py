@@ -30,6 +30,7 @@ def test_sum_reduction(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_neighbours(tmp_path):
     out = run("neighbours.py", "--points", 3000, "--queries", 500, "--cluster", "--output", tmp_path)
     assert out.count("byte for byte") == 2
@@ -49,6 +50,7 @@ def test_million_points_on_a_local_cluster(tmp_path):
     assert (tmp_path / "million_points.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_million_points_on_a_running_cluster(tmp_path):
     from distributed import LocalCluster
 

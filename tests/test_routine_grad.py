@@ -89,9 +89,12 @@ def test_every_reduction_twice(case, axis):
           data())  # fmt: skip
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_several_at_once(axis):
-    check(Genred(ALL, ALIASES, axis=axis), True, data())
+@pytest.mark.parametrize(("axis", "second"), [
+    (0, False), (1, False), *(pytest.param(axis, True, marks=pytest.mark.slow) for axis in (0, 1)),
+])  # fmt: skip
+def test_several_at_once(axis, second):
+    """Second derivatives of each alone are in the fast tier."""
+    check(Genred(ALL, ALIASES, axis=axis), True, data(), second)
 
 
 def test_a_text_has_the_same_gradient():

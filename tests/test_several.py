@@ -41,7 +41,9 @@ def random_of(M, N, dtype="float64", seed=0):
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "dtype", "axis"), [((23, 70), "float32", 1), ((70, 23), "float64", 0)])
+@pytest.mark.parametrize(("shape", "dtype", "axis"), [
+    ((23, 70), "float32", 1), pytest.param((70, 23), "float64", 0, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_several_are_what_each_is_alone(shape, dtype, axis):
     """But for rounding: terms of sums are rewritten where nothing else reads them."""
     for cases, options in ((CHAINED, {}), (CASES, {"sum_scheme": "direct_sum"})):

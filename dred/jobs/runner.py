@@ -113,12 +113,12 @@ class Prepared:
         workers : int, optional
             How many to think of, of the same kind.
         """
-        found: Explanation = self.routine.explain(*self.arrays, backend=self.job.backend)
-        cluster = found.cluster
-        if cluster.assumed:
+        found: Explanation = self.routine.explain(*self.arrays, backend=self.job.backend, workers=workers)
+        if found.cluster.assumed and (workers is None or found.plans[0].backend != "cuda"):
             place = self.job.place
-            cluster = connect.expected(place.kind, place.workers, place.threads, place.memory)
-        return replace(found, cluster=replace(cluster, workers=workers or cluster.workers))
+            here = connect.expected(place.kind, place.workers, place.threads, place.memory)
+            found = replace(found, cluster=replace(here, workers=workers or here.workers))
+        return found
 
     @property
     def disk(self) -> str:

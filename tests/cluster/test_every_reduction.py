@@ -49,9 +49,23 @@ ROUNDED = [c for c in CASES if c not in EXACT]
 rows = st.lists(st.integers(0, 9), min_size=1, max_size=5).map(tuple)
 
 
-@settings(max_examples=40)
-@given(rows, rows, st.sampled_from([1, 0]), st.integers(2, 4), st.integers(1, 64), st.integers(30, 2000))
+CUTS = (rows, rows, st.sampled_from([1, 0]), st.integers(2, 4), st.integers(1, 64), st.integers(30, 2000))
+
+
+@settings(max_examples=10)
+@given(*CUTS)
 def test_any_chunks_lanes_and_trees(x_chunks, y_chunks, axis, arity, parallelism, budget):
+    check_cut(x_chunks, y_chunks, axis, arity, parallelism, budget)
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(*CUTS)
+def test_many_chunks_lanes_and_trees(x_chunks, y_chunks, axis, arity, parallelism, budget):
+    check_cut(x_chunks, y_chunks, axis, arity, parallelism, budget)
+
+
+def check_cut(x_chunks, y_chunks, axis, arity, parallelism, budget):
     arrays = arrays_of(sum(x_chunks), sum(y_chunks))
     lazy = dask_of(arrays, x_chunks, y_chunks)
     more = {"dred.plan.arity": arity, "dred.plan.parallelism": parallelism, "dred.plan.step": f"{budget + 50} B"}

@@ -176,6 +176,7 @@ class Gpu(WorkerPlugin):
         cuda_host.STAGE = 5000
 
 
+@pytest.mark.slow
 def test_processes_with_a_gpu_each(problem):
     given, want = problem
     arrays = dask_of(given, 250, 300)

@@ -86,7 +86,7 @@ SIZES = [(w, t) for w in (1, 2, 3) for t in (1, 2, 3)]  # processes, threads of 
 
 
 @pytest.mark.parametrize(
-    ("workers", "kernel_threads"), [pytest.param(w, t, marks=[pytest.mark.slow] if w != t else []) for w, t in SIZES]
+    ("workers", "kernel_threads"), [pytest.param(w, t, marks=[pytest.mark.slow] * ((w, t) != (3, 2))) for w, t in SIZES]
 )
 def test_processes_and_threads_of_a_kernel(results, calm, workers, kernel_threads):
     with processes(workers, DRED_NUM_THREADS=str(kernel_threads)) as client:
@@ -140,7 +140,7 @@ def disturbed(client, result, opened):
     return got.tobytes()
 
 
-@pytest.mark.parametrize("axis", [1, 0])
+@pytest.mark.parametrize("axis", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_worker_is_killed(results, calm, opened, axis):
     with processes(2, threads_per_worker=2) as client:  # one thread of one worker waits at the gate
         client.wait_for_workers(2)

@@ -68,9 +68,13 @@ def test_chunks_that_differ_between_variables_and_columns(x_rows, x_columns, y_r
     assert result.chunks == (x_rows if axis == 1 else y_rows, (3,))
 
 
-@pytest.mark.parametrize("settings", [{}, MANY])
-@pytest.mark.parametrize("axis", [1, 0])
-@pytest.mark.parametrize("numpy", [{0}, {1}, {2}, {1, 2}, {3}, {0, 3}, {1, 2, 3}, {0, 1, 2}])
+# many tasks over i take their time: most sorts of these are in the slow tier
+WHICH = [{0}, {1}, {2}, {1, 2}, {3}, {0, 3}, {1, 2, 3}, {0, 1, 2}]
+BESIDE = [pytest.param(numpy, axis, settings, marks=[pytest.mark.slow] * (axis == 0 and settings is MANY and n % 4 > 0))
+          for n, numpy in enumerate(WHICH) for axis in (1, 0) for settings in ({}, MANY)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("numpy", "axis", "settings"), BESIDE)
 def test_numpy_arrays_beside_dask_arrays(numpy, axis, settings):
     arrays = arrays_of(600, 90)
     lazy = dask_of(arrays, 250, 40)

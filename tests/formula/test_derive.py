@@ -474,14 +474,16 @@ def test_third_derivatives_of_a_gaussian_stay_small(text):
     assert count(read(text.replace("@", "Exp(-p * SqDist(x, y)) * s"), ALIASES)) < 300
 
 
-DEEP, MANY = 10_000, 300
+DEEP = [3000, pytest.param(10_000, marks=pytest.mark.slow)]  # both deeper than Python's stack
+MANY = 300
 
 
-def test_derivatives_of_a_formula_10000_deep():
-    n = read("Sin(" * DEEP + "v" + ")" * DEEP, ["v = Vi(1)"])
+@pytest.mark.parametrize("deep", DEEP)
+def test_derivatives_of_a_deep_formula(deep):
+    n = read("Sin(" * deep + "v" + ")" * deep, ["v = Vi(1)"])
     v, e = var(0, 1, 0), var(1, 1, 0)
     for derivative in (vjp(n, [v], e)[0], jvp(n, [v], [e])):
-        assert count(derivative) == 3 * DEEP + 1  # Sin, Cos and Mult, v and e; without the outermost Sin
+        assert count(derivative) == 3 * deep + 1  # Sin, Cos and Mult, v and e; without the outermost Sin
         assert pickle.loads(pickle.dumps(derivative)) is derivative
     assert read(str(derivative)) is derivative
     # in both modes the same product, in another order

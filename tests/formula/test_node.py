@@ -25,7 +25,7 @@ from tests.formula import checks
 from tests.formula.formulas import formulas
 
 ROOT = Path(__file__).parents[2]
-DEEP = 10_000
+DEEP = [3000, pytest.param(10_000, marks=pytest.mark.slow)]  # both deeper than Python's stack
 TEXT = "Square(p - a) * Exp(x + y)"
 ALIASES = ["x = Vi(3)", "y = Vj(3)", "a = Vj(1)", "p = Pm(1)"]
 
@@ -217,12 +217,13 @@ def test_formulas_keys_and_kernels_are_the_same_in_every_process():
 # -- depth -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_formula_10000_deep():
-    text = "Sin(" * DEEP + "x * y" + ")" * DEEP
+@pytest.mark.parametrize("deep", DEEP)
+def test_a_deep_formula(deep):
+    text = "Sin(" * deep + "x * y" + ")" * deep
     n = formula(text, ["x = Vi(1)", "y = Vj(1)"]).node
-    assert len(toposort([n])) == DEEP + 3
+    assert len(toposort([n])) == deep + 3
     (g,) = vjp(n, [var(0, 1, 0)], var(2, 1, 2))
-    assert len(toposort([g])) > 2 * DEEP
+    assert len(toposort([g])) > 2 * deep
     assert formula(str(g), []).node is g
     assert pickle.loads(pickle.dumps(g)) is g
     assert len(digest(g)) == 64

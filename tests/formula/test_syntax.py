@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dred import errors
-from dred.formula.derive import DERIVED
+from dred.formula import derive, syntax
+from dred.formula.derive import DERIVED, MAX_NODES
 from dred.formula.language import formula, read
 from dred.formula.node import const
 from dred.formula.ops import OPS
@@ -231,14 +232,19 @@ def test_unclosed_parentheses_by_the_thousand():
         node("(" * 10_000 + "x")
 
 
-def test_too_many_tokens():
-    with pytest.raises(errors.LimitError, match=f"the formula has more than {MAX_TOKENS} tokens"):
-        tokenize("-" * (MAX_TOKENS + 1))
+@pytest.mark.parametrize("limit", [1000, pytest.param(MAX_TOKENS, marks=pytest.mark.slow)])
+def test_too_many_tokens(limit, monkeypatch):
+    monkeypatch.setattr(syntax, "MAX_TOKENS", limit)
+    assert len(tokenize("-" * (limit - 1))) == limit  # with that of the end
+    with pytest.raises(errors.LimitError, match=f"the formula has more than {limit} tokens"):
+        tokenize("-" * (limit + 1))
 
 
-def test_too_many_operations():
-    text = "Exp(" * 100_000 + "x" + ")" * 100_000
-    with pytest.raises(errors.LimitError, match="the formula has 100001 operations, the limit is 100000"):
+@pytest.mark.parametrize("limit", [1000, pytest.param(MAX_NODES, marks=pytest.mark.slow)])
+def test_too_many_operations(limit, monkeypatch):
+    monkeypatch.setattr(derive, "MAX_NODES", limit)
+    text = "Exp(" * limit + "x" + ")" * limit
+    with pytest.raises(errors.LimitError, match=f"the formula has {limit + 1} operations, the limit is {limit}"):
         node(text)
 
 
@@ -247,6 +253,9 @@ def test_too_many_operations():
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 DOTTED = {"os.system", "os.popen", *(f"builtins.{name}" for name in RUNS_TEXT)}
 MODULES = {"ast", "subprocess", "code", "codeop", "runpy", "pty"}
+ALLOWED = {
+    "jobs/bench.py": ["subprocess"]
+}  # it times new interpreters: what they run is written there, without formulas
 
 
 def runs_text(source):
@@ -267,7 +276,7 @@ def runs_text(source):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "dred").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT / "dred")))
 def test_no_module_runs_text(path):
-    assert runs_text(path.read_text()) == []
+    assert runs_text(path.read_text()) == ALLOWED.get(path.relative_to(ROOT / "dred").as_posix(), [])
 
 
 @pytest.mark.parametrize(

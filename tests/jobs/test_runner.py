@@ -1,6 +1,7 @@
 """Jobs from files to files: values, continuing, and what is refused."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -455,3 +456,27 @@ def test_the_results_of_rows_that_nobody_can_read_back(tmp_path, arrays, monkeyp
     assert runner.run(job(tmp_path), Log()) == Code.FAILED
     assert "name a folder that all workers and this process share" in capsys.readouterr().err
     shutil.rmtree(job(tmp_path).work)
+
+
+@pytest.mark.parametrize("full", ["work", "output"])
+def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path, arrays, monkeypatch, capsys, full):
+    runner.run(job(tmp_path, output={"path": "whole.npy"}), QUIET)
+    sync, count = os.fsync, 0
+
+    def failing(file):
+        nonlocal count
+        name = os.readlink(f"/proc/self/fd/{file}")
+        count += "rows-" in name
+        if ".part" in name if full == "output" else count > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        assert runner.run(job(tmp_path), Log()) == Code.FAILED
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert f"are kept in {tmp_path}/.out.npy.dred: run it again" in said
+    assert left(tmp_path) == [".out.npy.dred"]
+    assert runner.run(job(tmp_path), QUIET) == Code.DONE
+    assert same(tmp_path / "whole.npy", tmp_path / "out.npy")

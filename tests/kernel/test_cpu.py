@@ -472,8 +472,8 @@ def test_a_deep_formula():
     assert np.allclose(fold(spec, [x, y], 3, 2), 2 * want, rtol=1e-13)
 
 
-def test_a_formula_of_300_variables():
-    n = 300
+@pytest.mark.parametrize("n", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_formula_of_many_variables(n):
     aliases = [f"v{k} = V{'ij'[k % 2]}(3)" for k in range(n)]
     squares = "+".join(f"SqDist(v{k},v{(k + 1) % n})" for k in range(n))
     f = formula(f"Grad(Exp(-({squares})/1000),v0,1)", aliases)

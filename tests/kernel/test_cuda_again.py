@@ -3,7 +3,6 @@
 import ctypes
 import dataclasses
 import re
-import subprocess
 
 import numpy as np
 import pytest
@@ -91,9 +90,9 @@ def made(name, dtype, axis):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built():
     sources = {key: rendered(made(*key)[0], f"k{n}") for n, key in enumerate(KEYS)}
-    return sources, shim.compile_sources(list(sources.values()), tmp_path_factory.mktemp("again"), ["-O0"])
+    return sources, shim.compile_sources(list(sources.values()), ["-O0"])
 
 
 def check(spec, arrays, state):
@@ -132,7 +131,7 @@ def test_the_results_are_those_of_the_terms_as_written(built, key):
         assert [a.tobytes() for a in again] == [a.tobytes() for a in state]
 
 
-def test_without_doing_again_they_are_not(tmp_path):
+def test_without_doing_again_they_are_not():
     """In each case there is something to be done again, but for rankings, whose terms are never rewritten."""
     keys = [key for key in KEYS if key[1] == "float32" and not key[0].startswith("rankings")]
     sources = {key: rendered(made(*key)[0], f"k{n}") for n, key in enumerate(keys)}
@@ -140,7 +139,7 @@ def test_without_doing_again_they_are_not(tmp_path):
         text = re.sub("bad >> [qr] & 1", "false", source.text)
         assert text != source.text
         sources[key] = dataclasses.replace(source, text=text)
-    library = shim.compile_sources(list(sources.values()), tmp_path, ["-O0"])
+    library = shim.compile_sources(list(sources.values()), ["-O0"])
     passed = []
     for key, source in sources.items():
         spec, arrays = made(*key)
@@ -162,14 +161,14 @@ SCALES = {  # products of constants that are no float32, of rows and columns tha
 }
 
 
-def test_constants_out_of_range_are_not_multiplied(tmp_path):
+def test_constants_out_of_range_are_not_multiplied():
     aliases = ("s = Vi(1)", "t = Vj(1)")
     specs, sources = [], []
     for n, (text, reduction, *_) in enumerate(SCALES.values()):
         f = formula(text, aliases)
         specs.append(KernelSpec.of(f.node, reduction, 1, "float32", "float32", variables=f.variables))
         sources.append(rendered(specs[n], f"k{n}"))
-    library = shim.compile_sources(sources, tmp_path, ["-O0"])
+    library = shim.compile_sources(sources, ["-O0"])
     for name, spec, source, (_, _, s, t) in zip(SCALES, specs, sources, SCALES.values(), strict=True):
         arrays = [np.full((3, 1), s, "float32"), np.full((40, 1), t, "float32")]
         want = interpret.fold(spec, empty(spec, 3), arrays, 3, 40)[-1]
@@ -177,17 +176,13 @@ def test_constants_out_of_range_are_not_multiplied(tmp_path):
             np.testing.assert_allclose(got[-1], want, rtol=1e-5, err_msg=name)
 
 
-def test_powers_of_two_in_float64(tmp_path):
+def test_powers_of_two_in_float64():
     """Within an ulp up to where a power is 0 or infinite, and so that what follows is done again."""
     text = indented(["typedef long long i64;", *PRELUDE["approx_exp2"].splitlines()])
     text += (
         'extern "C" void go(const double* x, double* y, int n) { for (int i = 0; i < n; i++) y[i] = dred_exp2(x[i]); }'
     )
-    (path := tmp_path / "power.cpp").write_text(text)
-    library = path.with_suffix(".so")
-    command = [shim.COMPILER, *shim.FLAGS, "-include", str(shim.HEADER), str(path), "-o", str(library)]
-    subprocess.run(command, check=True)
-    go = ctypes.CDLL(str(library)).go
+    go = shim.library(text).go
     rng = np.random.default_rng(1)
     ends = [0, -0.0, 1, -1, 0.5, -0.5, 1021.999, -1021.999]
     x = np.concatenate([rng.uniform(-1022, 1022, 10**6), rng.uniform(-1, 1, 10**6), ends])
@@ -205,13 +200,13 @@ def test_powers_of_two_in_float64(tmp_path):
     assert not (y[:2] < np.inf).any()
 
 
-def test_chains_of_large_sums_stay_short(tmp_path):
+def test_chains_of_large_sums_stay_short():
     """Two chains go by at a time, each is added in the compute type; both are done again, each for itself."""
     f = formula("u * v + Exp(1e30 * Elem(u, 0))", ALIASES)
     spec = KernelSpec.of(f.node, "Sum", 1, "float32", "float64", variables=f.variables)
     source = rendered(spec)
     assert "32 at a time; chains of 16" in source.text
-    library = shim.compile_sources([source], tmp_path, ["-O0"])
+    library = shim.compile_sources([source], ["-O0"])
     u, v = np.ones((3, 40), "f4"), np.zeros((61, 40), "f4")
     u[:, 0] = -1
     v[0], v[16:32], v[40], v[48] = 2.0**24, 1, 2.0**24, 1  # in a chain with the first one, 1 would be lost

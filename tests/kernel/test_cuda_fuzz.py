@@ -44,13 +44,12 @@ def differs(library, spec, source, seed, shift=0.0):
     return bool(wrong(got, want, allowed).any())
 
 
-def check(first, count, tmp_path):
+def check(first, count):
     """Formulas by seed; libraries are compiled without optimization, for that is what takes the time."""
 
     def compiled(start):
         made = jobs(range(start, min(start + TOGETHER, first + count)))
-        (folder := tmp_path / str(start)).mkdir()
-        return made, shim.compile_sources([source for _, source in made.values()], folder, ["-O0"])
+        return made, shim.compile_sources([source for _, source in made.values()], ["-O0"])
 
     bad, found = [], 0
     with ThreadPoolExecutor(2) as pool:
@@ -63,14 +62,14 @@ def check(first, count, tmp_path):
     assert found > count / 4  # other data give other sums
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
-def test_random_formulas_at_fixed_seeds(count, tmp_path):
-    check(0, count, tmp_path)
+@pytest.mark.parametrize("count", [16, pytest.param(400, marks=pytest.mark.slow)])
+def test_random_formulas_at_fixed_seeds(count):
+    check(0, count)
 
 
 @pytest.mark.soak
-def test_random_formulas(record_property, tmp_path):
+def test_random_formulas(record_property):
     first = random.randrange(10**9)
     record_property("formulas", 10_000)
     record_property("first_seed", first)
-    check(first, 10_000, tmp_path)
+    check(first, 10_000)

@@ -135,12 +135,12 @@ def test_numbers_of_rows_count_all_blocks():
     np.testing.assert_allclose(state[0], want.sum(1), rtol=1e-12)
 
 
-def test_one_panel_is_folded_as_a_whole(tmp_path, monkeypatch):
+def test_one_panel_is_folded_as_a_whole(monkeypatch):
     """The launches of one panel are those of the arrays as they are, whatever the rows at a time."""
     M, N = 3000, 1700
     arrays, _ = problem(M, N)
     monkeypatch.setattr(cuda_launch, "PANEL", 1 << 28)
-    library = shim.compile_sources([SOURCE], tmp_path)
+    library = shim.compile_sources([SOURCE])
     (want,) = shim.run(library, SOURCE, arrays, M, N)
     for memory in (200_000, 0.8):
         with fake_cupy.installed():
@@ -223,9 +223,9 @@ def test_a_stream_of_ones_own_for_every_thread():
     [
         Reduction("KMin_ArgKMin", 3, parameter=7),
         Reduction("LogSumExp", 3, dtype="float32"),
-        Reduction("Histogram", 3, parameter="many", dtype="float32"),
+        pytest.param(Reduction("Histogram", 3, parameter="many", dtype="float32"), marks=pytest.mark.slow),
         Reduction("SoftMax", 40, "y * Sum(x)"),
-        Reduction("ArgMax", 3),
+        pytest.param(Reduction("ArgMax", 3), marks=pytest.mark.slow),
     ],
     ids=str,
 )

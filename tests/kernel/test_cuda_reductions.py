@@ -39,16 +39,13 @@ SOAK = [case for case in REST if case not in SLOW]
 class Built:
     """Kernels of specs in libraries of the shim."""
 
-    def __init__(self, specs, folder, prefix: str = "k") -> None:
+    def __init__(self, specs, prefix: str = "k") -> None:
         self.specs = list(specs)
         self.sources = [rendered(spec, f"{prefix}{n}") for n, spec in enumerate(self.specs)]
         parts = range(0, len(self.specs), TOGETHER)
-        for low in parts:
-            (folder / f"{prefix}{low}").mkdir()
         with ThreadPoolExecutor(2) as pool:
             self.libraries = list(pool.map(
-                lambda low: shim.compile_sources(
-                    self.sources[low : low + TOGETHER], folder / f"{prefix}{low}", ["-O0"]), parts))  # fmt: skip
+                lambda low: shim.compile_sources(self.sources[low : low + TOGETHER], ["-O0"]), parts))  # fmt: skip
 
     def run(self, n, given, M, N, **more):
         spec = self.specs[n]
@@ -59,9 +56,9 @@ class Built:
     scope="session",
     params=["fast", pytest.param("slow", marks=pytest.mark.slow), pytest.param("soak", marks=pytest.mark.soak)],
 )
-def tier(request, tmp_path_factory):
+def tier(request):
     cases = {"fast": FAST, "slow": SLOW, "soak": SOAK}[request.param]
-    return cases, Built([case.spec for case in cases], tmp_path_factory.mktemp("reductions"))
+    return cases, Built([case.spec for case in cases])
 
 
 def read(case: Case, state, part: int = 0, spec: KernelSpec | None = None):
@@ -194,8 +191,8 @@ GROUPS += [
 
 
 @needs_compiler
-def test_several_states_in_one_kernel(tmp_path):
-    built = Built(map(spec_of, GROUPS), tmp_path)
+def test_several_states_in_one_kernel():
+    built = Built(map(spec_of, GROUPS))
     for n, cases in enumerate(GROUPS):
         first, spec, M, N = cases[0], built.specs[n], 9, 300
         given = arrays(first, *first.rows(M, N))
@@ -211,10 +208,10 @@ def test_several_states_in_one_kernel(tmp_path):
 
 
 @needs_compiler
-def test_thousands_of_places(tmp_path):
+def test_thousands_of_places():
     """Fewer than there are terms, with ties of which the last places take some; and more."""
     cases = [Case(f"K{word}_ArgK{word}", 1, parameter=1200) for word in ("Min", "Max")]
-    built = Built([case.spec for case in cases], tmp_path)
+    built = Built([case.spec for case in cases])
     for n, (case, N, kind) in enumerate(zip(cases, (3000, 1000), ("ties", "any"), strict=True)):
         given = arrays(case, 2, N, kind=kind)
         got = built.run(n, given, 2, N, splits=3, column0=FAR)
@@ -270,14 +267,14 @@ def planted(bug: str, text: str) -> str:
 
 
 @needs_compiler
-def test_planted_bugs_are_found(tmp_path):
+def test_planted_bugs_are_found():
     sources = {}
     for n, (bug, (case, *_)) in enumerate(BUGS.items()):
         source = rendered(case.spec, f"b{n}")
         text = planted(bug, source.text)
         assert (text == source.text) == bug.startswith("none"), bug
         sources[bug] = type(source)(**{**vars(source), "text": text})
-    library = shim.compile_sources(list(sources.values()), tmp_path, ["-O0"])
+    library = shim.compile_sources(list(sources.values()), ["-O0"])
     for bug, (case, *_) in BUGS.items():
         M, N = 150, 900
         given = arrays(case, M, N)
@@ -331,10 +328,10 @@ def test_nvrtc_compiles_all_for_every_architecture(name, architecture):
 
 
 @needs_nvrtc
-def test_nvrtc_compiles_several_states():
-    for n, cases in enumerate(GROUPS):
-        cubin, _ = cuda.compile_cubin(rendered(spec_of(cases)).text, ARCHITECTURES[n % 3])
-        assert cubin[:4] == b"\x7fELF"
+@pytest.mark.parametrize("n", [pytest.param(n, marks=[pytest.mark.slow] * (n > 0)) for n in range(len(GROUPS))])
+def test_nvrtc_compiles_several_states(n):
+    cubin, _ = cuda.compile_cubin(rendered(spec_of(GROUPS[n])).text, ARCHITECTURES[n % 3])
+    assert cubin[:4] == b"\x7fELF"
 
 
 def test_sources_of_the_same_spec_are_equal():

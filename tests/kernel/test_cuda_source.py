@@ -84,8 +84,8 @@ every_case = pytest.mark.parametrize(
 class Built:
     """Cases in libraries of the shim, those of a tier in one, compiled when first used."""
 
-    def __init__(self, cases: dict[str, Case], tiers: list[list[tuple[str, str]]], folder: Path, flags=()) -> None:
-        self.cases, self.tiers, self.folder, self.flags, self.libraries = cases, tiers, folder, flags, {}
+    def __init__(self, cases: dict[str, Case], tiers: list[list[tuple[str, str]]], flags=()) -> None:
+        self.cases, self.tiers, self.flags, self.libraries = cases, tiers, flags, {}
         self.sources = {
             key: rendered(cases[key[0]], key[1], f"k{n}_{m}")
             for n, tier in enumerate(tiers)
@@ -95,9 +95,8 @@ class Built:
     def library(self, name, dtype):
         n = next(n for n, tier in enumerate(self.tiers) if (name, dtype) in tier)
         if n not in self.libraries:
-            (folder := self.folder / str(n)).mkdir()
             sources = [self.sources[key] for key in self.tiers[n]]
-            self.libraries[n] = shim.compile_sources(sources, folder, self.flags)
+            self.libraries[n] = shim.compile_sources(sources, self.flags)
         return self.libraries[n]
 
     def run(self, name, dtype, arrays, M, N, **more):
@@ -105,8 +104,8 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
-    return Built(CASES, [FAST, SLOW], tmp_path_factory.mktemp("shim"))
+def built():
+    return Built(CASES, [FAST, SLOW])
 
 
 def sizes(case: Case, dtype: str) -> list[tuple[int, int]]:
@@ -248,9 +247,9 @@ def test_state_is_kept_in_double(built):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["-O2", "-DDRED_SHIM_UCONTEXT"]])
-def test_huge_records(tmp_path, flags):
+def test_huge_records(flags):
     keys = [(name, dtype) for name in HUGE for dtype in DTYPES]
-    built = Built(HUGE, [keys], tmp_path, flags)
+    built = Built(HUGE, [keys], flags)
     for (name, dtype), source in built.sources.items():
         for M, N, splits in ((1, 1, None), (130, 41, 1), (30, 2 * source.tile_columns + 13, 3)):
             arrays = data(HUGE[name], M, N, dtype)
@@ -280,7 +279,7 @@ BUGS = {
 
 
 @pytest.fixture(scope="session")
-def planted(tmp_path_factory):
+def planted():
     """The same kernel with one bug each."""
     sources = {}
     for n, (bug, change) in enumerate(BUGS.items()):
@@ -288,7 +287,7 @@ def planted(tmp_path_factory):
         text = change(source.text)
         assert (text == source.text) == (bug == "none")
         sources[bug] = type(source)(**{**vars(source), "text": text})
-    return sources, shim.compile_sources(list(sources.values()), tmp_path_factory.mktemp("planted"))
+    return sources, shim.compile_sources(list(sources.values()))
 
 
 @needs_compiler

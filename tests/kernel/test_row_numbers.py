@@ -63,11 +63,13 @@ def test_on_the_host(text, axis, dtype, backend):
 
 
 @needs_compiler
-def test_in_the_shim(tmp_path):
-    ways = itertools.product(FORMULAS, (0, 1), ("float32", "float64"))
-    cases = [(case(text, axis, dtype), dtype) for text, axis, dtype in ways]
+@pytest.mark.parametrize("crossed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_in_the_shim(crossed):
+    """Each type over one of the axes, in turn; over the other one in the slow tier."""
+    ways = itertools.product(enumerate(FORMULAS), enumerate(("float32", "float64")))
+    cases = [(case(text, (n + k + crossed) % 2, dtype), dtype) for (n, text), (k, dtype) in ways]
     sources = [rendered(spec, f"k{n}") for n, ((spec, *_), dtype) in enumerate(cases)]
-    library = shim.compile_sources(sources, tmp_path, ["-O0"])
+    library = shim.compile_sources(sources, ["-O0"])
     for source, ((_, arrays, want, sizes), dtype) in zip(sources, cases, strict=True):
         close(shim.run(library, source, arrays, *sizes, row0=FAR, column0=FAR), want, dtype)
 

@@ -13,24 +13,19 @@ It is as unkind as a device may be:
 """
 
 import ctypes
-import hashlib
 import importlib.machinery
-import os
 import re
-import subprocess
 import sys
-import tempfile
 import threading
 import types
 import weakref
 from collections import deque
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
 from dred.kernel import cuda_cache, cuda_device, cuda_host
-from tests.shim.shim import COMPILER, FLAGS, HEADER
+from tests.shim import shim
 
 POISON, ROUND, CANARY = 0xFF, 512, 64
 
@@ -557,7 +552,7 @@ def asnumpy(a, stream=None):
 FUNCTION = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^)]*)\)')
 SCALARS = {"i64": (np.int64, ctypes.c_int64), "int": (np.int32, ctypes.c_int32),
            "float": (np.float32, ctypes.c_float), "double": (np.float64, ctypes.c_double)}  # fmt: skip
-_libraries, _compiling = {}, threading.Lock()
+_libraries = {}
 
 
 def functions_of(text):
@@ -569,35 +564,18 @@ def functions_of(text):
 
 
 def library(text):
-    """The text as machine code of this processor; kept in $DRED_SHIM_DIR, so that processes of a run share it."""
-    with _compiling:
-        if text not in _libraries:
-            folder = Path(os.environ.setdefault("DRED_SHIM_DIR", tempfile.mkdtemp(prefix="dred-shim-")))
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.so"
-            if not path.exists():
-                _compile(text, path)
-            _libraries[text] = ctypes.CDLL(str(path))
-        return _libraries[text]
-
-
-def _compile(text, path):
-    wrappers = []
-    for name, kinds in functions_of(text).items():
-        params = "".join(f", {kind} a{n}" for n, kind in enumerate(kinds))
-        call = f"{name}({', '.join(f'a{n}' for n in range(len(kinds)))})"
-        wrappers.append(
-            f'extern "C" void run_{name}(unsigned gx, unsigned gy, unsigned bx{params}) '
-            f"{{ dred_shim::launch(dim3(gx, gy), dim3(bx), [=] {{ {call}; }}); }}\n"
-        )
-    beside = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.cpp")
-    beside.write_text(text + "".join(wrappers))
-    built = beside.with_suffix(".so")
-    command = [COMPILER, *FLAGS, "-include", str(HEADER), str(beside), "-o", str(built)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[:4000]
-    built.replace(path)
-    beside.unlink()
+    """The text as machine code of this processor."""
+    if text not in _libraries:
+        wrappers = []
+        for name, kinds in functions_of(text).items():
+            params = "".join(f", {kind} a{n}" for n, kind in enumerate(kinds))
+            call = f"{name}({', '.join(f'a{n}' for n in range(len(kinds)))})"
+            wrappers.append(
+                f'extern "C" void run_{name}(unsigned gx, unsigned gy, unsigned bx{params}) '
+                f"{{ dred_shim::launch(dim3(gx, gy), dim3(bx), [=] {{ {call}; }}); }}\n"
+            )
+        _libraries[text] = shim.library(text + "".join(wrappers))
+    return _libraries[text]
 
 
 class Module:

@@ -1,11 +1,15 @@
 """Driver of the CUDA shim: many kernels compiled into one shared object by g++, and launched as on a device."""
 
 import ctypes
+import fcntl
+import hashlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,15 +40,49 @@ def wrapper(entry: Entry) -> str:
     )
 
 
-def compile_sources(sources: Sequence[Source], folder: Path, flags: Sequence[str] = ()) -> ctypes.CDLL:
+def compile_sources(sources: Sequence[Source], flags: Sequence[str] = ()) -> ctypes.CDLL:
     """One library of all sources (each rendered under a name of its own)."""
-    path = folder / "kernels.cpp"
-    path.write_text("".join(s.text + "".join(map(wrapper, s.entries.values())) for s in sources))
-    library = path.with_suffix(".so")
-    command = [COMPILER, *FLAGS, *flags, "-include", str(HEADER), str(path), "-o", str(library)]
+    return library("".join(s.text + "".join(map(wrapper, s.entries.values())) for s in sources), flags)
+
+
+def library(text: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """A text as machine code of this processor, compiled once in a run of tests."""
+    command = [COMPILER, *FLAGS, *flags]
+    shim = HEADER.read_text()
+    key = "".join([*command, shim])
+    header = _once(key, ".hpp", lambda path: path.write_text(shim))
+    # as the compiler has read it, which else is most of the time that a kernel takes
+    _once(key, ".hpp.gch", lambda path: _run([*command, "-x", "c++-header", str(header), "-o", str(path)]))
+    key = "".join([*command, header.name, text])
+    return ctypes.CDLL(str(_once(key, ".so", lambda path: _compiled(command, header, text, path))))
+
+
+def _once(key: str, suffix: str, make: Callable[[Path], object]) -> Path:
+    """What `make` leaves at a path of $DRED_SHIM_DIR: of the processes of a run the first one calls it, others wait."""
+    if "DRED_SHIM_DIR" not in os.environ:
+        os.environ["DRED_SHIM_DIR"] = tempfile.mkdtemp(prefix="dred-shim-")
+    folder = Path(os.environ["DRED_SHIM_DIR"])
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}{suffix}"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            beside = folder / f"{os.getpid()}.{threading.get_ident()}{suffix}"
+            make(beside)
+            beside.replace(path)
+    return path
+
+
+def _compiled(command: Sequence[str], header: Path, text: str, path: Path) -> None:
+    source = path.with_suffix(".cpp")
+    source.write_text(text)
+    _run([*command, "-include", str(header), str(source), "-o", str(path)])
+    source.unlink()
+
+
+def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
-    return ctypes.CDLL(str(library))
 
 
 class ShimDevice:
