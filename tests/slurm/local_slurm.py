@@ -34,6 +34,7 @@ CryptoType=crypto/munge
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 MpiDefault=none
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
