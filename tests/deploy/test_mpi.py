@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import small
+from tests.deploy.environments import python_path
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -18,9 +19,8 @@ RUN = ROOT / "deploy" / "mpi" / "run.py"
 def mpirun(folder: Path, ranks: int, *program: object) -> "subprocess.CompletedProcess[str]":
     if shutil.which("mpirun") is None:
         pytest.skip("no mpirun")
-    python = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}  # as it is in a container
-    env = {**os.environ, **root, "PYTHONPATH": python, "DRED_NUM_THREADS": "1", "DRED_SCRATCH": str(folder)}
+    env = {**os.environ, **root, "PYTHONPATH": python_path(), "DRED_NUM_THREADS": "1", "DRED_SCRATCH": str(folder)}
     command = ["mpirun", "--oversubscribe", "-n", ranks, sys.executable, RUN, *program]
     return subprocess.run(list(map(str, command)), env=env, cwd=folder, capture_output=True, text=True, timeout=300)
 

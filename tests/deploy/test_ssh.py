@@ -12,6 +12,7 @@ import pytest
 
 from tests.chaos.namespaces import need, need_namespaces, run, two_hosts
 from tests.chaos.test_hosts import started
+from tests.deploy.environments import python_path
 from tests.deploy.units import SSH, UNITS, command, directives, environment_file, mistakes
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +154,7 @@ def test_the_units_on_two_hosts(tmp_path):
             for name in ("authority.pem", f"{role}.pem", f"{role}.key"):
                 shutil.copy(tmp_path / "all" / name, etc)
             settings = environment_file(text.replace("/etc/dred/tls", str(etc)))
-            return {**os.environ, **settings, "DRED_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+            return {**os.environ, **settings, "DRED_NUM_THREADS": "1", "PYTHONPATH": python_path(), **more}
 
         def start(unit: str, host: str, **specifiers: str) -> None:
             env = environment("scheduler" if "scheduler" in unit else "worker")

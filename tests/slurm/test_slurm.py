@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy import small
+from tests.deploy.environments import DASK_CUDA, NO_DRIVER, install, python_path
 from tests.jobs import kills
 from tests.slurm.local_slurm import local_slurm, missing
 
@@ -23,9 +24,6 @@ HERE = ROOT / "tests" / "slurm"
 NODES = HERE / "node_script.py"
 
 RUNS = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
-# dask-cuda as it is, but for what asks the driver; it pins dask, and runs with other versions.
-DASK_CUDA = ("dask-cuda", "cuda-bindings", "cuda-core", "cuda-pathfinder", "nvidia-ml-py")
-NO_DRIVER = {"DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC": "1", "DASK_CUDA_TEST_SINGLE_GPU": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,11 @@ def slurm():
     if missing():
         pytest.skip("no SLURM")
     with local_slurm() as env:
-        python = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env |= {"PYTHON": sys.executable, "PYTHONPATH": python, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
+        env |= {
+            "PYTHON": sys.executable,
+            "PYTHONPATH": python_path(),
+            "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning",
+        }
         env.pop("CUDA_VISIBLE_DEVICES", None)
         yield env
 
@@ -193,7 +194,8 @@ def test_a_job_of_workers_is_cancelled(slurm, tmp_path):
     """In mid-run, with states that nobody else holds: the same bytes, and another job in its place."""
     four = (SLURM / "cluster.py", "--jobs", "4", "--cpus", "1", "--memory", "1GB")  # the gate takes up two of them
     command = (sys.executable, *four, HERE / "cancelled.py", tmp_path / "gate")
-    assert run(slurm, tmp_path, *command).endswith("right\n")
+    soon = {**slurm, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}
+    assert run(soon, tmp_path, *command).endswith("right\n")
     wait_for(lambda: not queue(slurm), lambda: queue(slurm))
 
 
@@ -243,11 +245,8 @@ def test_a_job_asks_for_what_its_options_say(slurm, tmp_path):
 @pytest.fixture(scope="module")
 def with_dask_cuda(slurm, tmp_path_factory):
     """The environment in which dask-cuda can be imported, and asks no driver."""
-    folder = tmp_path_factory.mktemp("dask-cuda")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*pip, "--target", folder, *DASK_CUDA], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {**slurm, **NO_DRIVER, "PYTHONPATH": os.pathsep.join([slurm["PYTHONPATH"], str(folder)])}
+    folder = install(tmp_path_factory.mktemp("dask-cuda"), *DASK_CUDA, dependencies=False)
+    return {**slurm, **NO_DRIVER, "PYTHONPATH": python_path(folder)}
 
 
 def test_a_worker_for_each_gpu_of_a_job(with_dask_cuda, tmp_path):
