@@ -79,7 +79,7 @@ class Routine:
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """Those that a caller passes arrays for, in order."""
+        """Those that a caller passes arrays for."""
         return self._formula.variables
 
     @property
@@ -227,7 +227,7 @@ class Routine:
         backend : str
             As in a call.
         workers : int, optional
-            How many workers to think of; default: those of the client, or one.
+            How many workers to think of, of a backend that need not be here; default: those of the client, or one.
 
         Returns
         -------
@@ -245,9 +245,9 @@ class Routine:
         """
         from dred.cluster.explain import Explanation
 
-        return Explanation.of(self._plans(args, backend), workers)
+        return Explanation.of(self._plans(args, backend, checked=workers is None), workers)
 
-    def _plans(self, args: Sequence[Any], backend: str) -> tuple[Any, ...]:
+    def _plans(self, args: Sequence[Any], backend: str, checked: bool = True) -> tuple[Any, ...]:
         """The plan of each sweep."""
         inputs = check(self._formula, self._flat(args), self.dtype)
         if inputs.kind != "dask":
@@ -257,7 +257,7 @@ class Routine:
         name, plans = engine.named(backend), []
 
         def planned(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-            plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label))
+            plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label, checked=checked))
             return graph.unknown(sweep.spec, sweep.outputs, plans[-1]) if sweep.places else ()
 
         run(self.sweeps(inputs.dtype), inputs, planned)

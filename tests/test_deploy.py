@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import small
+from tests.deploy.environments import python_path
+
 ROOT = Path(__file__).parents[1]
 SBATCH = ROOT / "deploy" / "slurm" / "job.sbatch"
 LOCAL = ROOT / "deploy" / "local" / "run.py"
 ON_CPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-SHELL_SCRIPTS = [SBATCH, ROOT / ".ci" / "run"]
+SHELL_SCRIPTS = [SBATCH, ROOT / "deploy" / "ssh" / "certificates.sh", ROOT / ".ci" / "run"]
 
 
 @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
@@ -54,6 +57,32 @@ def test_local_run_runs_the_example(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**ON_CPU, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.slow
+def test_local_run_runs_a_job_file(tmp_path):
+    small.prepare(tmp_path)
+    command = [sys.executable, LOCAL, "--workers", "1", "job.toml", "output.path=other.npy"]
+    env = {**ON_CPU, "PYTHONPATH": python_path()}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    small.check(tmp_path / "other.npy")
+
+
+def test_local_run_tells_its_script_to_end(tmp_path):
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('waiting for a signal', flush=True)\n"
+        "while True:\n"
+        "    signal.pause()\n"
+    )
+    command = [sys.executable, LOCAL, "--workers", "1", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ON_CPU) as running:
+        assert "waiting for a signal\n" in iter(running.stdout.readline, "")
+        running.terminate()
+        assert running.wait(60) == 75
 
 
 def test_local_run_hands_on_the_failure_of_its_script(tmp_path):

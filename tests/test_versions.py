@@ -12,10 +12,32 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-# What no test of the cluster layer imports.
-LEFT_OUT = {"cupy-cuda13x", "matplotlib", "mypy", "nvidia-cuda-nvrtc", "pytest-xdist", "ruff", "scikit-learn"}
+# What no test of the cluster layer imports, or only slow ones.
+LEFT_OUT = {
+    "aiobotocore",
+    "bokeh",
+    "dask-jobqueue",
+    "dask-mpi",
+    "mpi4py",
+    "cupy-cuda13x",
+    "matplotlib",
+    "moto",
+    "mypy",
+    "nvidia-cuda-nvrtc",
+    "pytest-xdist",
+    "ruff",
+    "s3fs",
+    "scikit-learn",
+}
 
-PURE = ("test_plan.py", "test_sources.py", "test_panels.py")  # they know nothing of dask
+PURE = (
+    "test_plan.py",
+    "test_sources.py",
+    "test_csv.py",
+    "test_hdf5.py",
+    "test_sinks.py",
+    "test_panels.py",
+)  # they know nothing of dask
 
 pytestmark = pytest.mark.slow
 

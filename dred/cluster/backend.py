@@ -18,12 +18,19 @@ from dred.errors import BackendError
 from dred.kernel import engine
 
 
-def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
+def resolve(backend: str, arrays: Sequence[Any] = (), checked: bool = True) -> str:
     """The name of a backend, never "auto".
 
     "auto" is, in this order: what `dred.backend` in dask's configuration says; "cuda" if an argument lives on a GPU;
     with a client, "cuda" if every worker has a GPU and "cpu" if none has; "cuda" if this process has a GPU; "cpu".
     Without a client and without llvmlite, "numpy" stands in for "cpu".
+
+    Parameters
+    ----------
+    backend : str
+    arrays : sequence of array
+    checked : bool
+        Whether a backend that is named must be there: not where it is only thought of.
 
     Raises
     ------
@@ -36,6 +43,8 @@ def resolve(backend: str, arrays: Sequence[Any] = ()) -> str:
     if backend == "numpy":  # the interpreter: for tests and for comparison, no name that users are told
         return backend
     backend = engine.named(backend)
+    if backend != "auto" and not checked:
+        return backend
     if backend == "auto" and any(_on_gpu(array) for array in arrays):
         backend = "cuda"
     try:

@@ -34,7 +34,13 @@ Layers = dict[str, Layer]  # by name
 
 
 def plan(
-    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], backend: str = "auto", *, label: str
+    spec: KernelSpec,
+    arrays: Sequence[Any],
+    outputs: Sequence[Output],
+    backend: str = "auto",
+    *,
+    label: str,
+    checked: bool = True,
 ) -> Plan:
     """How `reduce` would cut this problem into tasks.
 
@@ -51,6 +57,8 @@ def plan(
         "auto", "cpu", "cuda" or "numpy".
     label : str
         Names of the reductions, separated by ", ", one for each part of `spec`: for people and in names of layers.
+    checked : bool
+        Whether a backend that is named must be there.
 
     Raises
     ------
@@ -62,7 +70,7 @@ def plan(
         The backend is not there, see `backend.resolve`.
     """
     sizes = inputs.measure(spec, arrays, outputs)
-    chosen = engine.placed(resolve(backend, arrays), spec, sizes.x.rows, sizes.y.rows, local=False)
+    chosen = engine.placed(resolve(backend, arrays, checked), spec, sizes.x.rows, sizes.y.rows, local=False)
     return Plan.choose(label, chosen, sizes, config.settings())
 
 

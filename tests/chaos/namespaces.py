@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.units import SSH, environment_file
+
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
@@ -64,21 +66,7 @@ def unplug(host: str) -> None:
 
 
 def certificates(folder: Path, name: str) -> dict[str, str]:
-    """An authority and a key that it has signed, as dask's environment for mutual authentication."""
-    authority, key, request, signed, more = (
-        folder / f"{name}.{end}" for end in ("authority.pem", "key", "request", "pem", "extensions")
-    )
-    new = ("openssl", "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN=dred-{name}")
-    run(*new, "-x509", "-days", 2, "-keyout", f"{authority}.key", "-out", authority,
-        "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
-    run(*new, "-keyout", key, "-out", request)
-    more.write_text("subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
-    run("openssl", "x509", "-req", "-in", request, "-days", 2, "-CA", authority, "-CAkey", f"{authority}.key",
-        "-set_serial", 1, "-extfile", more, "-out", signed)  # fmt: skip
-    tls = "DASK_DISTRIBUTED__COMM__TLS__"
-    return {
-        "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True",
-        f"{tls}CA_FILE": str(authority),
-        **{f"{tls}{role}__CERT": str(signed) for role in ("SCHEDULER", "WORKER", "CLIENT")},
-        **{f"{tls}{role}__KEY": str(key) for role in ("SCHEDULER", "WORKER", "CLIENT")},
-    }
+    """An authority and keys that it has signed, as dask's environment for mutual authentication."""
+    run(SSH / "certificates.sh", folder / name)
+    settings = environment_file((SSH / "dred.env").read_text().replace("/etc/dred/tls", str(folder / name)))
+    return {key: value for key, value in settings.items() if "__COMM__" in key}

@@ -87,8 +87,7 @@ def test_packages_are_those_of_the_project():
     asked = [*project["dependencies"], *(p for group in project["optional-dependencies"].values() for p in group)]
     least = {p.split("[")[0].split(">=")[0]: p.partition(">=")[2] for p in asked}
     for package in check.PACKAGES:
-        if package.name != "bokeh":
-            assert package.least == least[package.name], package
+        assert package.least == least[package.name], package
         if package.install.startswith("'."):
             assert package.install[3:-2] in project["optional-dependencies"]
 

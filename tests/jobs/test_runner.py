@@ -1,6 +1,7 @@
 """Jobs from files to files: values, continuing, and what is refused."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -78,6 +79,11 @@ def ended_after(monkeypatch, blocks, error):
             raise error
 
     monkeypatch.setattr(runs.Run, "put", ending)
+
+
+def names_of_files(work):
+    """Of finished blocks and states."""
+    return [n for _, _, names in os.walk(work) for n in names if n.startswith(("rows-", "state-"))]
 
 
 def left(folder):
@@ -248,12 +254,12 @@ def test_only_what_is_missing_is_computed(tmp_path, arrays, monkeypatch):
         runner.run(job(tmp_path, output={"path": "whole.npy"}), QUIET)
     assert len(whole) == 3  # blocks of 1024 rows
     with monkeypatch.context() as patch:
-        counted_folds(patch, most=1)
-        assert runner.run(job(tmp_path), QUIET) == Code.FAILED
-    kept = len([n for _, _, names in os.walk(job(tmp_path).work) for n in names if n.startswith(("rows-", "state-"))])
+        ended_after(patch, 1, KeyboardInterrupt())
+        assert runner.run(job(tmp_path), QUIET) == Code.INTERRUPTED
+    kept = {n[-10:-4] if n.startswith("rows-") else n[6:12] for n in names_of_files(job(tmp_path).work)}
     again = counted_folds(monkeypatch)
     assert runner.run(job(tmp_path), QUIET) == Code.DONE
-    assert len(again) == len(whole) - kept == 2
+    assert len(again) == len(whole) - len(kept) < len(whole)
     assert same(tmp_path / "whole.npy", tmp_path / "out.npy")
 
 
@@ -450,3 +456,27 @@ def test_the_results_of_rows_that_nobody_can_read_back(tmp_path, arrays, monkeyp
     assert runner.run(job(tmp_path), Log()) == Code.FAILED
     assert "name a folder that all workers and this process share" in capsys.readouterr().err
     shutil.rmtree(job(tmp_path).work)
+
+
+@pytest.mark.parametrize("full", ["work", "output"])
+def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path, arrays, monkeypatch, capsys, full):
+    runner.run(job(tmp_path, output={"path": "whole.npy"}), QUIET)
+    sync, count = os.fsync, 0
+
+    def failing(file):
+        nonlocal count
+        name = os.readlink(f"/proc/self/fd/{file}")
+        count += "rows-" in name
+        if ".part" in name if full == "output" else count > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        assert runner.run(job(tmp_path), Log()) == Code.FAILED
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert f"are kept in {tmp_path}/.out.npy.dred: run it again" in said
+    assert left(tmp_path) == [".out.npy.dred"]
+    assert runner.run(job(tmp_path), QUIET) == Code.DONE
+    assert same(tmp_path / "whole.npy", tmp_path / "out.npy")

@@ -22,7 +22,7 @@ def main(scheduler: str, path: str) -> None:
     results = sum_and_gradient(gate)
     want = calm(results)
     with Client(scheduler) as client:
-        client.wait_for_workers(2, timeout=300)
+        client.wait_for_workers(4, timeout=300)
 
         def cancel() -> None:
             held = until(lambda: client.run_on_scheduler(stalled))
@@ -33,7 +33,7 @@ def main(scheduler: str, path: str) -> None:
             until(lambda: worker not in client.scheduler_info(n_workers=-1)["workers"])
 
         assert disturbed(client, results, gate, cancel) == want
-        client.wait_for_workers(2, timeout=120)  # there are two again
+        client.wait_for_workers(4, timeout=120)  # there are four again
     print("right")
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy import small
+from tests.deploy.environments import DASK_CUDA, NO_DRIVER, install, python_path
+from tests.jobs import kills
 from tests.slurm.local_slurm import local_slurm, missing
 
 pytestmark = pytest.mark.slow
@@ -21,9 +24,6 @@ HERE = ROOT / "tests" / "slurm"
 NODES = HERE / "node_script.py"
 
 RUNS = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
-# dask-cuda as it is, but for what asks the driver; it pins dask, and runs with other versions.
-DASK_CUDA = ("dask-cuda", "cuda-bindings", "cuda-core", "cuda-pathfinder", "nvidia-ml-py")
-NO_DRIVER = {"DASK_CUDA_TEST_DISABLE_DEVICE_SPECIFIC": "1", "DASK_CUDA_TEST_SINGLE_GPU": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,11 @@ def slurm():
     if missing():
         pytest.skip("no SLURM")
     with local_slurm() as env:
-        python = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        env |= {"PYTHON": sys.executable, "PYTHONPATH": python, "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning"}
+        env |= {
+            "PYTHON": sys.executable,
+            "PYTHONPATH": python_path(),
+            "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "warning",
+        }
         env.pop("CUDA_VISIBLE_DEVICES", None)
         yield env
 
@@ -139,23 +142,21 @@ def test_a_cancelled_job_cleans_up(slurm, tmp_path):
     assert not file.exists()
 
 
-def test_a_program_that_can_go_on_is_run_again(slurm, tmp_path):
-    script = tmp_path / "ends.py"
-    script.write_text(
-        "import os, signal, sys\n"
-        "if not os.environ.get('SLURM_RESTART_COUNT'):\n"
-        "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
-        "    print('waiting for a signal', flush=True)\n"
-        "    while True:\n"
-        "        signal.pause()\n"
-        "print('the second run', *sys.argv[3:])\n"
+def test_a_job_that_is_told_to_end_is_run_again_and_goes_on(slurm, tmp_path):
+    kills.prepare(tmp_path)
+    job = submit(slurm, tmp_path, "job.toml", "output.path=told.npy")
+    wait_for(
+        lambda: kills.finished(tmp_path, "told.npy") >= 5 or state(slurm, job) not in RUNS, lambda: log(tmp_path, job)
     )
-    job = submit(slurm, tmp_path, script, "one", "two")
-    wait_for(lambda: "waiting for a signal" in log(tmp_path, job), lambda: log(tmp_path, job))
     subprocess.run(["scancel", "--batch", "--signal=TERM", job], env=slurm, check=True)
     ended(slurm, tmp_path, job, "COMPLETED")
-    assert log(tmp_path, job).count("waiting for 2 workers") == 2
-    assert log(tmp_path, job).endswith("the second run one two\n")
+    said = log(tmp_path, job)
+    assert said.count("waiting for 2 workers") == 2, said
+    assert "dred: ended by SIGTERM" in said
+    kept = int(re.search(r"going on in .*: (\d+) files of finished blocks", said)[1])
+    assert 5 <= kept < kills.BLOCKS
+    kills.run(tmp_path, "quiet.npy")
+    assert (tmp_path / "told.npy").read_bytes() == (tmp_path / "quiet.npy").read_bytes()
 
 
 def test_a_job_that_is_cancelled_stays_so(slurm, tmp_path):
@@ -191,8 +192,10 @@ def test_jobs_of_workers_on_two_nodes(slurm, tmp_path):
 
 def test_a_job_of_workers_is_cancelled(slurm, tmp_path):
     """In mid-run, with states that nobody else holds: the same bytes, and another job in its place."""
-    command = (sys.executable, *CLUSTER, HERE / "cancelled.py", tmp_path / "gate")
-    assert run(slurm, tmp_path, *command).endswith("right\n")
+    four = (SLURM / "cluster.py", "--jobs", "4", "--cpus", "1", "--memory", "1GB")  # the gate takes up two of them
+    command = (sys.executable, *four, HERE / "cancelled.py", tmp_path / "gate")
+    soon = {**slurm, "DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}
+    assert run(soon, tmp_path, *command).endswith("right\n")
     wait_for(lambda: not queue(slurm), lambda: queue(slurm))
 
 
@@ -203,12 +206,23 @@ def test_tasks_of_one_srun_on_two_nodes(slurm, tmp_path):
     assert list(tmp_path.glob("scheduler-*.json")) == []
 
 
-@pytest.mark.parametrize("script", ["cluster.py", "runner.py"])
+STARTS = {"cluster.py": (sys.executable, *CLUSTER), "runner.py": (*RUNNER, sys.executable, SLURM / "runner.py")}
+
+
+@pytest.mark.parametrize("script", STARTS)
+def test_a_job_file(script, slurm, tmp_path):
+    small.prepare(tmp_path)
+    run(slurm, tmp_path, *STARTS[script], "job.toml", "output.path=other.npy")
+    small.check(tmp_path / "other.npy")
+
+
+@pytest.mark.parametrize("script", STARTS)
 def test_the_exit_status_is_that_of_the_program(script, slurm, tmp_path):
     fails = tmp_path / "fails.py"
     fails.write_text("raise SystemExit(75)\n")
-    start = (sys.executable, *CLUSTER) if script == "cluster.py" else (*RUNNER, sys.executable, SLURM / script)
-    done = subprocess.run(list(map(str, (*start, fails))), env=slurm, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, (*STARTS[script], fails))), env=slurm, cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 75, done.stdout + done.stderr
 
 
@@ -231,11 +245,8 @@ def test_a_job_asks_for_what_its_options_say(slurm, tmp_path):
 @pytest.fixture(scope="module")
 def with_dask_cuda(slurm, tmp_path_factory):
     """The environment in which dask-cuda can be imported, and asks no driver."""
-    folder = tmp_path_factory.mktemp("dask-cuda")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run([*pip, "--target", folder, *DASK_CUDA], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return {**slurm, **NO_DRIVER, "PYTHONPATH": os.pathsep.join([slurm["PYTHONPATH"], str(folder)])}
+    folder = install(tmp_path_factory.mktemp("dask-cuda"), *DASK_CUDA, dependencies=False)
+    return {**slurm, **NO_DRIVER, "PYTHONPATH": python_path(folder)}
 
 
 def test_a_worker_for_each_gpu_of_a_job(with_dask_cuda, tmp_path):
