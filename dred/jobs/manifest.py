@@ -67,7 +67,8 @@ def read(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}. Delete it to begin anew") from error
+        of = os.path.dirname(path) if os.path.basename(path) == NAME else path  # blocks of nobody knows what are no use
+        raise StoreError(f"{path} cannot be read: {error}. Delete {of} to begin anew") from error
     return found
 
 
@@ -82,7 +83,10 @@ def put(path: str, text: str) -> None:
     temporary = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         try:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # of names that are no text
+            with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:  # names may be no text
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

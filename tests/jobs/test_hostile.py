@@ -64,6 +64,17 @@ def test_a_job_that_was_killed_while_its_folder_went_is_done(tmp_path, arrays, m
     assert (found, left(tmp_path)) == ([], ["out.npy", "out.npy.json"])
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_folder_of_nobody_knows_what_is_refused(tmp_path, arrays, monkeypatch, content):
+    this = job(tmp_path)
+    with monkeypatch.context() as patch:
+        ended_after(patch, 1, KeyboardInterrupt())
+        runner.run(this, QUIET)
+    (tmp_path / ".out.npy.dred" / "job.json").write_text(content)
+    with pytest.raises(StoreError, match=r"job\.json cannot be read: .*\. Delete .*/\.out\.npy\.dred to begin anew"):
+        runner.run(this, QUIET)
+
+
 def test_an_object_that_is_there_is_not_replaced_unless_asked(tmp_path, arrays, monkeypatch):
     monkeypatch.chdir(tmp_path)
     objects = fsspec.filesystem("memory")
