@@ -7,6 +7,7 @@ machine."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import subprocess
@@ -70,6 +71,8 @@ def local(kind: str, workers: int | None, threads: int | None, memory: int | str
         limit = int(SHARE / workers * MEMORY_LIMIT) if memory is None else int(parse_bytes(memory))
     except ValueError as error:
         raise OptionError(f"memory={memory!r} of a worker: {error}, write it as 4 GiB") from error
+    if limit < 0:
+        raise OptionError(f"memory={memory!r} of a worker is less than nothing, write it as 4 GiB")
     return {"kind": kind, "workers": workers, "threads": threads, "memory": limit}
 
 
@@ -158,12 +161,21 @@ def running(scheduler: str = "", scheduler_file: str = "", *, timeout: float = 3
 
 
 def _wait_for(path: str, timeout: float) -> None:
-    """Until a scheduler has written its file."""
+    """Until a scheduler has written its file: it is there before it is whole."""
     end = time.monotonic() + timeout
-    while not os.path.exists(path):
+    while not _names_a_scheduler(path):
         if time.monotonic() > end:
-            raise TimeoutError(f"{path} is not there")
+            what = "names no scheduler" if os.path.exists(path) else "is not there"
+            raise TimeoutError(f"{path} {what}")
         time.sleep(0.1)
+
+
+def _names_a_scheduler(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return bool(json.load(file)["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager
@@ -183,7 +195,7 @@ def _started(chosen: Mapping[str, Any]) -> Iterator[Any]:
                 threads_per_worker=1,
                 memory_limit=chosen["memory"],
                 dashboard_address="127.0.0.1:0",  # any free port
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # what fails is said by who asked for it
                 env={"DRED_NUM_THREADS": str(chosen["threads"])},
             )
         yield stack.enter_context(cluster)

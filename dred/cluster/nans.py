@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
@@ -49,7 +50,7 @@ def refuse(arrays: Mapping[str, Any]) -> None:
 
 def look(block: Any) -> tuple[int, int]:
     """How many NaN a block has, and the row of the first one (0 where there is none)."""
-    rows = np.isnan(block).reshape(len(block), -1).sum(axis=1)
+    rows = np.isnan(block).reshape(len(block), math.prod(block.shape[1:])).sum(axis=1)
     return int(rows.sum()), int(np.argmax(rows > 0)) if len(rows) else 0
 
 

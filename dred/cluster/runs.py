@@ -28,7 +28,7 @@ from dred.cluster.cuts import groups
 from dred.cluster.plan import Plan
 from dred.cluster.progress import Meter, watched
 from dred.cluster.store import FEW, Store, load
-from dred.errors import StoreError
+from dred.errors import BackendError, StoreError
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec
 
@@ -303,6 +303,8 @@ def _one_by_one(array: da.Array) -> Iterator[tuple[int, Any]]:
     done = as_completed(futures, with_results=True)
     del futures  # what has been put in its place is forgotten
     for future, cell in done:
+        if isinstance(cell, Exception):
+            raise BackendError(f"the scheduler is lost, or has dropped what was asked for: {cell}") from cell
         yield int(future.key[1]), cell[0]
 
 

@@ -381,10 +381,11 @@ def _move(whole: str, path: str, old: str) -> None:
         os.rename(path, old)
         try:
             os.rename(whole, path)
-        except OSError:
-            os.rename(old, path)
+        except BaseException:
+            if not os.path.lexists(path):
+                os.rename(old, path)
             raise
-        _remove(old)
+    _remove(old)  # one that was killed may have left it
     if os.name == "posix":
         descriptor = os.open(os.path.dirname(path), os.O_RDONLY)
         try:

@@ -105,7 +105,7 @@ PACKAGES = (
     Package("h5py", "3.11", "arrays in HDF5", "'.[hdf5]'"),
     Package("s3fs", "2024.6", "arrays in object stores (s3://)", "'.[s3]'"),
     Package("ml_dtypes", "0.5", "bfloat16", "'.[bfloat16]'"),
-    Package("dask-cuda", "", "one worker per GPU", "'.[dask-cuda13]'"),
+    Package("dask-cuda", "25.10", "one worker per GPU", "'.[dask-cuda13]'"),
     Package("bokeh", "3.1", "the dashboard of Dask, and its part of reports", "'.[report]'"),
 )  # fmt: skip
 

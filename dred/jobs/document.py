@@ -22,8 +22,12 @@ def _toml(file: IO[bytes]) -> Any:
 def _yaml(file: IO[bytes]) -> Any:
     import yaml
 
+    text = file.read()
     try:
-        return yaml.safe_load(file)
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for more than any memory holds
+                raise ValueError(f"*{event.anchor} in line {event.start_mark.line + 1} is an alias: write it out")
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -48,6 +52,8 @@ def load(path: str | os.PathLike[str]) -> Document:
             found = reader(file)
     except (OSError, ValueError) as error:
         raise JobError(f"{name} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise JobError(f"{name} cannot be read: it nests too deeply") from error
     if not isinstance(found, dict):
         raise JobError(f"{name} holds no table of keys, but {type(found).__name__}")
     return found
@@ -110,13 +116,17 @@ def _item(inner: Any, word: str, name: str, text: str, present: bool = True) -> 
 def _value(text: str, is_path: bool) -> Any:
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"] if "\n" not in text else text
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
-    return _here(value) if is_path else value
+    if is_path and not isinstance(value, str | list):  # a folder may be called 2024
+        value = text
+    return _here(value, is_path)
 
 
-def _here(value: Any) -> Any:
-    """Paths relative to the present folder as absolute ones."""
+def _here(value: Any, is_path: bool) -> Any:
+    """Paths relative to the present folder as absolute ones, within tables too."""
+    if isinstance(value, dict):
+        return {name: _here(each, name in PATHS) for name, each in value.items()}
     if isinstance(value, list):
-        return [*map(_here, value)]
-    return value if not isinstance(value, str) or not value or "://" in value else os.path.abspath(value)
+        return [_here(each, is_path) for each in value]
+    return os.path.abspath(value) if is_path and isinstance(value, str) and value and "://" not in value else value

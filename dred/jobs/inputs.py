@@ -126,9 +126,13 @@ def _small(data: Data, source: Source) -> Array:
 
 def _numbers(data: Data, dtype: str) -> Array:
     try:
-        values = np.asarray(data.value, dtype)
-    except (TypeError, ValueError) as error:
+        wide = np.asarray(data.value, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"value of {data.name} holds no numbers in equal rows: {error}") from error
+    with np.errstate(over="ignore"):
+        values = wide.astype(dtype)
+    if (lost := np.isinf(values) & np.isfinite(wide)).any():
+        raise InputError(f"value of {data.name} holds {wide[lost][0]}, which is beyond {dtype}: say a wider dtype")
     if values.ndim > 2:
         raise InputError(f"value of {data.name} has shape {values.shape}: give a number, a list, or a list of rows")
     return values

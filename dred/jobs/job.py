@@ -69,6 +69,15 @@ JOB: Mapping[str, Key] = {
     "cluster": Key(TABLE, "where it is computed"),
     "dask": Key(TABLE, 'settings of Dask\'s configuration, such as "dred.plan.x-budget" = "1 GiB"'),
 }
+SETTINGS = (  # of Dask's configuration, those that a job may change: others name code that is run, or places
+    "dred.",
+    "distributed.comm.retry.",
+    "distributed.comm.timeouts.",
+    "distributed.scheduler.allowed-failures",
+    "distributed.scheduler.work-stealing",
+    "distributed.scheduler.worker-saturation",
+    "distributed.worker.memory.",
+)
 DATA: Mapping[str, Key] = {
     "path": Key(TEXT, "npy, zarr, parquet, csv or HDF5; or its URL"),
     "columns": Key(LIST, "of parquet and csv: names of columns, in order"),
@@ -188,13 +197,16 @@ class Job:
         for name, path in (("report", report), ("work", work)):
             if "://" in path:
                 raise JobError(f"{name} is a path, got {path}")
-        _apart({**{f"output {n}": path for n, path in enumerate(outputs)}, "work": work, "report": report}, data)
+        if report and not report.endswith(".html"):
+            raise JobError(f"report is an HTML file, which replaces what is there: let {report} end in .html")
+        written = {f"output {n}": path for n, path in enumerate(outputs)}
+        _apart({**written, "record": record(outputs[0]), "work": work, "report": report}, data)
         plain = {k: said[k] for k in ("gradient", "dtype", "backend", "nan", "verify", "tolerance") if k in said}
         return cls(
             reductions, "reductions" in said, said["axis"],
             tuple(f"{name} = {given['type']}" for name, given in variables.items()), tuple(data), outputs,
             options=section(said.get("options", {}), OPTIONS, "options"), overwrite=output.get("overwrite", False),
-            work=work, report=report, place=Place(**cluster), dask=dict(said.get("dask", {})), **plain,
+            work=work, report=report, place=Place(**cluster), dask=_settings(said.get("dask", {})), **plain,
         )  # fmt: skip
 
     def routine(self) -> Routine:
@@ -259,9 +271,30 @@ _SPOKEN = {
 
 def placed(path: str, folder: str, where: str) -> str:
     """A path as an absolute one, relative to a folder; a URL as it is. Nothing in it is expanded."""
+    path = path.removeprefix("file://")
     if not path or "\0" in path:
         raise JobError(f"{where} is no path: {path!r}")
     return path if "://" in path else os.path.normpath(os.path.join(folder, path))
+
+
+def record(output: str) -> str:
+    """The file beside an output that says what it is; none of a URL."""
+    return "" if "://" in output else f"{output.rstrip('/')}.json"
+
+
+def _settings(given: Table, within: str = "") -> dict[str, Any]:
+    """Settings by their whole names, whether they are given as tables within tables or not."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        key = f"{within}{name}"
+        if isinstance(value, Mapping):
+            found |= _settings(value, f"{key}.")
+        elif not key.replace("_", "-").startswith(SETTINGS):
+            raise JobError(f"dask says {key}, which is for Dask's own files of configuration: a job may say "
+                           f"{', '.join(f'{each}*' if each.endswith('.') else each for each in SETTINGS)}")  # fmt: skip
+        else:
+            found[key] = value
+    return found
 
 
 def _reductions(said: Table) -> tuple[Mapping[str, Any], ...]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -39,10 +44,26 @@ class Log:
             return
         if self.as_json:
             time = datetime.now(UTC).isoformat(timespec="milliseconds")
-            line = json.dumps({"time": time, "event": event, "text": text, **facts}, default=str)
+            known = {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in facts.items()
+            }  # fmt: skip  (JSON has neither inf nor NaN)
+            line = json.dumps({"time": time, "event": event, "text": text, **known}, default=str)
         else:
             line = f"dred: {text}"
         print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nothing else is on stderr meanwhile: warnings are said here, and what libraries log of errors is not."""
+        disabled, show = logging.root.manager.disable, warnings.showwarning
+        logging.disable(logging.ERROR)
+        warnings.showwarning = lambda message, *_, **__: self.say("warning", str(message))
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            warnings.showwarning = show
 
     @property
     def progress(self) -> Any:

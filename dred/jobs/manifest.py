@@ -9,6 +9,7 @@ import os
 import platform
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +20,7 @@ from dred.errors import JobError, StoreError
 
 NAME = "job.json"
 LOCK = ".lock"
+BLOCKS, PARTS, PAGE = "blocks", "parts", "dask.html"  # what else is in the folder of a job
 _PACKAGES = ("dred", "numpy", "dask", "distributed", "llvmlite", "zarr", "pyarrow", "h5py")
 
 Identity = Mapping[str, Any]  # "formula", "inputs" (by name), "plan", ...: texts
@@ -65,7 +67,8 @@ def read(path: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}. Delete it to begin anew") from error
+        of = os.path.dirname(path) if os.path.basename(path) == NAME else path  # blocks of nobody knows what are no use
+        raise StoreError(f"{path} cannot be read: {error}. Delete {of} to begin anew") from error
     return found
 
 
@@ -80,12 +83,41 @@ def put(path: str, text: str) -> None:
     temporary = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         try:
-            temporary.write_text(text, encoding="utf-8")
+            with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:  # names may be no text
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error}") from error
+
+
+def check(path: str) -> None:
+    """Refuse, before anything is computed, a path that `put` could not write. StoreError."""
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError("a folder has this name")
+        tempfile.TemporaryFile(dir=os.path.dirname(path)).close()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error}") from error
+
+
+def foreign(folder: str) -> list[str]:
+    """What is in a folder that is to be a job's and holds no `NAME` yet, and is not this module's."""
+    return sorted(name for name in os.listdir(folder) if name != LOCK and not name.startswith((f".{NAME}-", ".nfs")))
+
+
+def clear(folder: str) -> None:
+    """Remove what a job keeps in its folder, `NAME` after what it is of, and the folder if nothing else is in it."""
+    for name in (BLOCKS, PARTS):
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        temporary = [name for name in os.listdir(folder) if name.startswith(f".{NAME}-")]
+        for name in (PAGE, *temporary, NAME, LOCK):
+            Path(folder, name).unlink(missing_ok=True)
+        os.rmdir(folder)
 
 
 @contextmanager
@@ -111,11 +143,21 @@ def alone(folder: str) -> Iterator[None]:
             raise JobError(f"another process runs this job: it holds {folder}") from error
         except OSError:
             pass  # a file system without locks: runs at the same time write the same bytes
+        if not _is(file, os.path.join(folder, LOCK)):
+            raise JobError(f"another process has just ended this job in {folder}: run it again")
         try:
             yield
         finally:
             if os.path.isdir(folder) and os.listdir(folder) == [LOCK]:  # nothing was begun
-                shutil.rmtree(folder, ignore_errors=True)
+                clear(folder)
+
+
+def _is(file: Any, path: str) -> bool:
+    """Whether an open file is still what a path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
 
 
 def _lock(file: Any) -> None:

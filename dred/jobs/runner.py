@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from dred.cluster import connect, nans, sinks
+from dred.cluster import connect, files, nans, sinks
 from dred.cluster.explain import Explanation
 from dred.cluster.store import load, shapes
 from dred.errors import DredError, JobError, PlanError, human
 from dred.jobs import inputs, manifest, report, verify
-from dred.jobs.job import Job
+from dred.jobs.job import Job, record
 from dred.jobs.log import Log
 from dred.kernel.spec import VERSION
 from dred.routine import Routine
@@ -83,6 +83,8 @@ class Prepared:
             )
         for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
             sinks.check_sink(path, shape, kind)
+        for path in filter(None, (record(job.outputs[0]), job.report)):
+            manifest.check(path)
         return prepared
 
     @property
@@ -148,7 +150,7 @@ def run(job: Job, log: Log) -> Code:
     DredError
         What went wrong before anything was computed. What goes wrong later is said in the log.
     """
-    with terminable(), connect.configured(job.dask):
+    with log.alone(), terminable() as deaf, connect.configured(job.dask):
         prepared = Prepared.of(job)
         _refuse_what_is_there(job)
         with connect.connected(**where(job)) as client, manifest.alone(job.work):
@@ -159,11 +161,13 @@ def run(job: Job, log: Log) -> Code:
             identity = prepared.identity(explanation.plans)
             if _was_done(job, identity):
                 log.say("done", f"{', '.join(job.outputs)} is done, of equal inputs: nothing to do")
+                deaf()
                 return Code.DONE
             _own(job, identity)
             try:
                 return _computed(prepared, explanation, identity, client, log)
             except (Terminated, KeyboardInterrupt) as end:
+                deaf()
                 connect.settle(client)
                 by = "SIGTERM" if isinstance(end, Terminated) else "Ctrl-C"
                 log.say("ended", f"ended by {by}; {_kept(job)}", error=True)
@@ -172,6 +176,8 @@ def run(job: Job, log: Log) -> Code:
                 text = str(error) if isinstance(error, DredError) else f"{type(error).__name__}: {error}"
                 log.say("failed", f"{text}\n{_kept(job)}", error=True, type=type(error).__name__)
                 return Code.FAILED
+            finally:
+                deaf()
 
 
 def where(job: Job) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
     """All of it, from whatever is finished."""
     job, routine = prepared.job, prepared.routine
     start = time.monotonic()
-    blocks = os.path.join(job.work, "blocks")
+    blocks = os.path.join(job.work, manifest.BLOCKS)
     before = len(_files(blocks))
     if before:
         log.say("resumed", f"going on in {job.work}: {before} files of finished blocks", files=before)
@@ -191,12 +197,12 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
         nans.refuse({each.name: each.array for each in prepared.points})
     opened: list[Any] = []
     try:
-        for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
+        for n, (path, (shape, kind)) in enumerate(zip(job.outputs, prepared.results, strict=True)):
             rows = max(explanation.plans[-1].x_blocks) if not routine.rows_added else max(1, shape[0])
-            opened.append(sinks.open_sink(path, _part(job, path), shape, kind, rows))
+            opened.append(sinks.open_sink(path, _part(job, n), shape, kind, rows))
         out = tuple(opened) if len(opened) > 1 or job.several else opened[0]
         connect.ready(client, routine, prepared.dtype, job.backend)
-        page = os.path.join(job.work, "dask.html")
+        page = os.path.join(job.work, manifest.PAGE)
         with connect.performance(page) if job.report else contextlib.nullcontext():
             routine.compute(*prepared.arrays, backend=job.backend, out=out, store=blocks, progress=log.progress)
         checked = _verified(prepared, blocks, manifest.digest(identity), log)
@@ -209,7 +215,7 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
         raise
     seconds = time.monotonic() - start
     pairs = sum(plan.pairs for plan in explanation.plans)
-    record = {
+    about = {
         "identity": dict(identity),
         "versions": manifest.versions(),
         "plan": str(explanation).splitlines(),
@@ -218,11 +224,11 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
         "seconds": seconds,
         "files_before": before,
     }
-    if "://" not in job.outputs[0]:
-        manifest.write(_record(job), record)
+    if beside := record(job.outputs[0]):
+        manifest.write(beside, about)
     if job.report:
-        manifest.put(job.report, report.page(job, explanation, record, checked, page))
-    shutil.rmtree(job.work, ignore_errors=True)
+        manifest.put(job.report, report.page(job, explanation, about, checked, page))
+    manifest.clear(job.work)
     for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
         log.say("written", f"{path}: {kind} {shape}", path=path, shape=shape, dtype=str(kind))
     right = all(each.right for each in checked)
@@ -283,34 +289,44 @@ class _Rows:
 # -- what is there -------------------------------------------------------------------------------------------------
 
 
-def _record(job: Job) -> str:
-    """The file beside the first output that says what it is."""
-    return job.outputs[0].rstrip("/") + ".json"
+def _part(job: Job, n: int) -> str:
+    """Where the n-th output is while it is not whole: on the same file system, so that it can be renamed, and by a name
+    that a job with another folder does not use."""
+    path = job.outputs[n].rstrip("/")
+    head, name = os.path.split(path)
+    if "://" in path:
+        return os.path.join(job.work, manifest.PARTS, f"{n}-{name}")
+    of = hashlib.blake2b(os.fsencode(os.path.realpath(job.work)), digest_size=4).hexdigest()
+    return os.path.join(head, f".{name}-{of}.part")
 
 
-def _part(job: Job, path: str) -> str:
-    """Where an output is while it is not whole: on the same file system, so that it can be renamed."""
-    head, name = os.path.split(path.rstrip("/"))
-    return os.path.join(job.work if "://" in path else head, f".{name}.part")
+def _there(job: Job) -> list[str]:
+    """The outputs that are there, whoever has written them."""
+    return [path for path in job.outputs
+            if (files.look(path) is not None if "://" in path else os.path.lexists(path))]  # fmt: skip
 
 
 def _refuse_what_is_there(job: Job) -> None:
     """JobError: an output is there that this job has neither written nor was asked to replace."""
-    there = [path for path in job.outputs if "://" not in path and os.path.lexists(path)]
-    known = os.path.exists(_record(job)) or os.path.exists(os.path.join(job.work, manifest.NAME))
-    if there and not known and not job.overwrite:
+    known = os.path.exists(record(job.outputs[0])) or os.path.exists(os.path.join(job.work, manifest.NAME))
+    if not known and not job.overwrite and (there := _there(job)):
         raise JobError(f"{there[0]} is there: name another path, or say output.overwrite=true")
 
 
 def _was_done(job: Job, identity: Mapping[str, Any]) -> bool:
     """Whether all outputs are there, of this very job. JobError: they are of another one, which is not to be lost."""
-    there = [path for path in job.outputs if "://" not in path and os.path.lexists(path)]
-    if job.overwrite or not there or os.path.exists(os.path.join(job.work, manifest.NAME)):
+    there = [] if job.overwrite else _there(job)
+    if not there:
         return False
-    known = manifest.read(_record(job))
+    begun = manifest.read(os.path.join(job.work, manifest.NAME))
+    known = manifest.read(beside) if (beside := record(job.outputs[0])) else None
     differences = manifest.differing(known["identity"], identity) if known else ["everything"]
-    if not differences:
-        return len(there) == len(job.outputs)
+    if not differences and len(there) == len(job.outputs):
+        if begun and not manifest.differing(begun["identity"], identity):  # it was killed while its folder went
+            manifest.clear(job.work)
+        return True
+    if begun or not differences:
+        return False
     raise JobError(
         f"{there[0]} is there, of a job that differs in {'; '.join(differences)}: name another path, or say "
         "output.overwrite=true"
@@ -322,8 +338,7 @@ def _own(job: Job, identity: Mapping[str, Any]) -> None:
     path = os.path.join(job.work, manifest.NAME)
     known = manifest.read(path)
     if known is None:
-        foreign = sorted(name for name in os.listdir(job.work) if not name.startswith("."))
-        if foreign:
+        if foreign := manifest.foreign(job.work):
             raise JobError(f"{job.work} holds other files ({foreign[0]}): name another folder by work=...")
         manifest.write(path, {"identity": dict(identity), "versions": manifest.versions()})
     elif differences := manifest.differing(known["identity"], identity):
@@ -345,23 +360,29 @@ def _files(blocks: str) -> list[str]:
 
 def _kept(job: Job) -> str:
     """What is left of a job that ended early."""
-    count = len(_files(os.path.join(job.work, "blocks")))
+    count = len(_files(os.path.join(job.work, manifest.BLOCKS)))
     return f"{count} files of finished blocks are kept in {job.work}: run it again, and it goes on from there"
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the main thread, once."""
+def terminable() -> Iterator[Callable[[], None]]:
+    """SIGTERM raises `Terminated` in the main thread, once. What is given makes this thread deaf to SIGTERM and Ctrl-C:
+    the end is near, and is not to be cut short."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def end(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
+    def deaf() -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+
+    before = {signal.SIGINT: signal.getsignal(signal.SIGINT), signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
     try:
-        yield
+        yield deaf
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler or signal.SIG_DFL)

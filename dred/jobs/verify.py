@@ -5,6 +5,7 @@ Each sweep is looked at by itself: what an earlier one has left is an input of t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class Checked:
     rows : tuple of int
         Numbers of the rows that were computed again.
     error : float
-        Largest difference, over the largest magnitude of these rows (of sums: of their terms' magnitudes added up). Row
-        numbers differ by what the terms do that they name. inf: one is infinite or NaN and the other is not.
+        Largest difference, over the largest magnitude of these rows, see `_magnitude`; what is below the smallest
+        normal number of its type is none. Row numbers differ by what the terms do that they name. inf: one is infinite
+        or NaN and the other is not.
     tolerance : float
     """
 
@@ -126,7 +128,9 @@ def _rows(r: Reduced, shape: tuple[int, int], wanted: int | None, seed: int) -> 
 
 
 def unchecked(reduced: Sequence[Reduced], shape: tuple[int, int]) -> str:
-    """Why nothing of a result is checked, where that is so for want of memory."""
+    """Why nothing of a result is checked: there are no rows, or terms of rows do not fit into memory."""
+    if not any(shape[1 - r.axis] for r in reduced):
+        return "there are none"
     sizes = [8 * (shape[1] if r.axis == 1 else shape[0]) * sum(f.dim for f in r.formulas) for r in reduced]
     return f"the terms of a row are {human(max(sizes))}: ask for a number of rows where they fit into memory"
 
@@ -142,7 +146,7 @@ def _results(
             total, magnitude = 0.0, 0.0
             for f, _ in _terms(r, read, shape, i):
                 total, magnitude = total + f.sum(axis=1), magnitude + np.abs(f).sum(axis=1)
-            errors[0].add(results[0](i, i + 1), total, magnitude)
+            errors[0].add(results[0](i, i + 1), total, magnitude, shape[r.axis])
             continue
         f, g = _joined(_terms(r, read, shape, i))
         with np.errstate(all="ignore"):
@@ -152,7 +156,9 @@ def _results(
             got = result(i, i + 1)
             if "q" in entry.results[n].texts:  # row numbers: of near ties any may be the right one
                 got, want = _named(f, got), _named(f, want)
-            errors[n].add(got, want)
+                errors[n].add(got, want)
+            else:
+                errors[n].add(got, want, _magnitude(r, f, g, want, got.dtype, t))
     for n, error in enumerate(errors):
         what = r.name if len(errors) == 1 else f"{r.name}[{n}]"
         yield Checked(what, tuple(rows), error.value, t)
@@ -187,6 +193,21 @@ def _state(
     return Checked(f"{r.name}, {s.field or 'result'} for the next sweep", tuple(rows), error.value, t)
 
 
+def _magnitude(r: Reduced, f: Array, g: Array | None, want: Array, kind: Any, tolerance: float) -> Array:
+    """What an error of a result is relative to: numbers that rounding its terms makes it differ by, at most, over the
+    tolerance. Where terms cancel, that is more than the result."""
+    entry = REDUCTIONS[r.name]
+    with np.errstate(all="ignore"):
+        if r.name == "Mean":
+            return np.asarray(entry.numpy(np.abs(f), g, 1, r.parameter))
+        if r.name == "Variance":  # of equal terms that have been rounded, or of which the mean has been, here too
+            eps = max(np.finfo(kind).eps, math.sqrt(f.shape[1]) * np.finfo(np.float64).eps)
+            return np.asarray(np.abs(want) + (4 * eps) ** 2 / tolerance * np.square(f).mean(axis=1))
+        if r.name.startswith("LogSumExp"):  # a relative error of the sum is an absolute one of its logarithm
+            return np.maximum(np.abs(want), 1.0)
+        return np.abs(want if g is None else np.asarray(entry.numpy(f, np.abs(g), 1, r.parameter)))
+
+
 class _Error:
     """The largest difference of numbers, over their largest magnitude."""
 
@@ -194,16 +215,21 @@ class _Error:
         self._difference = self._magnitude = 0.0
         self._otherwise = False
 
-    def add(self, got: Any, want: Any, magnitude: Any = None) -> None:
+    def add(self, got: Any, want: Any, magnitude: Any = None, count: int = 1) -> None:
+        """Numbers of a type, and what they are in float64; sums of so many terms, each of which may have underflown."""
+        kind = np.asarray(got).dtype
+        least, most = (np.finfo(kind).tiny, np.finfo(kind).max) if kind.kind == "f" else (0.0, np.inf)
+        most = 0.98 * min(float(most), float(np.finfo(np.float32).max))
         got, want = np.asarray(got, np.float64).reshape(-1), np.asarray(want, np.float64).reshape(-1)
         finite = np.isfinite(got) & np.isfinite(want)
         with np.errstate(all="ignore"):
             same = (got == want) | (np.isnan(got) & np.isnan(want))
-            large = np.isfinite(want) & (np.abs(want) > np.finfo(np.float32).max)  # infinite in a narrower type
+            large = np.isfinite(want) & (np.abs(want) > most)  # infinite in a narrower type
             self._otherwise |= bool((~finite & ~same & ~(large & (got == np.copysign(np.inf, want)))).any())
             scale = np.abs(want) if magnitude is None else np.asarray(magnitude).reshape(-1)
             if finite.any():
-                self._difference = max(self._difference, float(np.abs(got - want)[finite].max()))
+                difference = np.abs(got - want)[finite]
+                self._difference = max(self._difference, float(difference[difference > count * least].max(initial=0.0)))
                 self._magnitude = max(self._magnitude, float(scale[finite].max()))
 
     @property
@@ -216,9 +242,10 @@ class _Error:
 
 
 def _named(f: Array, numbers: Any) -> Array:
-    """The terms (1, N, D) that row numbers (1, [K,] D) name; NaN for none."""
-    places = np.asarray(numbers, np.int64).reshape(1, -1, f.shape[2])
-    return np.where(places < 0, np.nan, np.take_along_axis(f, np.maximum(places, 0), 1))
+    """The terms (1, N, D) that row numbers (1, [K,] D) name; NaN where there is none of such a number."""
+    places, N = np.asarray(numbers, np.int64).reshape(1, -1, f.shape[2]), f.shape[1]
+    padded = np.concatenate([f, np.full_like(f, np.nan, shape=(1, 1, f.shape[2]))], axis=1)
+    return np.take_along_axis(padded, np.where((places < 0) | (places >= N), N, places), 1)
 
 
 def _joined(terms: Iterator[tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
@@ -233,8 +260,9 @@ def _terms(
 ) -> Iterator[tuple[Array, Array | None]]:
     """F and G, (1, n, dim) each, of the kept row i and n reduced rows after another."""
     N = shape[1] if r.axis == 1 else shape[0]
-    kinds = {n.attrs[0]: n.attrs[1] for node in r.formulas for n in _variables(node)}
-    width = max(16, *(node.dim for node in r.formulas), *(read[k](0, 1).size for k in kinds)) if kinds else 16
+    named = [n for node in r.formulas for n in _variables(node)]
+    kinds = {n.attrs[0]: n.attrs[1] for n in named}
+    width = max([16, *(node.dim for node in (*r.formulas, *named))])
     step = max(1, PANEL // width)
     for a in range(0, max(N, 1), step):
         b = min(N, a + step)

@@ -253,9 +253,8 @@ def test_too_many_operations(limit, monkeypatch):
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
 DOTTED = {"os.system", "os.popen", *(f"builtins.{name}" for name in RUNS_TEXT)}
 MODULES = {"ast", "subprocess", "code", "codeop", "runpy", "pty"}
-ALLOWED = {
-    "jobs/bench.py": ["subprocess"]
-}  # it times new interpreters: what they run is written there, without formulas
+# Commands that are written there, without a word of a formula: new interpreters that are timed, and nvidia-smi.
+ALLOWED = {"jobs/bench.py": ["subprocess"], "cluster/connect.py": ["subprocess"]}
 
 
 def runs_text(source):

@@ -2,9 +2,11 @@
 
 import html.parser
 import json
+import logging
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import click
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 from dred.jobs import cli, runner, verify
 from dred.jobs.cli import main
 from dred.jobs.job import CLUSTER, JOB
+from dred.jobs.log import Log
 from tests.cluster.local import threads
 from tests.jobs.cases import TOML, gaussian_sum, points
 
@@ -70,6 +73,20 @@ def test_a_log_of_json(client, arrays):
     assert (last["pairs_done"], last["pairs"], last["seconds_left"]) == (750000, 750000, 0.0)
     assert events[-2]["shape"] == [2500, 1]
     assert events[-3]["relative_error"] < 1e-6
+
+
+def test_a_log_of_json_is_json(capsys):
+    """Whatever is said, or warned of."""
+    log = Log(as_json=True)
+    log.say("verified", "x", relative_error=float("inf"), rows=(1,))
+    with warnings.catch_warnings(), log.alone():
+        warnings.simplefilter("always")
+        warnings.warn("odd", stacklevel=1)
+        logging.getLogger("distributed.client").error("lost")
+    lines = capsys.readouterr().err.splitlines()
+    events = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [(event["event"], event["text"]) for event in events] == [("verified", "x"), ("warning", "odd")]
+    assert events[0]["relative_error"] is None
 
 
 def test_refused_jobs_end_with_2(client, arrays):

@@ -88,3 +88,25 @@ def test_what_cannot_be_overridden(text, said):
 
 def test_a_value_cannot_say_more_than_its_key():
     assert override({}, ["formula=1\naxis = 0"]) == {"formula": "1\naxis = 0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("j.yaml", "a: &a [*a]", r"\*a in line 1 is an alias: write it out"),
+        ("j.yaml", "a: " + "[" * 500 + "]" * 500, "it nests too deeply"),
+        ("j.toml", "a = " + "[" * 3000 + "]" * 3000, "it nests too deeply"),
+    ],
+)
+def test_what_is_small_and_stands_for_much_is_refused(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(JobError, match=f"{name} cannot be read: {said}"):
+        load(tmp_path / name)
+
+
+def test_paths_within_tables_are_relative_to_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = override({}, ['variables={x={type="Vi(1)", path="x.npy"}}', 'cotangents=[{path="e.npy", columns=["a"]}]'])
+    assert found["variables"]["x"] == {"type": "Vi(1)", "path": f"{tmp_path}/x.npy"}
+    assert found["cotangents"] == [{"path": f"{tmp_path}/e.npy", "columns": ["a"]}]
+    assert override({}, ["work=2026-01-01"]) == {"work": f"{tmp_path}/2026-01-01"}

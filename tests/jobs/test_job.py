@@ -136,3 +136,45 @@ def test_refused(case):
     with pytest.raises(JobError) as error:
         of(**more)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"distributed.worker.preload": ["evil.py"]},
+        {"distributed": {"scheduler": {"preload": ["evil.py"]}}},
+        {"distributed.nanny.pre-spawn-environ": {"LD_PRELOAD": "evil.so"}},
+        {"temporary-directory": "/elsewhere"},
+        {1: 2},
+    ],
+)
+def test_settings_that_name_code_or_places_are_refused(settings):
+    with pytest.raises(
+        JobError, match=r"dask says .*, which is for Dask's own files of configuration: a job may say dred"
+    ):
+        of(dask=settings)
+
+
+def test_settings_by_their_whole_names():
+    job = of(dask={"dred": {"plan": {"arity": 4}}, "distributed.worker.memory": {"spill": 0.7}})
+    assert job.dask == {"dred.plan.arity": 4, "distributed.worker.memory.spill": 0.7}
+
+
+def test_a_file_url_is_a_path():
+    variables = document()["variables"]
+    variables["x"]["path"] = "file:///data/x.npy"
+    assert of(variables=variables).data[0].path == "/data/x.npy"
+    with pytest.raises(JobError, match=r"output 0 would be written to /data/x\.npy, and variables\.x is /data/x\.npy"):
+        of(variables=variables, output={"path": "/data/x.npy"})
+
+
+@pytest.mark.parametrize(
+    ("report", "said"),
+    [
+        ("job.toml", r"let /work/job\.toml end in \.html"),
+        ("x.npy/r.html", r"report would be written to /work/x\.npy/r"),
+    ],
+)
+def test_a_report_replaces_nothing_else(report, said):
+    with pytest.raises(JobError, match=said):
+        of(report=report)

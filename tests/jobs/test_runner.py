@@ -466,7 +466,7 @@ def test_a_full_disk_is_said_and_what_is_finished_is_kept(tmp_path, arrays, monk
     def failing(file):
         nonlocal count
         name = os.readlink(f"/proc/self/fd/{file}")
-        count += "rows-" in name
+        count += name.startswith(f"{tmp_path}/") and "rows-" in name  # the job before may still be writing its own
         if ".part" in name if full == "output" else count > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(file)

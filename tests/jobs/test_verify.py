@@ -91,6 +91,11 @@ def test_long_rows_are_computed_in_panels(arrays, monkeypatch):
         ([-np.inf, 2.0], [np.inf, 2.0], np.inf),
         ([np.inf, 2.0], [1e39, 2.0], 0.0),  # beyond float32
         ([0.0], [0.0], 0.0),
+        (np.float16([np.inf, 2.0]), [1e5, 2.0], 0.0),  # beyond float16
+        (np.float16([-np.inf, 2.0]), [1e5, 2.0], np.inf),
+        (np.float16([np.inf, 2.0]), [1e4, 2.0], np.inf),
+        (np.float32([0.0]), [1e-50], 0.0),  # less than float32 knows
+        (np.float32([0.0]), [2e-38], 1.0),
     ],
 )
 def test_errors_of_special_values(got, want, error):
@@ -139,6 +144,53 @@ def test_what_a_sweep_leaves_to_the_next_is_checked_too(arrays):
     assert all(each.right for each in right)
     wrong = found({**state, fields["s"]: state[fields["s"]] * (1 + 1e-3)})
     assert [each.right for each in wrong] == [False, False]
+
+
+CANCELLING = {
+    "Mean": ("x | y", None),
+    "Variance": ("x | x", None),  # of equal terms
+    "SoftMax": ("0 * (x | y)", "x - y"),
+    "LogSumExp": ("0 * (x | y) - p", None),  # log(1)
+    "Max_SumShiftExpWeight": ("0 * (x | y)", "x - y"),
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_cancels_is_as_right_as_its_terms(name, dtype):
+    formula, weight = CANCELLING[name]
+    y = np.random.default_rng(4).normal(size=(400, 2))
+    given = [np.zeros((M, 2)) if weight else np.ones((M, 2)), np.concatenate([y, -y]), np.array([np.log(800)])]
+    given = [array.astype(dtype) for array in given]
+    routine = Genred(formula, ALIASES, name, axis=1, formula2=weight)
+    last = [(lambda a, b, array=array: array[a:b]) for array in results_of(routine, given)]
+    tolerance = verify.TOLERANCE[dtype]
+
+    def found(last):
+        return verify.verify(routine.reduced, reads(given), {}, last, (M, 800), ROWS, tolerance, seed=3)[0]
+
+    assert found(last).right, found(last)
+    wrong = 0.01 * 800 if name.startswith("Max") else 0.01  # relative to terms added up, or to a mean of them
+    assert not found([lambda a, b: last[0](a, b) + np.array(wrong, dtype)]).right
+
+
+def test_no_rows_at_all():
+    y = np.zeros((0, 1))
+    for name in ("ArgMin", "Min", "LogSumExp"):
+        routine = Genred("x - y", ["x = Vi(1)", "y = Vj(1)"], name, axis=1)
+        (result,) = results_of(routine, [np.ones((M, 1)), y])
+        (found,) = verify.verify(
+            routine.reduced,
+            reads([np.ones((M, 1)), y]),
+            {},
+            [lambda a, b, r=result: r[a:b]],
+            (M, 0),
+            ROWS,
+            1e-7,
+            seed=3,
+        )
+        assert found.error == 0
+        assert verify.unchecked(routine.reduced, (0, 5)) == "there are none"
 
 
 def test_how_many_rows():
