@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import re
-import shutil
 
 import dask
 import numpy as np
@@ -455,7 +454,6 @@ def test_the_results_of_rows_that_nobody_can_read_back(tmp_path, arrays, monkeyp
     monkeypatch.setattr(runs, "load", lambda path: None)
     assert runner.run(job(tmp_path), Log()) == Code.FAILED
     assert "name a folder that all workers and this process share" in capsys.readouterr().err
-    shutil.rmtree(job(tmp_path).work)
 
 
 @pytest.mark.parametrize("full", ["work", "output"])
