@@ -31,15 +31,19 @@ from dred.genred import Genred, Reduction
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
     from dred.cluster.plugin import warm
+    from dred.lazy import LazyTensor, Pm, Vi, Vj
 else:  # to type checkers, the names that are not there do not exist
     # loaded when they are asked for: dask.array takes half a second, distributed a whole one
     _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
-    _NOT_YET = ("LazyTensor", "ComplexLazyTensor", "Vi", "Vj", "Pm", "KernelSolve")
+    _LAZY = ("LazyTensor", "Pm", "Vi", "Vj")
+    _NOT_YET = ("ComplexLazyTensor", "KernelSolve")
 
     def __getattr__(name):
         """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
         if name in _ON_DASK:
             return getattr(import_module(f"dred.cluster.{_ON_DASK[name]}"), name)
+        if name in _LAZY:
+            return getattr(import_module("dred.lazy"), name)
         if name in _NOT_YET:
             example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
             raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
@@ -63,13 +67,17 @@ __all__ = [
     "Genred",
     "IndexRangeError",
     "InputError",
+    "LazyTensor",
     "LimitError",
     "OptionError",
     "PlanError",
+    "Pm",
     "Reduction",
     "StoreError",
     "UnknownNameError",
     "VariableError",
+    "Vi",
+    "Vj",
     "WorkersLostError",
     "from_array",
     "from_file",
