@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dred.formula.derive import DERIVED
 from dred.formula.op import Op
 from dred.formula.ops import OPS
 from dred.lazy.tensor import LazyTensor
@@ -18,6 +19,17 @@ _ORDER: Mapping[str, tuple[int, ...]] = {
     "WeightedSqNorm": (1, 0),
     "WeightedSqDist": (2, 0, 1),
     "BSpline": (1, 0),
+}
+# Derivatives of the formula by a variable.
+_DERIVED: Mapping[str, str] = {
+    "grad": "Grad",
+    "grad_matrix": "GradMatrix",
+    "diff": "Diff",
+    "divergence": "Divergence",
+    "laplacian": "Laplacian",
+    "adjoint_operator": "AdjointOperator",
+    "trace_operator": "TraceOperator",
+    "sum_lin_operator": "SumLinOperator",
 }
 _WRITTEN = frozenset(vars(LazyTensor))  # by hand
 
@@ -57,6 +69,18 @@ def reduction(name: str) -> Callable[..., Any]:
     return method
 
 
+def derivative(method_name: str, name: str) -> Callable[..., LazyTensor]:
+    """The method of a derivative: of the variable, then its other arguments."""
+    entry = DERIVED[name]
+
+    def method(self: LazyTensor, v: Any, *more: Any) -> LazyTensor:
+        return self.derived(name, v, *more)
+
+    method.__name__ = method.__qualname__ = method_name
+    method.__doc__ = f"{entry.signature.replace('F, ', '').replace(name, method_name)}: {entry.doc}."
+    return method
+
+
 def called(name: str) -> str:
     """What users call a reduction: KMin_ArgKMin is Kmin_argKmin."""
     return "_".join(part.lower().replace("kmin", "Kmin").replace("kmax", "Kmax") for part in name.split("_"))
@@ -67,6 +91,7 @@ def _attach() -> None:
     for name in REDUCTIONS:
         found[f"{called(name)}_reduction"] = reduction(name)
         found.setdefault(called(name), reduction(name))
+    found |= {word: derivative(word, name) for word, name in _DERIVED.items()}
     for name, method in found.items():
         if name not in _WRITTEN:
             setattr(LazyTensor, name, method)

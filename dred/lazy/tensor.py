@@ -73,7 +73,6 @@ class LazyTensor:
 
     __array_ufunc__ = None  # array * lazy is for LazyTensor to compute
     __array_priority__ = 1000.0
-    ndim = 3
 
     def __init__(self, x: Any, axis: int | None = None) -> None:
         node, held = read(x, axis)
@@ -95,10 +94,18 @@ class LazyTensor:
         return self.node.dim
 
     @property
-    def shape(self) -> tuple[int | None, int | None, int]:
-        """(M, N, D). M (N) is 1 where it does not vary with i (j), None where no array says it."""
-        M, N = (self._rows(cat) for cat in (0, 1))
-        return M, N, self.dim
+    def shape(self) -> tuple[int | None, ...]:
+        """(M, N, D), or (M, N) where D is 1, as that of the dense array.
+
+        M (N) is 1 where it does not vary with i (j), None where no array says it.
+        """
+        rows = (self._rows(0), self._rows(1))
+        return rows if self.dim == 1 else (*rows, self.dim)
+
+    @property
+    def ndim(self) -> int:
+        """3, or 2 where D is 1."""
+        return len(self.shape)
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -116,14 +123,14 @@ class LazyTensor:
         return rows[0] if rows else None if mine else 1
 
     def __repr__(self) -> str:
-        M, N, D = self.shape
-        return f"LazyTensor(M={M}, N={N}, D={D}, {'no type' if self.dtype is None else self.dtype})"
+        M, N = self.shape[:2]
+        return f"LazyTensor(M={M}, N={N}, D={self.dim}, {'no type' if self.dtype is None else self.dtype})"
 
     def __bool__(self) -> bool:
         raise TypeError("a LazyTensor is no truth: it is a vector for every pair; reduce it, or use ifelse")
 
     def __len__(self) -> int:
-        raise TypeError("a LazyTensor has no length: its shape is (M, N, D)")
+        raise TypeError("a LazyTensor has no length: it has a shape, (M, N, D), or (M, N) where D is 1")
 
     def __iter__(self) -> Any:
         raise TypeError("a LazyTensor cannot be iterated over: x[:, :, k] is its k-th component")
@@ -138,7 +145,7 @@ class LazyTensor:
         """The dense array (M, N, D), or (M, N) where D is 1, by the float64 references of the operations."""
         if copy is False:
             raise ValueError("a LazyTensor holds no dense array: one is computed, which is a copy")
-        M, N, D = self.shape
+        (M, N), D = self.shape[:2], self.dim
         if M is None or N is None or any(array is None for array in self.held.values()):
             raise InputError("a LazyTensor of variables without arrays has no dense array")
         if (size := M * N * D * 8) > LARGEST:
@@ -324,33 +331,16 @@ class LazyTensor:
             first = first.call("Concat", first, other)
         return first
 
-    # -- derivatives of the formula --------------------------------------------------------------------------------
+    def derived(self, name: str, v: Any, *more: Any) -> LazyTensor:
+        """A derivative of the formula, by the name that it has in formulas, such as "Grad"; v is a variable.
 
-    def grad(self, v: LazyTensor, e: Any) -> LazyTensor:
-        """The derivative by the variable v, applied to the cotangent e, which has the components of this."""
-        return self._derived("Grad", v, e)
-
-    def grad_matrix(self, v: LazyTensor) -> LazyTensor:
-        """The derivatives of all components by those of the variable v."""
-        return self._derived("GradMatrix", v)
-
-    def diff(self, v: LazyTensor, u: Any) -> LazyTensor:
-        """The derivative by the variable v in the direction u."""
-        return self._derived("Diff", v, u)
-
-    def divergence(self, v: LazyTensor) -> LazyTensor:
-        """The divergence by the variable v."""
-        return self._derived("Divergence", v)
-
-    def laplacian(self, v: LazyTensor) -> LazyTensor:
-        """The Laplacian by the variable v."""
-        return self._derived("Laplacian", v)
-
-    def trace_operator(self, v: LazyTensor) -> LazyTensor:
-        """The trace of what is linear in the variable v."""
-        return self._derived("TraceOperator", v)
-
-    def _derived(self, name: str, v: Any, *more: Any) -> LazyTensor:
+        Raises
+        ------
+        ArgumentError
+            v is no variable.
+        FormulaError
+            Another number of arguments, or dimensions that do not fit.
+        """
         if not isinstance(v, LazyTensor) or v.node.op != "Var":
             what_it_is = "an expression" if isinstance(v, LazyTensor) else what(v)
             raise ArgumentError(
@@ -359,6 +349,18 @@ class LazyTensor:
         others = [*map(lazy, more)]
         node = derive.derived(name, [self.node, v.node, *(other.node for other in others)])
         return LazyTensor._of(node, self, v, *others)
+
+    # -- as a matrix, for SciPy's LinearOperator -------------------------------------------------------------------
+
+    def matvec(self, v: Any) -> Any:
+        """`self @ v`, v of shape (N,) or (N, 1)."""
+        return self @ v
+
+    def rmatvec(self, v: Any) -> Any:
+        """`self.T @ v`, v of shape (M,) or (M, 1)."""
+        return self.T @ v
+
+    matmat, rmatmat = matvec, rmatvec
 
     # -- reductions ------------------------------------------------------------------------------------------------
 
