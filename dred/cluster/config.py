@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dred.kernel.cuda_device import memory_limit
 
 (_DEFAULTS,) = dask.config.collect_yaml([str(Path(__file__).with_name("dred.yaml"))])
 dask.config.update_defaults(_DEFAULTS)
+_NONE = object()
 
 
 def backend() -> str:
@@ -61,6 +64,28 @@ def settings() -> Settings:
         feed=_read("plan.feed", str),
         stream_cache=stream_cache(),
     )
+
+
+def known(key: str) -> None:
+    """Refuse a key of dred's section that there is not.
+
+    Raises
+    ------
+    OptionError
+    """
+    if key.startswith("dred.") and dask.config.get(key, default=_NONE, config=_DEFAULTS) is _NONE:
+        keys = [*_keys("dred", _DEFAULTS["dred"])]
+        close = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(keys)}"
+        raise OptionError(f"{key} is no setting of dred in dask's configuration: {hint}")
+
+
+def _keys(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for word, inner in value.items():
+            yield from _keys(f"{name}.{word}", inner)
+    else:
+        yield name
 
 
 def _bytes(value: Any) -> int:

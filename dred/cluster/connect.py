@@ -203,9 +203,17 @@ def _started(chosen: Mapping[str, Any]) -> Iterator[Any]:
 
 @contextmanager
 def configured(settings: Mapping[str, Any]) -> Iterator[None]:
-    """Dask's configuration with other values, by keys such as "dred.plan.arity"."""
-    from dred.cluster import config  # noqa: F401  its defaults, which are overridden here
+    """Dask's configuration with other values, by keys such as "dred.plan.arity".
 
+    Raises
+    ------
+    OptionError
+        A key of dred's that there is not.
+    """
+    from dred.cluster import config
+
+    for name in settings:
+        config.known(name)
     with dask.config.set(dict(settings)):
         yield
 

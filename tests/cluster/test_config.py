@@ -81,3 +81,15 @@ def test_a_setting_around_the_first_import_leaves_the_defaults():
         "assert config.settings().arity == 8\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_keys_that_there_are_not():
+    for key in ("dred.plan.arity", "dred.plan.x_budget", "dred.plan.operations-per-second.cpu", "array.chunk-size"):
+        config.known(key)
+    with pytest.raises(OptionError) as error:
+        config.known("dred.plan.xbudget")
+    assert str(error.value) == (
+        "dred.plan.xbudget is no setting of dred in dask's configuration: did you mean dred.plan.x-budget?"
+    )
+    with pytest.raises(OptionError, match=r"dred\.zzz is no setting .*: there are dred\.backend, dred\.graph-bytes, "):
+        config.known("dred.zzz")
