@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dred.autodiff import grad, hessian_vector_product, jvp, value_and_grad, vjp
 from dred.errors import (
     AliasError,
     ArgumentError,
@@ -85,5 +86,10 @@ __all__ = [
     "generic_argmin",
     "generic_logsumexp",
     "generic_sum",
+    "grad",
+    "hessian_vector_product",
+    "jvp",
+    "value_and_grad",
+    "vjp",
     "warm",
 ]

@@ -259,7 +259,7 @@ class Genred(Routine):
         self._items = items
 
     def __repr__(self) -> str:
-        if self._several:
+        if self.several:
             return f"Genred({[*map(tuple, self._items)]!r}, {list(self.aliases)!r}, axis={self.axis})"
         return (
             f"Genred({self.formula!r}, {list(self.aliases)!r}, {self.reduction_op!r}, axis={self.axis}{self._items[0]})"

@@ -59,8 +59,8 @@ class Routine:
         how: Accumulation,
         expand: bool = False,
     ) -> None:
-        self._how, self.expand = how, expand
-        self._formula, self._reduced, self._several, self._texts = formula, reduced, several, dict(texts or {})
+        self.how, self.expand = how, expand
+        self.parsed, self._reduced, self.several, self._texts = formula, reduced, several, dict(texts or {})
         names = tuple(r.name for r in reduced)
         self.formula: Any = formula.text
         self.reduction_op: Any = names if several else names[0]
@@ -75,12 +75,12 @@ class Routine:
         """Components of a row of the result; where it is several arrays, of each."""
         last = self._planned("float32")[-1]
         sizes = tuple(int(np.prod(output.empty(last.spec).shape[1:])) for output in last.outputs)
-        return sizes if sizes[1:] or self._several else sizes[0]
+        return sizes if sizes[1:] or self.several else sizes[0]
 
     @property
     def variables(self) -> tuple[Variable, ...]:
         """Those that a caller passes arrays for."""
-        return self._formula.variables
+        return self.parsed.variables
 
     @property
     def reduced(self) -> tuple[Reduced, ...]:
@@ -121,10 +121,10 @@ class Routine:
         return self.sweeps(dtype)[-1].spec
 
     def _planned(self, dtype: str) -> tuple[Sweep, ...]:
-        how, acc = self._how, accumulator(self._how, dtype)
+        how, acc = self.how, accumulator(self.how, dtype)
         kind = compute_type(dtype)
         given = dtype if dtype != kind else ""
-        found = sweeps(self._reduced, self._formula.variables, kind, acc, how.chain, how.kahan, given)
+        found = sweeps(self._reduced, self.parsed.variables, kind, acc, how.chain, how.kahan, given)
         if not (given and self.rows_added):
             return found
         # rows are added up before they are rounded to the type of the arrays
@@ -135,7 +135,7 @@ class Routine:
         # a float is infinite on purpose: the text of a table says so
         values = (n.attrs[0] for n in toposort([node]) if n.op == "Const")
         if any(isinstance(v, Fraction) and np.isinf(nearest(v, dtype)) for v in values):
-            text = self._texts.get(node, self._formula.text)
+            text = self._texts.get(node, self.parsed.text)
             message = f"a constant of the formula is beyond the largest {dtype}, {np.finfo(dtype).max:.3g}"
             raise LimitError(message, text, (0, len(text)))
 
@@ -249,7 +249,7 @@ class Routine:
 
     def _plans(self, args: Sequence[Any], backend: str, checked: bool = True) -> tuple[Any, ...]:
         """The plan of each sweep."""
-        inputs = check(self._formula, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self._flat(args), self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
@@ -318,7 +318,7 @@ class Routine:
         array([[6.],
                [6.]])
         """
-        inputs = check(self._formula, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self._flat(args), self.dtype)
         name = engine.named(backend)
         if inputs.kind != "dask":
             if store is not None:
@@ -391,7 +391,7 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
-        inputs = check(self._formula, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self._flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
         results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
@@ -414,18 +414,18 @@ class Routine:
 
     def _entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
-        if len(results) == 1 and not self._several:
+        if len(results) == 1 and not self.several:
             return results[0]
         remaining = iter(results)
         entries = []
         for r in self._reduced:
             mine = tuple(next(remaining) for _ in REDUCTIONS[r.name].results)
             entries.append(mine if mine[1:] else mine[0])
-        return tuple(entries) if self._several else entries[0]
+        return tuple(entries) if self.several else entries[0]
 
     def _targets(self, out: Any, inputs: Inputs, last: Sweep, plain: bool = False) -> tuple[Any, ...]:
         """The arrays of `out`, which fit the results; NumPy's, if they must be `plain`, else of whatever kind."""
-        alone = not last.outputs[1:] and not self._several
+        alone = not last.outputs[1:] and not self.several
         given = (out,) if alone else tuple(out) if isinstance(out, tuple | list) else ()
         if len(given) != len(last.outputs):
             raise InputError(f"out must be a flat tuple of {len(last.outputs)} arrays, as many as the result has")
@@ -465,7 +465,7 @@ class Gradient(Routine):
     variable: str
 
     def __init__(self, of: Routine, variable: str | int) -> None:
-        f = of._formula
+        f = of.parsed
         known = {name: k for k, name in enumerate(f.names) if name} | {k: k for k in range(len(f.variables))}
         if isinstance(variable, bool) or not isinstance(variable, str | int) or variable not in known:
             names = ", ".join(map(repr, known))
@@ -487,7 +487,7 @@ class Gradient(Routine):
             text, reduced.node, (*f.variables, *given), (*f.names, *[""] * len(given)), (*f.labels, *labels)
         )
         super().__init__(
-            formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of._how, expand=of.expand
+            formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of.how, expand=of.expand
         )
         self.rows_added, self._cotangents = v.cat == 2, len(given)
 

@@ -118,6 +118,7 @@ ORDER = [
     "dred.routine",
     "dred.genred",
     "dred.generic",
+    "dred.autodiff",
     "dred.lazy.given",
     "dred.lazy.call",
     "dred.lazy.tensor",

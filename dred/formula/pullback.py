@@ -190,6 +190,12 @@ def numbered(r: Reduced, first: int) -> Reduced:
     return Program(first).adopt(r) if r.saved else r
 
 
+def together(reduced: Sequence[Reduced], first: int) -> tuple[Reduced, ...]:
+    """Reductions that are computed together: what the same one has left is one variable, at first, first + 1, ..."""
+    program = Program(first)
+    return tuple(program.adopt(r) for r in reduced)
+
+
 # -- what the table says -----------------------------------------------------------------------------------------------
 
 
