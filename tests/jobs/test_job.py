@@ -9,7 +9,7 @@ from dred.jobs import job as jobs
 from dred.jobs.job import Data, Job, Place
 from tests.jobs.cases import document
 
-HERE = "/work"
+HERE = "/points"
 
 
 def of(**more):
@@ -22,12 +22,12 @@ def test_a_document_as_a_job():
         cluster={"workers": 2, "memory": "1 GiB", "scheduler_file": "s.json"}, dask={"dred.plan.arity": 4},
     )  # fmt: skip
     assert job.aliases == ("x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)")
-    assert job.data[0] == Data("variables.x", "/work/x.npy")
+    assert job.data[0] == Data("variables.x", "/points/x.npy")
     assert job.data[3] == Data("variables.g", value=0.5)
-    assert job.outputs == ("/work/out.npy",)
-    assert job.work == "/work/.out.npy.dred"
-    assert (job.report, job.nan, job.verify, job.dtype) == ("/work/r.html", "error", 3, "float32")
-    assert job.place == Place(scheduler_file="/work/s.json", workers=2, memory="1 GiB")
+    assert job.outputs == ("/points/out.npy",)
+    assert job.work == "/points/.out.npy.dred"
+    assert (job.report, job.nan, job.verify, job.dtype) == ("/points/r.html", "error", 3, "float32")
+    assert job.place == Place(scheduler_file="/points/s.json", workers=2, memory="1 GiB")
     assert job.routine().reduction_op == "Sum"
     assert job.formulas == "Sum, Exp(-g*SqDist(x,y))*b; axis 1"
 
@@ -40,7 +40,7 @@ def test_paths_are_what_they_say_and_nothing_is_expanded():
         "s3://a/$HOME.npy",
     )
     job = of(variables=variables, output={"path": "/tmp/$USER/out.npy"})
-    assert [data.path for data in job.data[:3]] == ["/up/x.npy", "/work/~/y.npy", "s3://a/$HOME.npy"]
+    assert [data.path for data in job.data[:3]] == ["/up/x.npy", "/points/~/y.npy", "s3://a/$HOME.npy"]
     assert job.outputs == ("/tmp/$USER/out.npy",)
 
 
@@ -55,7 +55,7 @@ def test_several_reductions_and_a_gradient():
     assert job.routine().reduction_op == ("KMin_ArgKMin", "Sum")
     assert job.formulas == "KMin_ArgKMin, SqDist(x,y)*b*g, 3; Sum, x*y*b*g; axis 1"
     gradient = of(gradient="y", cotangents=[{"path": "e.npy"}])
-    assert gradient.data[-1] == Data("cotangents.0", "/work/e.npy")
+    assert gradient.data[-1] == Data("cotangents.0", "/points/e.npy")
     assert gradient.routine().axis == 0
 
 
@@ -115,17 +115,17 @@ REFUSED = {
     ),
     "output over input": (
         {"output": {"path": "x.npy"}},
-        "output 0 would be written to /work/x.npy, and variables.x is /work/x.npy: name another path",
+        "output 0 would be written to /points/x.npy, and variables.x is /points/x.npy: name another path",
     ),
     "output around input": (
-        {"output": {"path": "/work"}},
-        "output 0 would be written to /work, and variables.x is /work/x.npy: name another path",
+        {"output": {"path": "/points"}},
+        "output 0 would be written to /points, and variables.x is /points/x.npy: name another path",
     ),
     "output within work": (
         {"work": "out.npy"},
-        "work would be written to /work/out.npy, and output 0 is /work/out.npy: name another path",
+        "work would be written to /points/out.npy, and output 0 is /points/out.npy: name another path",
     ),
-    "work is a URL": ({"work": "s3://bucket/work"}, "work is a path, got s3://bucket/work"),
+    "work is a URL": ({"work": "s3://bucket/points"}, "work is a path, got s3://bucket/points"),
     "null": ({"output": {"path": "a\0.npy"}}, "path of output is no path: 'a\\x00.npy'"),
 }
 
@@ -171,8 +171,8 @@ def test_a_file_url_is_a_path():
 @pytest.mark.parametrize(
     ("report", "said"),
     [
-        ("job.toml", r"let /work/job\.toml end in \.html"),
-        ("x.npy/r.html", r"report would be written to /work/x\.npy/r"),
+        ("job.toml", r"let /points/job\.toml end in \.html"),
+        ("x.npy/r.html", r"report would be written to /points/x\.npy/r"),
     ],
 )
 def test_a_report_replaces_nothing_else(report, said):
