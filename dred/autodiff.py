@@ -81,7 +81,7 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     >>> by_x.ravel(), by_y.ravel(), by_p
     (array([24., 24.]), array([6., 6., 6.]), array([36.]))
     """
-    sending = [r for r in routine.reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
+    sending = differentiable(routine)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
         raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
@@ -93,6 +93,11 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
         return pulled(routine, range(len(routine.variables)), args, cotangents, backend)
 
     return value, pullback
+
+
+def differentiable(routine: Routine) -> list[Reduced]:
+    """The reductions of a routine that have a derivative: each takes a cotangent."""
+    return [r for r in routine.reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
 
 
 def pulled(
@@ -119,7 +124,7 @@ def pulled(
 @lru_cache(maxsize=128)
 def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     """The gradients by variables that leave the same index, as one routine."""
-    sending = [r for r in routine.reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
+    sending = differentiable(routine)
     first = len(routine.variables)
     given = [Variable(first + k, r.dim, r.cat) for k, r in enumerate(sending)]
     nodes = [var(v.ind, v.dim, v.cat) for v in given]
@@ -219,10 +224,12 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
             raise OptionError(f"wrt={name!r}: the routine has no such variable, but {', '.join(map(repr, names))}")
     places = [names[name] for name in chosen]
 
+    sending = differentiable(routine)
+
     def function(*args: Any, backend: str = "auto") -> Any:
         value, _ = vjp(routine, *args, backend=backend)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
-        ones = [np.ones_like(first) for r, first in results if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
+        ones = [np.ones_like(first) for r, first in results if r in sending]
         found = pulled(routine, places, args, ones, backend)
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient

@@ -119,7 +119,7 @@ def connected(
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(running(scheduler, scheduler_file, timeout=timeout))
         if client is None:
-            cluster = stack.enter_context(_started(local(kind, workers, threads, memory)))
+            cluster = stack.enter_context(started(local(kind, workers, threads, memory)))
             client = stack.enter_context(Client(cluster))
         wanted = workers or 1
         try:
@@ -179,7 +179,8 @@ def _names_a_scheduler(path: str) -> bool:
 
 
 @contextmanager
-def _started(chosen: Mapping[str, Any]) -> Iterator[Any]:
+def started(chosen: Mapping[str, Any]) -> Iterator[Any]:
+    """A cluster of this machine, of what `local` has chosen; it ends with the context."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}))
         cluster: Any

@@ -159,10 +159,12 @@ def run(job: Job, log: Log) -> Code:
             if not explanation.fits:
                 raise PlanError(explanation.shortage)
             identity = prepared.identity(explanation.plans)
-            if _was_done(job, identity):
-                log.say("done", f"{', '.join(job.outputs)} is done, of equal inputs: nothing to do")
+            if (before := _was_done(job, identity)) is not None:
+                verdict = "" if before == Code.DONE else ", but rows that were computed again are others"
+                text = f"{', '.join(job.outputs)} is done, of equal inputs{verdict}: nothing to do"
+                log.say("done", text, error=before != Code.DONE)
                 deaf()
-                return Code.DONE
+                return before
             _own(job, identity)
             try:
                 return _computed(prepared, explanation, identity, client, log)
@@ -215,11 +217,13 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
         raise
     seconds = time.monotonic() - start
     pairs = sum(plan.pairs for plan in explanation.plans)
+    right = all(each.right for each in checked)
     about = {
         "identity": dict(identity),
         "versions": manifest.versions(),
         "plan": str(explanation).splitlines(),
         "verified": [str(each) for each in checked],
+        "right": right,
         "pairs": pairs,
         "seconds": seconds,
         "files_before": before,
@@ -231,7 +235,6 @@ def _computed(prepared: Prepared, explanation: Explanation, identity: Mapping[st
     manifest.clear(job.work)
     for path, (shape, kind) in zip(job.outputs, prepared.results, strict=True):
         log.say("written", f"{path}: {kind} {shape}", path=path, shape=shape, dtype=str(kind))
-    right = all(each.right for each in checked)
     log.say("done", f"{pairs:.3g} pairs in {seconds:.1f} s", pairs=pairs, seconds=seconds, verified=right)
     return Code.DONE if right else Code.DIFFERS
 
@@ -251,7 +254,7 @@ def _verified(prepared: Prepared, blocks: str, digest: str, log: Log) -> list[ve
     tolerance = verify.TOLERANCE[prepared.dtype] if job.tolerance is None else job.tolerance
     given = {n: each.read for n, each in enumerate(prepared.points)}
     checked = verify.verify(
-        routine.reduced, given, left, results, prepared.shape, job.verify, tolerance, verify.number(digest)
+        routine.reduced, given, left, results, prepared.shape, job.verify, tolerance, seed=int(digest[:12], 16)
     )
     for each in checked:
         log.say("verified", str(each), error=not each.right, relative_error=each.error, rows=each.rows)
@@ -313,20 +316,23 @@ def _refuse_what_is_there(job: Job) -> None:
         raise JobError(f"{there[0]} is there: name another path, or say output.overwrite=true")
 
 
-def _was_done(job: Job, identity: Mapping[str, Any]) -> bool:
-    """Whether all outputs are there, of this very job. JobError: they are of another one, which is not to be lost."""
+def _was_done(job: Job, identity: Mapping[str, Any]) -> Code | None:
+    """What this very job ended with, if all its outputs are there.
+
+    JobError: they are of another one, which is not to be lost.
+    """
     there = [] if job.overwrite else _there(job)
     if not there:
-        return False
+        return None
     begun = manifest.read(os.path.join(job.work, manifest.NAME))
     known = manifest.read(beside) if (beside := record(job.outputs[0])) else None
     differences = manifest.differing(known["identity"], identity) if known else ["everything"]
     if not differences and len(there) == len(job.outputs):
         if begun and not manifest.differing(begun["identity"], identity):  # it was killed while its folder went
             manifest.clear(job.work)
-        return True
+        return Code.DONE if known is None or known["right"] else Code.DIFFERS
     if begun or not differences:
-        return False
+        return None
     raise JobError(
         f"{there[0]} is there, of a job that differs in {'; '.join(differences)}: name another path, or say "
         "output.overwrite=true"

@@ -6,7 +6,6 @@ Each sweep is looked at by itself: what an earlier one has left is an input of t
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import human
+from dred.formula.node import Node, toposort
 from dred.formula.oracle import dense
 from dred.formula.pullback import Reduced, Saved
 from dred.reductions import REDUCTIONS, monoid_name
@@ -273,12 +273,5 @@ def _terms(
         yield f, more[0] if more else None
 
 
-def _variables(node: Any) -> Iterator[Any]:
-    from dred.formula.node import toposort
-
+def _variables(node: Node) -> Iterator[Node]:
     return (n for n in toposort([node]) if n.op == "Var")
-
-
-def number(text: str) -> int:
-    """A number that a text always gives: the seed of random rows."""
-    return int(re.sub(r"[^0-9a-f]", "", text)[:12] or "0", 16)

@@ -118,6 +118,12 @@ def test_wrong_rows_end_with_3(client, arrays, monkeypatch, tmp_path):
     assert "relative error 9.9e-03, MORE THAN 0.001" in done.stderr
     assert (tmp_path / "out.npy").exists()
     assert "class=wrong" in (tmp_path / "r.html").read_text()
+    again = call("run", "job.toml", "-q")
+    assert again.exit_code == 3
+    assert again.stderr == (
+        f"dred: {tmp_path}/out.npy is done, of equal inputs, but rows that were computed again are others: nothing to "
+        "do\n"
+    )
 
 
 dense = verify.dense
