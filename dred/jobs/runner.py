@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -343,15 +344,18 @@ def _own(job: Job, identity: Mapping[str, Any]) -> None:
     """Make the work folder this job's. JobError: it is another one's."""
     path = os.path.join(job.work, manifest.NAME)
     known = manifest.read(path)
-    if known is None:
-        if foreign := manifest.foreign(job.work):
-            raise JobError(f"{job.work} holds other files ({foreign[0]}): name another folder by work=...")
-        manifest.write(path, {"identity": dict(identity), "versions": manifest.versions()})
-    elif differences := manifest.differing(known["identity"], identity):
+    if known is None and (foreign := manifest.foreign(job.work)):
+        raise JobError(f"{job.work} holds other files ({foreign[0]}): name another folder by work=...")
+    differences = manifest.differing(known["identity"], identity) if known else []
+    blocks = os.path.join(job.work, manifest.BLOCKS)
+    if differences and _files(blocks):
         raise JobError(
             f"{job.work} holds finished blocks of a job that differs in {'; '.join(differences)}: delete it, or name "
             "another folder by work=..."
         )
+    if differences or known is None:
+        shutil.rmtree(blocks, ignore_errors=True)  # nothing of it was finished
+        manifest.write(path, {"identity": dict(identity), "versions": manifest.versions()})
 
 
 def _files(blocks: str) -> list[str]:

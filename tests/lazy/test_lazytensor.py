@@ -132,6 +132,24 @@ def test_every_operation_is_a_method(name):
     assert getattr(LazyTensor, op.method).__doc__
 
 
+def test_methods_whose_own_tensor_is_not_the_first_argument():
+    u, v, _ = lazily()
+    s, A, d = np.array([0.5, 2.0, 3.0]), np.arange(1.0, 10.0), x - y
+    full = np.einsum("ijk,kl,ijl->ij", d, A.reshape(3, 3), d)
+    for found, expected in [
+        ((u - v).sqnormiso(2.5), 2.5 * (d**2).sum(-1)),
+        ((u - v).sqnormdiag(s), (s * d**2).sum(-1)),
+        ((u - v).symsqnorm(A), full),
+        ((u - v).weightedsqnorm(s), (s * d**2).sum(-1)),
+        (u.weightedsqdist(v, s), (s * d**2).sum(-1)),
+        (u.weightedsqdist(v, A), full),
+    ]:
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12)
+    knots = np.arange(6.0)
+    spline = Vi(np.full((2, 1), 2.25)).bspline(knots, 1)  # hats
+    np.testing.assert_allclose(np.asarray(spline)[0, 0], [0, 0.75, 0.25, 0], rtol=1e-12)
+
+
 def of_components(name):
     return {"Max": "max", "Min": "min", "ArgMax": "argmax", "ArgMin": "argmin", "Sum": "sum"}[name]
 
