@@ -170,7 +170,7 @@ class Names:
     @classmethod
     def of(cls, spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> Names:
         given = [name_of(array) if isinstance(array, da.Array) else array for array in arrays]
-        return cls(layer_prefix(plan.reduction), tokenize(spec.digest, plan.token(), repr(outputs), given))
+        return cls(layer_prefix(plan.reduction), tokenize(spec.token, plan.token(), repr(outputs), given))
 
     def __call__(self, kind: str) -> str:
         return "-".join(part for part in (self.prefix, kind, self.token) if part)
@@ -260,7 +260,7 @@ def identity(
     names = [name_of(array) if isinstance(array, da.Array) else array for array in read]
     given = [known.get(name, name) if isinstance(name, str) else name for name in names]
     return {
-        "formula": tokenize(spec.digest, repr(outputs)),
+        "formula": tokenize(spec.token, repr(outputs)),
         "inputs": tokenize(given),
         "plan": plan.token(),
         "version": str(VERSION),
