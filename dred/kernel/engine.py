@@ -127,7 +127,7 @@ def _llvm() -> bool:
     warnings.warn(
         "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
         RuntimeWarning,
-        stacklevel=6,  # the call of the routine
+        stacklevel=7,  # the call of the routine
     )
     return False
 
@@ -232,6 +232,8 @@ def merge(spec: KernelSpec, left: State, right: State) -> State:
     return interpret.merge_states(spec, left, right)
 
 
-def finalize(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[NDArray[Any], ...]:
-    """The arrays (M, ...) that are read off a state, with the dimensions of the batch in front."""
-    return tuple(output.read(spec, state) for output in outputs)
+def finalize(
+    spec: KernelSpec, state: State, outputs: Sequence[Output], by_row: bool = False
+) -> tuple[NDArray[Any], ...]:
+    """The arrays (M, ...) that are read off a state; with the dimensions of the batch in front, or behind the rows."""
+    return tuple((output.by_row if by_row else output.read)(spec, state) for output in outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -82,9 +83,18 @@ class Output:
             result = result.reshape(*spec.batch, len(result) // spec.batches, *result.shape[1:])
         return xp.ascontiguousarray(result)
 
+    def by_row(self, spec: KernelSpec, state: State) -> Any:
+        """The same with the rows in front, (M, *batch, ...); what is saved (M, values)."""
+        found = self.read(spec, state)
+        if spec.batch:
+            found = np.moveaxis(found, len(spec.batch), 0)
+            found = found.reshape(len(found), prod(found.shape[1:])) if self.saved else found
+            found = np.ascontiguousarray(found)
+        return found
+
     def empty(self, spec: KernelSpec) -> Any:
-        """The array of no rows: its dtype and its shape but for the first number."""
-        return self.read(spec, empty(spec, 0))
+        """The array of no rows, as `by_row` gives it: its dtype and its shape but for the first number."""
+        return self.by_row(spec, empty(spec, 0))
 
 
 def array_module(array: Any) -> Any:

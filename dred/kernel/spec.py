@@ -278,6 +278,10 @@ class KernelSpec:
         """The leading dimensions of the array at a position."""
         return next((own for v, own in zip(self.variables, self.own, strict=False) if v.ind == ind), ())
 
+    def width(self, v: Variable) -> int:
+        """Values of a row of a variable, of all elements of the batch that its array has."""
+        return v.dim * prod(self.own_of(v.ind))
+
     @property
     def token(self) -> str:
         """Content key of what is computed, the batch included; equal in every process."""

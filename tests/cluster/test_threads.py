@@ -87,7 +87,7 @@ def test_engine_hands_threads_to_the_cpu_alone(monkeypatch):
     for backend, name in engine._MODULES.items():
         module = __import__(name, fromlist=["fold"])
         monkeypatch.setattr(
-            module, "fold", lambda *args, b=backend, i0, j0, **more: told.update({b: more}), raising=False
+            module, "fold", lambda *args, b=backend, i0, j0, pattern, **more: told.update({b: more}), raising=False
         )
     for backend in engine._MODULES:
         engine.fold(spec_of(), backend, (), [], 0, 0, threads=5)
