@@ -16,6 +16,7 @@ import numpy as np
 
 from dred.formula.language import Variable
 from dred.inputs import Inputs
+from dred.kernel.output import array_module
 
 Place = tuple[slice, ...]  # elements of a batch, in each of its dimensions
 
@@ -33,9 +34,7 @@ def blocks(inputs: Inputs, variables: Sequence[Variable]) -> Iterator[tuple[Plac
         bounds = {0, inputs.batch[d]}
         for a, v, own in each:
             if own[d] > 1 and isinstance(a, da.Array):
-                bounds.update(
-                    accumulate(map(int, a.chunks[d - len(own)] if v.cat == 2 else a.chunks[d - len(own) - 2]))
-                )
+                bounds.update(accumulate(map(int, a.chunks[d - len(own) - _tail(v)])))
         return [slice(low, high) for low, high in pairwise(sorted(bounds))]
 
     for place in product(*map(cuts, range(len(inputs.batch)))):
@@ -45,23 +44,36 @@ def blocks(inputs: Inputs, variables: Sequence[Variable]) -> Iterator[tuple[Plac
         yield place, inputs._replace(arrays=arrays, batch=shape, own=own)
 
 
+def _tail(v: Variable) -> int:
+    """Dimensions of an array behind those of the batch."""
+    return 1 if v.cat == 2 else 2
+
+
 def _by_row(array: Any, v: Variable, own: Sequence[int], place: Place) -> Any:
     """The array of a part of the batch, the rows in front."""
-    tail = 1 if v.cat == 2 else 2
+    tail = _tail(v)
     lead = array.ndim - tail
     if not lead:
         return array
     mine = array[tuple(part if n > 1 else slice(0, 1) for n, part in zip(own[-lead:], place[-lead:], strict=True))]
-    values = prod(mine.shape[:lead]) * v.dim
-    if isinstance(mine, da.Array):
-        mine = mine.rechunk({**dict.fromkeys(range(lead), -1), mine.ndim - 1: -1})
-    if v.cat == 2:
-        return mine.reshape((values,))
-    return _library(mine).moveaxis(mine, -2, 0).reshape((mine.shape[-2], values))
+    if not isinstance(mine, da.Array):
+        return _rows(mine, lead)
+    mine = mine.rechunk({**dict.fromkeys(range(lead), -1), mine.ndim - 1: -1})
+    chunks = (*mine.chunks[lead:-1], (prod(mine.shape[:lead]) * v.dim,))
+    meta = np.empty((0,) * tail, mine.dtype)
+    return da.map_blocks(_rows, mine, lead, chunks=chunks, drop_axis=[*range(lead)], dtype=mine.dtype, meta=meta)
+
+
+def _rows(block: Any, lead: int) -> Any:
+    """(*own, rows, dim) as (rows, values), of a parameter (*own, dim) as (values,)."""
+    if block.ndim == lead + 1:
+        return block.reshape(-1)
+    values = prod(block.shape[:lead]) * block.shape[-1]
+    return _library(block).moveaxis(block, -2, 0).reshape((block.shape[-2], values))
 
 
 def _library(array: Any) -> Any:
-    return da if isinstance(array, da.Array) else np
+    return da if isinstance(array, da.Array) else array_module(array)
 
 
 def joined(batch: Sequence[int], found: Sequence[tuple[Place, tuple[Any, ...]]]) -> tuple[Any, ...]:
