@@ -4,10 +4,10 @@
     python examples/kmeans.py --size 2000000 --cluster local             # dask arrays, a few processes
     python examples/kmeans.py --size 50000000 --scheduler tcp://host:8786
 
-Both halves of a step are reductions over all pairs of a point and a centre: `min_argmin` over the centres, and sums over
-the points of those whose label is that of the centre. Starts are k-means++, by a seed. The inertia, the sum of squared
-distances to the nearest centre, may not grow from step to step; labels are compared with NumPy, and centres and inertia
-with scikit-learn's from the same start.
+Both halves of a step are reductions over all pairs of a point and a centre: `min_argmin` over the centres, and sums
+over the points whose label is that of the centre. Starts are k-means++, by a seed. The inertia, the sum of squared distances
+to the nearest centre, may not grow from step to step; labels are compared with NumPy, and centres and inertia with
+scikit-learn's from the same start.
 """
 
 import dask
@@ -66,10 +66,12 @@ def main():
     with place(args) as (put, keep):
         centres, labels, inertias = lloyd(put(points), start, keep, steps=1000)
         labels = np.asarray(labels)[:, 0]
-    print(f"{args.size:,} points, {K} centres: inertia {inertias[0]:.6g} -> {inertias[-1]:.6g} in {len(inertias)} steps")
+    print(
+        f"{args.size:,} points, {K} centres: inertia {inertias[0]:.6g} -> {inertias[-1]:.6g} in {len(inertias)} steps"
+    )
 
     # -- what must hold: the inertia never grows, each label is the nearest centre's, each centre is a mean
-    assert all(after <= before * (1 + 1e-12) for before, after in zip(inertias, inertias[1:], strict=False))
+    assert (np.diff(inertias) <= 1e-12 * inertias[0]).all()
     sample = rng.integers(0, args.size, 1000)
     squares = ((points[sample, None] - centres) ** 2).sum(-1)
     np.testing.assert_array_equal(labels[sample], squares.argmin(1))

@@ -10,7 +10,7 @@ on the points, the soft vote of the points for each label, and a histogram of th
 the votes of their neighbours, and by soft votes; both are compared with the truth, all results with NumPy on a sample.
 The gradient of the log-density then moves the queries uphill (mean shift): no step may lower a density.
 
-What a cluster finds for that sample is compared with what this process finds: row numbers and counts are the same bytes.
+What a cluster finds for that sample is compared with what this process finds: row numbers and counts, byte for byte.
 """
 
 import time
@@ -109,14 +109,14 @@ def main():
 
 def draw(path, points, labels, one_hot, g):
     """The plane by the label of the neighbours, and by the log-density."""
-    side = np.linspace(-5, 6, 200)
+    side = np.linspace(-5, 6, 100)
     grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     neighbours, density, _, _ = routine(grid, points, one_hot, g)
     with figure(path, 2) as (left, right):
-        left.contourf(side, side, classes(labels, neighbours).reshape(200, 200), levels=2, cmap="viridis", alpha=0.4)
+        left.contourf(side, side, classes(labels, neighbours).reshape(100, 100), levels=2, cmap="viridis", alpha=0.4)
         left.scatter(*points[:2000].T, c=labels[:2000], s=2)
         left.set(title=f"labels by {K} neighbours", aspect="equal")
-        right.contourf(side, side, density.reshape(200, 200), levels=20)
+        right.contourf(side, side, density.reshape(100, 100), levels=20)
         right.set(title="log-density", aspect="equal")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 KINDS = {"local": "cpu", "cuda": "cuda"}  # clusters that are started on this machine
-BLOCKS = 10  # of rows, so that there is something to do for all workers
+BLOCKS, ROWS = 4, 50_000  # a dask array has so many blocks at least, of so many rows at most
 
 
 def parser(doc, size):
@@ -23,6 +23,11 @@ def parser(doc, size):
     return made
 
 
+def as_they_are(*arrays):
+    """One array, or a tuple of several: what `keep` is where nothing is lazy."""
+    return arrays if arrays[1:] else arrays[0]
+
+
 @contextlib.contextmanager
 def place(args):
     """What makes of a NumPy array one for routines, and what computes arrays where they are.
@@ -32,7 +37,7 @@ def place(args):
     to compute, and `np.asarray` or `float` brings a result here.
     """
     if not (args.cluster or args.scheduler_file):
-        yield np.asarray, lambda *arrays: arrays if arrays[1:] else arrays[0]
+        yield np.asarray, as_they_are
         return
     import dask
     import dask.array as da
@@ -44,13 +49,12 @@ def place(args):
         print(client)
 
         def put(array):
-            blocks = np.array_split(array, min(len(array), BLOCKS))
+            blocks = np.array_split(array, min(len(array), max(BLOCKS, -(-len(array) // ROWS))))
             on_workers = zip(client.scatter(blocks), blocks, strict=True)
             return da.concatenate([da.from_delayed(future, b.shape, b.dtype) for future, b in on_workers])
 
         def keep(*arrays):
-            found = dask.persist(*arrays)
-            return found if found[1:] else found[0]
+            return as_they_are(*dask.persist(*arrays))
 
         yield put, keep
 
