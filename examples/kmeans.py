@@ -5,9 +5,9 @@
     python examples/kmeans.py --size 50000000 --scheduler tcp://host:8786
 
 Both halves of a step are reductions over all pairs of a point and a centre: `min_argmin` over the centres, and sums
-over the points whose label is that of the centre. Starts are k-means++, by a seed. The inertia, the sum of squared distances
-to the nearest centre, may not grow from step to step; labels are compared with NumPy, and centres and inertia with
-scikit-learn's from the same start.
+over the points whose label is that of the centre. Starts are k-means++, by a seed. The inertia, the sum of squared
+distances to the nearest centre, may not grow from step to step; labels are compared with NumPy, and centres and
+inertia with scikit-learn's from the same start.
 """
 
 import dask

@@ -1,8 +1,8 @@
 """Neighbours, densities and soft assignments in one sweep over all pairs, then their gradient.
 
     python examples/neighbours.py --plot neighbours.png
-    python examples/neighbours.py --size 1000000 --cluster local         # dask arrays, a few processes
-    python examples/neighbours.py --size 20000000 --scheduler tcp://host:8786
+    python examples/neighbours.py --size 200000 --cluster local          # dask arrays, a few processes
+    python examples/neighbours.py --size 5000000 --scheduler tcp://host:8786
 
 Queries meet four times as many labelled points of three clouds in the plane. One routine computes for every query, in a
 single sweep, the K nearest points (lowest row number first among equals), the log-density of a Gaussian mixture centred

@@ -1,8 +1,8 @@
 """The Sinkhorn divergence of two clouds in the log domain, its gradient by the points, and the flow that it drives.
 
     python examples/sinkhorn.py --plot sinkhorn.png
-    python examples/sinkhorn.py --size 100000 --cluster local            # dask arrays, a few processes
-    python examples/sinkhorn.py --size 2000000 --scheduler tcp://host:8786
+    python examples/sinkhorn.py --size 20000 --cluster local             # dask arrays, a few processes
+    python examples/sinkhorn.py --size 200000 --scheduler tcp://host:8786
 
 Entropic optimal transport with the cost |x - y|^2 / 2 has potentials f and g, with uniform weights the fixed point of
 
