@@ -17,7 +17,7 @@ from where import figure, parser, peer, place  # beside this file
 
 from dred import Genred
 
-BANDWIDTHS = 0.1 * 0.8 ** np.arange(16)  # down to 0.0035 of the box
+BANDWIDTHS = 0.1 * 0.7 ** np.arange(10)  # down to 0.004 of the box
 SQUARE = "let d = Abs(x - y); let q = SqNorm2(IfElse(0.5 - d, d, 1 - d)); "
 LOG_KERNEL = "-q / (2 * Square(h))"
 everyone = Genred(SQUARE + LOG_KERNEL, ["x = Vi(2)", "y = Vj(2)", "h = Pm(1)"], "LogSumExp", axis=1)

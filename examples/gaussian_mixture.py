@@ -11,7 +11,7 @@ compared with NumPy, the last log-likelihood with SciPy, and the fit with what t
 """
 
 import numpy as np
-from where import figure, parser, peer, place  # beside this file
+from where import as_they_are, figure, parser, peer, place  # beside this file
 
 from dred import Genred
 
@@ -75,7 +75,7 @@ def check_step(points, mixture):
     new = share.T @ points / count[:, None]
     d = points[:, None] - new
     expected = count / len(points), new, np.einsum("nk,nkd,nke->kde", share, d, d) / count[:, None, None]
-    value, found = step(points, mixture, lambda array: array)
+    value, found = step(points, mixture, as_they_are)
     np.testing.assert_allclose(value, np.log(p.sum(1)).sum(), rtol=1e-10)
     for got, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
