@@ -34,7 +34,7 @@ def softmin(x, y, g, eps):
     return -eps * log_sum(x, y, g / eps - np.log(len(y)), np.array([eps]))
 
 
-def solve(update, f, keep, tolerance, most=1000):
+def solve(update, f, keep, tolerance, most=200):
     """The fixed point of `update(f, eps)` for the last eps, from a start and through the ones before."""
     for eps in SCALES:
         f = update(f, eps)
