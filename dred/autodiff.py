@@ -45,7 +45,9 @@ class Derived(Routine):
         super().__init__(formula, aliases, made, several=True, dtype=of.dtype, how=of.how, expand=of.expand)
 
 
-def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Callable[..., tuple[Any, ...]]]:
+def vjp(
+    routine: Routine, *args: Any, backend: str = "auto", ranges: Any = None
+) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
@@ -53,7 +55,7 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     routine : Genred, Reduction, or a gradient
     *args : arrays
         As in a call; dask arrays stay lazy.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -84,18 +86,23 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
         raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
-    value = routine(*args, backend=backend)
+    value = routine(*args, backend=backend, ranges=ranges)
 
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, backend)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, backend, ranges)
 
     return value, pullback
 
 
 def pulled(
-    routine: Routine, wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], backend: str
+    routine: Routine,
+    wrt: Sequence[int],
+    args: Sequence[Any],
+    cotangents: Sequence[Any],
+    backend: str = "auto",
+    ranges: Any = None,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order."""
     narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
@@ -104,12 +111,12 @@ def pulled(
     for k in wrt:
         cat = routine.variables[k].cat
         if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend)
+            found[k] = routine.grad(k)(*args, *cotangents, backend=backend, ranges=ranges)
         else:
             groups.setdefault(cat % 2, []).append(k)
     flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
     for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend)
+        results = gradients(routine, tuple(places))(*args, *flat, backend=backend, ranges=ranges)
         for k, rows in zip(places, results, strict=True):
             found[k] = like(rows, args[k], str(rows.dtype), added=routine.variables[k].cat == 2)
     return tuple(found[k] for k in wrt)
@@ -127,7 +134,9 @@ def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     return Derived(routine, given, reduced, "cotangent")
 
 
-def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto") -> tuple[Any, Any]:
+def jvp(
+    routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto", ranges: Any = None
+) -> tuple[Any, Any]:
     """The value of a routine, and its derivative in a direction.
 
     Parameters
@@ -137,7 +146,7 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         As in a call.
     tangents : sequence of (array or None)
         For each argument its direction, an array like it; None: it stays.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -169,8 +178,8 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         raise OptionError("a gradient by a parameter adds its rows up: take the derivative of what it is a gradient of")
     moving = tuple(k for k, t in enumerate(tangents) if t is not None)
     pushed = pushforward(routine, moving)
-    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend)
-    value = routine(*args, backend=backend)
+    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend, ranges=ranges)
+    value = routine(*args, backend=backend, ranges=ranges)
     count = len(routine.reduced)
     each = []
     for n, first in enumerate(first_arrays(routine, value)):
@@ -216,11 +225,11 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
 
     sending = sending_of(routine.reduced)
 
-    def function(*args: Any, backend: str = "auto") -> Any:
-        value, _ = vjp(routine, *args, backend=backend)
+    def function(*args: Any, backend: str = "auto", ranges: Any = None) -> Any:
+        value, _ = vjp(routine, *args, backend=backend, ranges=ranges)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, backend)
+        found = pulled(routine, places, args, ones, backend, ranges)
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 
@@ -261,7 +270,13 @@ def value_and_grad(routine: Routine, wrt: Wrt = None) -> Callable[..., Any]:
 
 
 def hessian_vector_product(
-    routine: Routine, wrt: str | int, args: Sequence[Any], vector: Any, cotangents: Sequence[Any], backend: str = "auto"
+    routine: Routine,
+    wrt: str | int,
+    args: Sequence[Any],
+    vector: Any,
+    cotangents: Sequence[Any],
+    backend: str = "auto",
+    ranges: Any = None,
 ) -> Any:
     """The derivative of a gradient in a direction of its own variable.
 
@@ -276,7 +291,7 @@ def hessian_vector_product(
         The direction, like the argument.
     cotangents : sequence of arrays
         Of the sum of all cotangents times results the second derivative is taken.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -296,4 +311,4 @@ def hessian_vector_product(
     place = wrt if isinstance(wrt, int) else routine.parsed.names.index(wrt)
     tangents: list[Any] = [None] * len(gradient.variables)
     tangents[place] = vector
-    return jvp(gradient, (*args, *cotangents), tangents, backend=backend)[1]
+    return jvp(gradient, (*args, *cotangents), tangents, backend=backend, ranges=ranges)[1]
