@@ -6,9 +6,9 @@
 
 Entropic transport with the cost |x - y|^2 / 2 needs one log-sum-exp over all pairs for each step (see `sinkhorn.py`).
 Here points are sorted into the cells of a grid, and the first steps, of large eps, only see the centres of the cells.
-When eps is below the size of a cell, pairs of cells whose plan is next to nothing, f + g - cost < -TRUNCATE eps, are left
-out (Schmitzer 2019; Feydy 2020): block-sparse `ranges` say which are visited. The potentials are compared with those of
-all pairs, and the pairs that are visited are counted.
+When eps is below the size of a cell, pairs of cells whose plan is next to nothing, f + g - cost < -TRUNCATE eps, are
+left out (Schmitzer 2019; Feydy 2020): block-sparse `ranges` say which are visited. The potentials are compared with
+those of all pairs, and the pairs that are visited are counted.
 """
 
 import numpy as np
