@@ -87,7 +87,9 @@ def vjp(routine: Any, *args: Any, backend: str = "auto") -> tuple[Any, Callable[
     [(2, 1)]
     """
     if not isinstance(routine, Routine):
-        return _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend)
+        found: tuple[Any, Callable[..., tuple[Any, ...]]]
+        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend)
+        return found
     sending = differentiable(routine)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))

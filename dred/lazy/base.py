@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dred import options
-from dred.errors import ArgumentError, DtypeError, InputError, OptionError, human
+from dred.errors import ArgumentError, InputError, OptionError, human
 from dred.formula import derive
 from dred.formula.construct import arguments
 from dred.formula.language import Variable
@@ -176,7 +176,8 @@ class Lazy:
             )
         arrays = {n.attrs[0]: _on_host(each.rows) for n, each in self.held.items()}
         values = np.ascontiguousarray(np.broadcast_to(dense(self.node, arrays, (M, N)), (M, N, self.node.dim)))
-        found = (values.view(complex) if self.is_complex else values).astype(dtype or self.dtype or values.dtype)
+        found = values.view(complex) if self.is_complex else values
+        found = found.astype(dtype or self.dtype or found.dtype)
         return found[..., 0] if D == 1 else found
 
     # -- operations ------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def block(i: Any, d: Any, D: int) -> tuple[int, int]:
     ------
     IndexRangeError
     """
-    if not _whole(i) or not _whole(d) or not (0 <= i and d >= 1 and i + d <= D):
+    if not _whole(i) or not _whole(d) or i < 0 or d < 1 or i + d > D:
         raise IndexRangeError(f"extract({i!r}, {d!r}): x has the components 0 ... {D - 1}")
     return int(i), int(i + d)
 

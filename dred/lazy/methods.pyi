@@ -1,6 +1,7 @@
 """Printed from the tables by `make docs`: to change it, change the tables."""
 
 # ruff: noqa: E501
+# fmt: off
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, overload
 
@@ -326,15 +327,7 @@ class Methods:
         """Normalize(f) of self: f / |f|; 0 at 0."""
     def sqdist(self, other: Operand) -> LazyTensor:
         """SqDist(f, g) of self, other: squared distance."""
-    def zerotensordot(
-        self,
-        other: Operand,
-        df: Sequence[int],
-        dg: Sequence[int],
-        cf: Sequence[int],
-        cg: Sequence[int],
-        perm: Sequence[int] = (),
-    ) -> LazyTensor:
+    def zerotensordot(self, other: Operand, df: Sequence[int], dg: Sequence[int], cf: Sequence[int], cg: Sequence[int], perm: Sequence[int] = ()) -> LazyTensor:
         """ZeroTensorDot(f, g, df[], dg[], cf[], cg[], perm[]?) of self, other, df, dg, cf, cg, perm: TensorDot of products that are 0 where f is 0, even if g is infinite or NaN."""
     @overload
     def matvecmult(self, other: float) -> LazyTensor: ...
@@ -437,23 +430,15 @@ class Methods:
         """the K largest terms in order, and their row numbers; none: -inf, -1. See `reduction`."""
     def Kmax_argKmax(self, K: int, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """the K largest terms in order, and their row numbers; none: -inf, -1. See `reduction`."""
-    def logsumexp_reduction(
-        self, axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any
-    ) -> Any:
+    def logsumexp_reduction(self, axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any) -> Any:
         """log of the sum of exp(F) * G; none: -inf. See `reduction`."""
-    def logsumexp(
-        self, axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any
-    ) -> Any:
+    def logsumexp(self, axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any) -> Any:
         """log of the sum of exp(F) * G; none: -inf. See `reduction`."""
-    def logsumexpweight_reduction(
-        self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any
-    ) -> Any:
+    def logsumexpweight_reduction(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """log of the sum of exp(F) * G; none: -inf. See `reduction`."""
     def logsumexpweight(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """log of the sum of exp(F) * G; none: -inf. See `reduction`."""
-    def sumsoftmaxweight_reduction(
-        self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any
-    ) -> Any:
+    def sumsoftmaxweight_reduction(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """mean of G with the weights exp(F); none: NaN. See `reduction`."""
     def sumsoftmaxweight(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """mean of G with the weights exp(F); none: NaN. See `reduction`."""
@@ -465,13 +450,9 @@ class Methods:
         """m, the largest F, and the sum of exp(F - m); none: -inf, 0. See `reduction`."""
     def max_sumshiftexp(self, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """m, the largest F, and the sum of exp(F - m); none: -inf, 0. See `reduction`."""
-    def max_sumshiftexpweight_reduction(
-        self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any
-    ) -> Any:
+    def max_sumshiftexpweight_reduction(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """m, the largest F, and the sum of exp(F - m) * G; none: -inf, 0. See `reduction`."""
-    def max_sumshiftexpweight(
-        self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any
-    ) -> Any:
+    def max_sumshiftexpweight(self, weight: Operand, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """m, the largest F, and the sum of exp(F - m) * G; none: -inf, 0. See `reduction`."""
     def mean_reduction(self, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """mean of the terms; none: NaN. See `reduction`."""
@@ -497,23 +478,9 @@ class Methods:
         """number of the terms that are not 0. See `reduction`."""
     def count(self, axis: int | None = None, dim: int | None = None, **how: Any) -> Any:
         """number of the terms that are not 0. See `reduction`."""
-    def histogram_reduction(
-        self,
-        edges: Sequence[float],
-        axis: int | None = None,
-        dim: int | None = None,
-        weight: Operand | None = None,
-        **how: Any,
-    ) -> Any:
+    def histogram_reduction(self, edges: Sequence[float], axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any) -> Any:
         """number of the terms in each bin, or the sum of their G; the last bin is closed. See `reduction`."""
-    def histogram(
-        self,
-        edges: Sequence[float],
-        axis: int | None = None,
-        dim: int | None = None,
-        weight: Operand | None = None,
-        **how: Any,
-    ) -> Any:
+    def histogram(self, edges: Sequence[float], axis: int | None = None, dim: int | None = None, weight: Operand | None = None, **how: Any) -> Any:
         """number of the terms in each bin, or the sum of their G; the last bin is closed. See `reduction`."""
 
 class ComplexMethods:

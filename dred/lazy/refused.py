@@ -9,8 +9,11 @@ _INTERNAL = "it is a part of KeOps' own code; `call` applies an operation of the
 REFUSED: Mapping[str, str] = {
     "ranges": "restricted index sets are not offered",
     "backend": "pass backend= to the reduction",
-    "difference_matrix": "KeOps itself has no formula of that name; x.tensorprod(1 + 0 * y) - (1 + 0 * x).tensorprod(y)",
+    "difference_matrix": "KeOps' formulas have none; it is x.tensorprod(0 * y + 1) - (0 * x + 1).tensorprod(y)",
+    "solve": "solvers of SciPy take a LazyTensor for a LinearOperator: scipy.sparse.linalg.cg(aslinearoperator(K), b)",
+    "KernelSolve": "solvers of SciPy take a LazyTensor for a LinearOperator",
     "batchdims": "there are no batch dimensions",
+    "nbatchdims": "there are no batch dimensions",
     "formula": "`node` is the formula, str(x.node) its text",
     "formula2": "the second formula is the argument `other` of `reduction`",
     "variables": "`held` has the arrays",
@@ -21,7 +24,7 @@ REFUSED: Mapping[str, str] = {
     "Genred": "`call=False` gives a reduction that is not computed, whose `routine` is called like one of Genred",
     **dict.fromkeys(
         (
-            "tools", "get_tools", "lt_constructor", "new_variable_index", "fixvariables", "separate_kwargs", "promote",
+            "tools", "lt_constructor", "get_tools", "new_variable_index", "fixvariables", "separate_kwargs", "promote",
             "init", "join", "unary", "binary", "ternary", "addop", "subop", "mulop", "divop",
         ),
         _INTERNAL,

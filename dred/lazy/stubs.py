@@ -12,6 +12,7 @@ HEAD = '''\
 """Printed from the tables by `make docs`: to change it, change the tables."""
 
 # ruff: noqa: E501
+# fmt: off
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, overload
 
@@ -32,12 +33,12 @@ Operand = Array | complex | Sequence[complex]
 def stub(made: Made) -> Iterator[str]:
     """The lines of a method."""
     cases = made.others or (({}, made.returns),)
-    for n, (annotations, returns) in enumerate(cases):
+    for n, (changed, returns) in enumerate(cases):
         if made.others:
             yield "    @overload"
         words = ["self"]
         for k, p in enumerate(made.parameters):
-            if annotation := annotations.get(p.name, p.annotation):
+            if annotation := changed.get(p.name, p.annotation):
                 words += ["*"] if len(words) < k + 1 and p.kind is not p.VAR_KEYWORD else []
                 words.append(written(p.replace(annotation=annotation)))
         head, last = f"    def {made.name}({', '.join(words)}) -> {returns}:", n == len(cases) - 1
