@@ -171,7 +171,7 @@ class Call:
         else:
             found = [k for k, h in enumerate(self.held) if h.array is x]
         if not found:
-            shapes = ", ".join(str(tuple(a.shape)) for a in self.arrays) or "none"
+            shapes = ", ".join({id(h.array): str(h.shape) for h in self.held}.values()) or "none"
             raise InputError(
                 f"{what(x)} is no array or variable of the reduction: pass the object that Vi, Vj or Pm was given, or "
                 f"what it made; the arrays have the shapes {shapes}"
@@ -182,7 +182,7 @@ class Call:
         """The gradient by rows as one by the array that was passed."""
         h = self.held[k]
         found = pairs.as_complex(gradient) if h.is_complex else gradient
-        return found if found.shape == tuple(h.array.shape) else found.reshape(tuple(h.array.shape))
+        return found if found.shape == h.shape else found.reshape(h.shape)
 
     def __repr__(self) -> str:
         r = self.routine

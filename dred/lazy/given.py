@@ -29,6 +29,8 @@ class Held(NamedTuple):
     ----------
     array : array or None
         As it was passed; None: the variable is symbolic.
+    shape : tuple of int
+        Its shape.
     rows : array or None
         The same as rows of real numbers: (M, dim) or (N, dim), and (dim,) for a parameter.
     is_complex : bool
@@ -36,6 +38,7 @@ class Held(NamedTuple):
     """
 
     array: Any = None
+    shape: tuple[int, ...] = ()
     rows: Any = None
     is_complex: bool = False
 
@@ -111,18 +114,19 @@ def _array(x: Any, axis: int | None) -> Read:
         raise InputError(
             f"a LazyTensor is made of an array of NumPy, dask or CuPy, of numbers, or of (ind, dim, cat); got {what(x)}"
         )
-    cat = _category(tuple(array.shape), axis)
+    shape = tuple(array.shape)
+    cat = _category(shape, axis)
     if (of_complex := pairs.is_complex(array)) and array.shape[-1]:
         array = pairs.as_real(array, "an array")
     dim = array.shape[-1]
     if not 1 <= dim <= MAX_DIM:
         limit = MAX_DIM // 2 if of_complex else MAX_DIM
-        raise DimensionError(f"vectors of {x.shape[-1]} components: they have 1 to {limit}")
+        raise DimensionError(f"vectors of {shape[-1]} components: they have 1 to {limit}")
     rows = array
     if array.ndim == 3:
         rows = array.reshape((dim,) if cat == 2 else (array.shape[cat], dim))
     node = var(next(_numbers), int(dim), cat)
-    return Read(node, {node: Held(x, rows, of_complex)}, of_complex)
+    return Read(node, {node: Held(x, shape, rows, of_complex)}, of_complex)
 
 
 def renamed(held: Mapping[Node, Held]) -> dict[Node, Node]:

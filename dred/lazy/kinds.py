@@ -62,8 +62,9 @@ def result(op: Op, complex_ones: frozenset[int]) -> bool | None:
         return False
     if op.name in NORMS:
         return NORMS[op.name]
-    offered = op.name in COUNTERPARTS or op.name in POWERS or op.name == "Pow" or _linear(op, complex_ones)
-    return True if offered else None
+    if op.name in POWERS or op.name == "Pow" or _linear(op, complex_ones):
+        return True
+    return result(OPS[COUNTERPARTS[op.name]], complex_ones) if op.name in COUNTERPARTS else None
 
 
 def _linear(op: Op, complex_ones: frozenset[int]) -> frozenset[int] | None:

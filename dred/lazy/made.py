@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from dred.formula.derive import DERIVED
 from dred.formula.op import Op
 from dred.formula.ops import OPS
 from dred.lazy import kinds
+from dred.lazy.base import Lazy
 from dred.reductions import REDUCTIONS, Reduction
 
 # How methods are called, where it is not `name(other, attributes) = Name(self, other, attributes)`. The names of
@@ -61,7 +62,7 @@ WRITTEN: tuple[str, ...] = (
     "factorize(other) = Factorize(self, other)",
     "auto_factorize() = AutoFactorize(self)",
 )
-BY_HAND = ("real", "imag", "keops_tensordot")  # in the classes themselves
+BY_HAND = ("real", "imag", "keops_tensordot")  # in the classes themselves, beside what is in their base
 _SPEC = re.compile(r"(\w+)\((.*)\) = (\w+)\((.*)\)")
 OPERAND, COMPLEX, REAL = "Operand", "ComplexLazyTensor", "LazyTensor"
 
@@ -296,7 +297,7 @@ def reduction(entry: Reduction, name: str) -> Made:
 # -- all of them -------------------------------------------------------------------------------------------------------
 
 
-def methods(of_complex: bool, written: Collection[str] = ()) -> list[Made]:
+def methods(of_complex: bool) -> list[Made]:
     """The methods of LazyTensor or of ComplexLazyTensor, but those that are written by hand."""
     by_name = {text.partition("(")[0]: text for text in WRITTEN}
     specs = [*WRITTEN, *(spec(op) for op in OPS.values() if op.args and op.method not in by_name)]
@@ -306,4 +307,5 @@ def methods(of_complex: bool, written: Collection[str] = ()) -> list[Made]:
             name = called(entry.name)
             found[f"{name}_reduction"] = reduction(entry, f"{name}_reduction")
             found[name] = both(entry, of_complex) if entry.name in BOTH else reduction(entry, name)
-    return [made for name, made in found.items() if name not in written and name not in BY_HAND]
+    written = {*BY_HAND, *dir(Lazy)} - {*dir(object)}
+    return [made for name, made in found.items() if name not in written]

@@ -1,6 +1,5 @@
 """The methods of LazyTensors that follow from the tables; `methods.pyi`, printed from them, says their types."""
 
-from dred.lazy.base import Lazy
 from dred.lazy.made import methods
 
 
@@ -12,10 +11,9 @@ class ComplexMethods:
     """Of complex numbers."""
 
 
-_WRITTEN = {*dir(Lazy)} - {*dir(object)}
-for _made in methods(False, _WRITTEN):
+for _made in methods(False):
     setattr(Methods, _made.name, _made.method)
     if _made.name.startswith("__"):  # comparisons, which refuse complex numbers: those of `object` would not
         setattr(ComplexMethods, _made.name, _made.method)
-for _made in methods(True, _WRITTEN):
+for _made in methods(True):
     setattr(ComplexMethods, _made.name, _made.method)

@@ -508,7 +508,7 @@ class ComplexMethods:
         """Scalprod(f, g) of other, self: (f | g): sum of f[k] * g[k]."""
     def __neg__(self) -> ComplexLazyTensor:
         """Minus(f) of self: -f."""
-    def __abs__(self) -> ComplexLazyTensor:
+    def __abs__(self) -> LazyTensor:
         """Abs(f) of self: absolute value; derivative 0 at 0."""
     @overload
     def grad(self, other: LazyTensor, gradin: Operand) -> LazyTensor: ...
@@ -541,7 +541,7 @@ class ComplexMethods:
         """Scalprod(f, g) of self, other: (f | g): sum of f[k] * g[k]."""
     def exp(self) -> ComplexLazyTensor:
         """Exp(f) of self: exponential."""
-    def abs(self) -> ComplexLazyTensor:
+    def abs(self) -> LazyTensor:
         """Abs(f) of self: absolute value; derivative 0 at 0."""
     @overload
     def sum(self, axis: Literal[-1, 2] = -1) -> ComplexLazyTensor: ...

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-from dred.lazy.base import Lazy
 from dred.lazy.made import Made, methods
 
 HEAD = '''\
@@ -73,7 +72,7 @@ def text() -> str:
     lines = [HEAD]
     for of_complex, name in ((False, "Methods"), (True, "ComplexMethods")):
         lines.append(f"class {name}:")
-        for made in methods(of_complex, {*dir(Lazy)} - {*dir(object)}):
+        for made in methods(of_complex):
             lines += stub(made)
         lines.append("")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dred.errors import InputError
+from dred.inputs import native
 from dred.lazy.base import Lazy, joined
 from dred.lazy.given import what
 from dred.lazy.methods import ComplexMethods, Methods
@@ -156,7 +157,8 @@ def _variable(x: Any, dim: int | None, cat: int) -> LazyTensor:
     """What `Vi` (cat 0), `Vj` (1) and `Pm` (2) make."""
     if dim is not None:
         return LazyTensor((x, dim, cat))
-    found = LazyTensor(x, axis=cat if cat < 2 and getattr(x, "ndim", 0) == 2 else None)
+    two = len(getattr(native(x, "an array"), "shape", ())) == 2
+    found = LazyTensor(x, axis=cat if cat < 2 and two else None)
     kinds = ("vectors for each i", "vectors for each j", "a parameter")
     if found.node.op == "Var" and found.node.attrs[1] != cat:
         raise InputError(f"{what(x)} is {kinds[found.node.attrs[1]]}, not {kinds[cat]}")

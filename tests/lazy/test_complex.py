@@ -15,6 +15,7 @@ from dred.lazy import kinds, made, pairs
 
 M, N = 6, 5
 rng = np.random.default_rng(11)
+LIST = [1, 2j, 0.5]
 
 
 def numbers(*shape):
@@ -38,7 +39,7 @@ COMPLEX = {
     "1j": lambda z, w, c, x, y: 1j * x + y * 1j - 1j + x / 2j + 1j / (abs(y) + 1),
     "complex numbers of NumPy": lambda z, w, c, x, y: np.complex128(1j) * z + np.complex64(2 - 1j) * x,
     "arrays": lambda z, w, c, x, y: np.array([1, 2j, 3]) * x + [1, 2j, 3] * np.array([1.0, 2, 3]) + y,
-    "lists": lambda z, w, c, x, y: z + [1, 2j, 0.5],
+    "lists": lambda z, w, c, x, y: LIST + z,
     "signs": lambda z, w, c, x, y: -z + +w,
     "powers": lambda z, w, c, x, y: z**2 + w**3 - z**-1 + w**-2 + z**1 + (w * 0.1 + 1) ** 17 + z**0,
     "conjugates": lambda z, w, c, x, y: z.conj() * w + (x + 1j * y).conj(),
@@ -114,7 +115,7 @@ def test_sums_and_matrices():
     weights = Vi(X).sqdist(Vj(Y))
     expected = np.exp(((x - y) ** 2).sum(-1))
     same(weights.sumsoftmaxweight(Vj(W), axis=1), expected @ W / expected.sum(1)[:, None], rtol=1e-11)
-    same(np.asarray((Vi(X) | Vj(W))), (x * w).sum(-1))
+    same(np.asarray(Vi(X) | Vj(W)), (x * w).sum(-1))
     matrix = numbers(M, 6)
     same(np.asarray(Vi(matrix).matvecmult(Vj(Y))), np.einsum("iab,jb->ija", matrix.reshape(M, 2, 3), Y))
     same(np.asarray(Vi(X).tensorprod(Vj(W))), np.einsum("ia,jb->ijab", X, W).reshape(M, N, 9))
@@ -306,8 +307,8 @@ ERRORS = {
     "weights": (
         lambda: Vi(X).logsumexp(axis=1, weight=Vj(W)),
         OptionError,
-        "LogSumExp of complex numbers (G): SumSoftMaxWeight and SoftMax are offered; real, imag, abs and angle give real "
-        "LazyTensors of a complex one",
+        "LogSumExp of complex numbers (G): SumSoftMaxWeight and SoftMax are offered; real, imag, abs and angle give "
+        "real LazyTensors of a complex one",
     ),
     "type": (
         lambda: Vi(np.ones((2, 1), np.clongdouble)),

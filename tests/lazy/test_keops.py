@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from dred.errors import ArgumentError, DredError, IndexRangeError, InputError, O
 from dred.lazy.refused import REFUSED
 
 # Of pykeops 2.3, `GenericLazyTensor`: arguments behind self.
-SAME = """
+SAME = re.findall(
+    r"\S+",
+    """
 __add__(other) __radd__(other) __sub__(other) __rsub__(other) __mul__(other) __rmul__(other) __truediv__(other)
 __rtruediv__(other) __or__(other) __ror__(other) __abs__() abs() __neg__() exp() log() xlogx() cos() sin() sinxdivx()
 sinc() asin() acos() atan() atan2(other) sqrt() rsqrt() __pow__(other) power(other) square() __eq__(other)
@@ -33,9 +36,10 @@ Kmin(K,axis=None,dim=None,**kwargs) Kmin_reduction(**kwargs) argKmin(K,axis=None
 argKmin_reduction(**kwargs) Kmin_argKmin(K,axis=None,dim=None,**kwargs) Kmin_argKmin_reduction(**kwargs)
 __matmul__(v,**kwargs) t() matvec(v) rmatvec(v) real2complex() imag2complex() exp1j()
 reduction(reduction_op,other=None,opt_arg=None,axis=None,dim=None,call=True,**kwargs) dim() __str__()
-""".split()
+""",
+)
 # Of `ComplexGenericLazyTensor`.
-COMPLEX = "angle() conj() sum(axis=-1,dim=None,**kwargs) __abs__() exp() abs() conj() power(other) t()".split()
+COMPLEX = ["angle()", "conj()", "sum(axis=-1,dim=None,**kwargs)", "__abs__()", "exp()", "abs()", "power(other)", "t()"]
 PROPERTIES = ("dtype", "shape", "_shape", "T")
 COMPLEX_PROPERTIES = ("dtype", "shape", "real", "imag")
 CHANGED = {
@@ -124,8 +128,8 @@ def test_what_complex_numbers_have_not(name):
     with pytest.raises(AttributeError) as error:
         getattr(z, name)
     assert str(error.value) == (
-        f"a ComplexLazyTensor has no {name}, which is for real numbers: real, imag, abs and angle give real LazyTensors "
-        "of a complex one"
+        f"a ComplexLazyTensor has no {name}, which is for real numbers: real, imag, abs and angle give real "
+        "LazyTensors of a complex one"
     )
 
 

@@ -472,7 +472,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         _called(lambda a, k, v: a.__setitem__(k, v), (self, key, value), {})
 
     def __getattr__(self, name):
-        if name not in ("astype", "copy", "reshape", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min"):
+        if name not in (
+            "astype", "copy", "reshape", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min", "view",
+        ):  # fmt: skip
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         return lambda *args, **kwargs: _called(lambda a, *x, **y: getattr(a, name)(*x, **y), (self, *args), kwargs)
 
