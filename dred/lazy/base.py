@@ -33,7 +33,7 @@ _SWAPPED = {"IndexI": "IndexJ", "IndexJ": "IndexI", "IndexIParts": "IndexJParts"
 class Lazy:
     """A formula F(i, j) and the arrays of its variables; see `LazyTensor`, which is one of real numbers."""
 
-    __slots__ = ("held", "node")
+    __slots__ = ("__weakref__", "held", "node")
     __array_ufunc__ = None  # array * lazy is for LazyTensor to compute
     __array_priority__ = 1000.0
 
@@ -42,9 +42,10 @@ class Lazy:
     is_complex: ClassVar[bool]
     _kinds: ClassVar[dict[bool, type[Any]]] = {}
 
-    def __init_subclass__(cls, is_complex: bool) -> None:
-        cls.is_complex = is_complex
-        Lazy._kinds[is_complex] = cls
+    def __init_subclass__(cls, is_complex: bool | None = None) -> None:
+        if is_complex is not None:
+            cls.is_complex = is_complex
+            Lazy._kinds[is_complex] = cls
 
     def __new__(cls, x: Any, axis: int | None = None, is_complex: bool = False) -> Self:
         found: Self = Lazy._made(read(x, axis, is_complex or cls.is_complex))
@@ -133,7 +134,7 @@ class Lazy:
 
     def _rows(self, cat: int) -> int | None:
         mine = [each.rows for n, each in self.held.items() if n.attrs[1] == cat]
-        rows = sorted({int(array.shape[0]) for array in mine if array is not None})
+        rows = sorted({int(n) for array in mine if array is not None and (n := array.shape[0]) == n})  # NaN: unknown
         if len(rows) > 1:
             raise InputError(
                 f"vectors for each {'ij'[cat]} come from arrays of {' and '.join(map(str, rows))} rows: they must have "

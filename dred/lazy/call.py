@@ -17,7 +17,7 @@ from dred.formula.node import Node, canonical, toposort, var
 from dred.formula.pullback import Reduced
 from dred.inputs import native
 from dred.lazy import pairs
-from dred.lazy.given import Held, what
+from dred.lazy.given import COMPLEX, Held, what
 from dred.routine import Routine
 
 
@@ -209,14 +209,18 @@ def places(roots: Sequence[Node], held: Mapping[Node, Held]) -> tuple[dict[Node,
     InputError
         Symbolic ones whose positions leave gaps.
     """
+
+    def position(n: Node) -> int:
+        return int(n.attrs[0]) % COMPLEX
+
     found = [n for n in toposort(roots) if n.op == "Var"]
     known = {2, *(n.attrs[1] for n in found)}  # a parameter has no rows
     for n in held:
         if n not in found and (held[n].array is None or n.attrs[1] not in known):
             known.add(n.attrs[1])
             found.append(n)
-    open_ones = sorted((n for n in found if held[n].array is None), key=lambda n: int(n.attrs[0]))
-    if (numbers := [n.attrs[0] for n in open_ones]) != [*range(len(numbers))]:
+    open_ones = sorted((n for n in found if held[n].array is None), key=position)
+    if (numbers := [*map(position, open_ones)]) != [*range(len(numbers))]:
         raise InputError(f"variables without arrays have the positions {numbers}: they must be 0, 1, ..., each once")
     new: dict[Node, Node] = {}
     listed: list[Held] = []

@@ -18,7 +18,8 @@ from dred.formula.rewrite import expand
 from dred.inputs import kind_of, native
 from dred.lazy import pairs
 
-FIRST = 1 << 20  # positions of variables that hold arrays; those of symbolic ones are lower
+FIRST = 1 << 20  # positions of variables that hold arrays; those of symbolic ones are lower,
+COMPLEX = 1 << 19  # and of complex ones they are counted from here
 _numbers = itertools.count(FIRST)
 
 
@@ -157,13 +158,13 @@ def _category(shape: tuple[int, ...], axis: int | None) -> int:
 def symbolic(x: tuple[Any, ...], is_complex: bool = False) -> Node:
     """A variable without an array, of (ind, dim, cat)."""
     whole = all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in x)
-    if len(x) != 3 or not whole or not 0 <= x[0] < FIRST or not 1 <= x[1] <= MAX_DIM or x[2] not in (0, 1, 2):
+    if len(x) != 3 or not whole or not 0 <= x[0] < COMPLEX or not 1 <= x[1] <= MAX_DIM or x[2] not in (0, 1, 2):
         raise InputError(
             f"{x!r} is no (ind, dim, cat): the position of an argument, its components, and 0 (i), 1 (j) or 2 "
             "(parameter)"
         )
     ind, dim, cat = map(int, x)
-    return var(ind, 2 * dim if is_complex else dim, cat)
+    return var(COMPLEX + ind, 2 * dim, cat) if is_complex else var(ind, dim, cat)
 
 
 def constant(value: Any) -> Node:

@@ -9,7 +9,7 @@ from dred.errors import ArgumentError, OptionError
 from dred.formula import derive
 from dred.formula.construct import exact, make
 from dred.formula.node import Node, const
-from dred.formula.op import Op
+from dred.formula.op import Op, elementwise
 from dred.formula.ops import OPS
 from dred.formula.rewrite import build, expand
 from dred.formula.rewrite import power as real_power
@@ -54,7 +54,7 @@ HINT = "real, imag, abs and angle give real LazyTensors of a complex one"
 def result(op: Op, complex_ones: frozenset[int]) -> bool | None:
     """Whether an operation gives complex numbers where those of its arguments are complex; None: it is refused."""
     if op.kinds == "rc->c":  # in either order
-        return True
+        return None if complex_ones == {0, 1} else True
     if op.kinds:
         given, _, found = op.kinds.partition("->")
         return None if any(given[k] == "r" for k in complex_ones) else found == "c"
@@ -84,32 +84,36 @@ def apply(op: Op, args: Sequence[Node], flags: Sequence[bool], attrs: tuple[Any,
     found = result(op, complex_ones)
     if found is None:
         raise ArgumentError(f"{op.name} takes no complex numbers" + " there" * bool(op.kinds), hint=HINT)
-    if op.kinds == "rc->c" and (flags[0], flags[1]) != (False, True):
-        args, flags = (args[1], args[0]), (flags[1], flags[0])
+    if not op.kinds and not complex_ones:
+        return expand(op.name, args, attrs), False
+    if len(args) == 2 and (op.kinds or op.name in COUNTERPARTS):
+        elementwise(tuple(a.dim // (2 if flag else 1) for a, flag in zip(args, flags, strict=True)))
     if op.kinds:
         wanted = [letter == "c" for letter in op.kinds.partition("->")[0]]
+        if op.kinds == "rc->c" and flags[0]:
+            args, flags = args[::-1], flags[::-1]
         return expand(op.name, promoted(args, flags, wanted), attrs), found
-    if not complex_ones:
-        return expand(op.name, args, attrs), False
+    if op.name == "SqDist":
+        return expand("SqNorm2", (apply(OPS["Subtract"], args, flags, ())[0],)), False
     if op.name in NORMS:
-        return expand(op.name, promoted(args, flags, [True] * len(args)), attrs), found
+        return expand(op.name, args, attrs), found
     if op.name in POWERS or op.name == "Pow":
         return _power(args[0], POWERS[op.name] if op.name in POWERS else attrs[0]), True
     if (together := _linear(op, complex_ones)) is not None:
-        halves = []
-        for part in ("ComplexReal", "ComplexImag"):
-            mine = [
-                expand(part, (a,)) if flag else a if k not in together or part == "ComplexReal" else const(0)
-                for k, (a, flag) in enumerate(zip(args, flags, strict=True))
-            ]
-            wide = [
-                build("SumT", (a,), (args[k].dim,)) if not flags[k] and a.dim != args[k].dim else a
-                for k, a in enumerate(mine)
-            ]
-            halves.append(expand(op.name, wide, attrs))
+        halves = [_half(part, op, args, flags, attrs, together) for part in ("ComplexReal", "ComplexImag")]
         return expand("ComplexPair", halves), True
-    other = OPS[COUNTERPARTS[op.name]]
-    return apply(other, args, flags, attrs)
+    return apply(OPS[COUNTERPARTS[op.name]], args, flags, attrs)
+
+
+def _half(
+    part: str, op: Op, args: Sequence[Node], flags: Sequence[bool], attrs: tuple[Any, ...], together: frozenset[int]
+) -> Node:
+    """A linear operation on the real or on the imaginary parts; those of real arguments are themselves or 0."""
+    found = []
+    for k, (a, flag) in enumerate(zip(args, flags, strict=True)):
+        zero = part == "ComplexImag" and k in together
+        found.append(expand(part, (a,)) if flag else build("SumT", (const(0),), (a.dim,)) if zero else a)
+    return expand(op.name, found, attrs)
 
 
 def derived(name: str, args: Sequence[Node], flags: Sequence[bool]) -> tuple[Node, bool]:

@@ -103,8 +103,12 @@ class Made:
         plain = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         signature = inspect.Signature([plain, *self.parameters], return_annotation=self.returns)
         function, usage, name = self.function, self.usage, self.name
+        variable = any(p.kind is p.VAR_KEYWORD for p in self.parameters)
+        count = -1 if variable else len(self.parameters)
 
         def method(self: Any, *args: Any, **named: Any) -> Any:
+            if len(args) == count and not named:
+                return function(self, *args)
             try:
                 given = signature.bind(self, *args, **named)
             except TypeError as error:

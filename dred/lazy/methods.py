@@ -6,9 +6,13 @@ from dred.lazy.made import methods
 class Methods:
     """Of real numbers."""
 
+    __slots__ = ()
+
 
 class ComplexMethods:
     """Of complex numbers."""
+
+    __slots__ = ()
 
 
 for _made in methods(False):

@@ -128,6 +128,8 @@ def test_norms_are_those_of_the_real_vectors():
     u, v = Vi(Z), Vj(W)
     same(np.asarray((u - v).sqnorm2()), (abs(z - w) ** 2).sum(-1))
     same(np.asarray(u.sqdist(v)), (abs(z - w) ** 2).sum(-1))
+    same(np.asarray(u.sqdist(v[0])), (abs(z - w[..., :1]) ** 2).sum(-1))
+    same(np.asarray(u.sqdist(Vj(Y))), (abs(z - y) ** 2).sum(-1))
     same(np.asarray((u - v).norm(-1)), np.linalg.norm(z - w, axis=-1))
     same(np.asarray(u.normalize()), z / np.linalg.norm(z, axis=-1, keepdims=True))
     assert type(u.sqdist(v)) is LazyTensor
@@ -164,6 +166,8 @@ def test_variables_without_arrays():
     assert repr(product) == "ComplexLazyTensor(M=6, N=None, D=3, complex128)"
     call = product.sum(axis=1)
     same(call(Z, W), (z * w * x).sum(1))
+    with pytest.raises(InputError, match=r"have the positions \[0, 0\]: they must be 0, 1, ..., each once"):
+        (ComplexLazyTensor((0, 3, 0)) * LazyTensor((0, 6, 0))[:3]).sum(axis=1)
     with pytest.raises(DtypeError, match="argument 1 is complex, got an array of float64"):
         call(Z, Y)
     with pytest.raises(DtypeError, match="argument 0 is real, got an array of complex128"):
@@ -293,6 +297,11 @@ ERRORS = {
         ArgumentError,
         "Real2Complex takes no complex numbers there",
     ),
+    "two complex ones": (
+        lambda: Vi(Z).complexrealscal(Vj(W)),
+        ArgumentError,
+        "ComplexRealScal takes no complex numbers there",
+    ),
     "laplacian": (lambda: Vi(Z).derived("Laplacian", Vi(Z)), ArgumentError, "Laplacian takes no complex numbers"),
     "cotangent": (
         lambda: Vi(X).grad(Vi(X), Vi(Z)),
@@ -301,6 +310,11 @@ ERRORS = {
     ),
     "dimensions": (
         lambda: Vi(Z) + Vi(numbers(M, 2)),
+        DimensionError,
+        "dimensions (3, 2) do not broadcast: each must be 1 or 3",
+    ),
+    "dimensions of a product": (
+        lambda: Vi(Z) * Vi(numbers(M, 2)),
         DimensionError,
         "dimensions (3, 2) do not broadcast: each must be 1 or 3",
     ),

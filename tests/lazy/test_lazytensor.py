@@ -1,5 +1,8 @@
 """LazyTensor: what NumPy does with broadcast arrays, and what the tables say."""
 
+import copy
+import pickle
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.rewrite import expand
 from dred.lazy import call, made
-from dred.lazy.given import constant
+from dred.lazy.given import COMPLEX, constant
 from dred.reductions import REDUCTIONS
 
 M, N = 7, 11
@@ -128,7 +131,10 @@ def test_every_operation_is_a_method(name):
     op = OPS[name]
     dims, attrs = op.example or ((3,) * len(op.args), (1,) * len(op.attrs))
     letters = op.kinds.partition("->")[0] or "r" * len(dims)
-    variables = [var(k, dim, k % 3) for k, dim in enumerate(dims)]
+    variables = [
+        var(COMPLEX + k if letter == "c" else k, dim, k % 3)
+        for k, (dim, letter) in enumerate(zip(dims, letters, strict=True))
+    ]
     tensors = [
         ComplexLazyTensor((k, dim // 2, k % 3)) if letter == "c" else LazyTensor((k, dim, k % 3))
         for k, (dim, letter) in enumerate(zip(dims, letters, strict=True))
@@ -481,6 +487,25 @@ def test_names_of_keops_import():
     assert again is LazyTensor is dred.LazyTensor
     with pytest.raises(ImportError, match="dred does not offer KernelSolve yet"):
         from dred import KernelSolve  # noqa: F401
+
+
+def test_copies_are_of_other_variables():
+    """The numbers of variables are those of a process: what comes from another one must not mean its own."""
+    lazy = Vi(X) * 2 - Vj(Y)
+    for again in (pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy), copy.copy(lazy)):
+        assert not {*again.held} & {*lazy.held}
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(lazy))
+    assert type(pickle.loads(pickle.dumps(1j * lazy))) is ComplexLazyTensor
+    symbolic = pickle.loads(pickle.dumps(Vi(0, 3) + Vj(Y)))
+    np.testing.assert_allclose(symbolic.sum(axis=1)(X), N * X + Y.sum(0), rtol=1e-13)
+
+
+def test_rows_that_nobody_knows():
+    array = da.from_array(X, chunks=(2, 3))
+    lazy = Vi(array[array[:, 0] > -9]) - Vj(Y)
+    assert lazy.shape == (None, N, 3)
+    with pytest.raises(InputError, match="has unknown chunk sizes: call its compute_chunk_sizes"):
+        lazy.sum(axis=1)
 
 
 def test_constants_are_exact():
