@@ -386,7 +386,8 @@ class Lazy:
         is_complex = kinds.reduced(reduction_op, [part.is_complex for part in parts])
         entry = REDUCTIONS[reduction_op]
         options.second(entry, canonical(parts[1].node) if parts[1:] else None)
-        new, held = places([part.node for part in parts], {k: h for part in parts for k, h in part.held.items()})
+        everything = {k: h for part in parts for k, h in part.held.items()}
+        new, held = places([part.node for part in parts], everything)
         if is_complex and (half := [h.rows.dtype for h in held if h.rows is not None]):
             pairs.complex_type(half[0])
         roots = [derive.limited(derive.substitute(part.node, new)) for part in parts]
@@ -396,7 +397,8 @@ class Lazy:
             variables, (dtype_acc, use_double_acc, sum_scheme, use_fast_math), expand,
         )  # fmt: skip
         how = {"backend": backend, "device_id": device_id, "ranges": ranges, "out": out}
-        found = Call(chosen, tuple(held), is_complex, how, {n: new[n].attrs[0] for n in new})
+        lost = {n: h for n, h in everything.items() if n not in new}
+        found = Call(chosen, tuple(held), is_complex, how, {n: new[n].attrs[0] for n in new}, lost)
         return found() if call and all(h.array is not None for h in held) else found
 
     def _over(self, name: str, axis: int, dim: int | None, how: Mapping[str, Any]) -> Any:

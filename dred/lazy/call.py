@@ -37,6 +37,8 @@ class Call:
         Options of the call, as of `Genred`.
     sources : mapping of Node to int
         The position of each variable of the LazyTensor.
+    lost : mapping of Node to Held
+        Variables that the formula has lost, as x - x has: gradients by them are 0.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Call:
     is_complex: bool = False
     how: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[Node, int] = field(default_factory=dict)
+    lost: Mapping[Node, Held] = field(default_factory=dict)
 
     @property
     def arrays(self) -> tuple[Any, ...]:
@@ -131,19 +134,22 @@ class Call:
             raise InputError("variables without arrays: pass them to dred.vjp with the routine, this call's `routine`")
         if not autodiff.differentiable(self.routine):
             raise DerivativeError(f"{self.routine.reduction_op}: no derivative", hint="its values only jump")
-        wanted = [self._places(x) for x in (wrt or self.arrays)]
+        wanted = [self._held(x) for x in (wrt or self.arrays)]
         how = dict(self.how) if backend is None else {**self.how, "backend": backend}
         value = self(**how)
 
         def pullback(*cotangents: Any) -> tuple[Any, ...]:
             if len(cotangents) != 1:
                 raise InputError(f"the pullback takes 1 cotangent, got {len(cotangents)}")
-            each = sorted({k for places in wanted for k in places})
+            each = sorted({k for _, places in wanted for k in places})
             e = _real(cotangents[0], "the cotangent", Held(is_complex=self.is_complex))
             rows = [h.rows for h in self.held]
-            pulled = autodiff.pulled(self.routine, each, rows, [e], how.get("backend", "auto"))
-            found = {k: self._like(k, gradient) for k, gradient in zip(each, pulled, strict=True)}
-            return tuple(reduce(add, [found[k] for k in places]) for places in wanted)
+            pulled = autodiff.pulled(self.routine, each, rows, [e], how.get("backend", "auto")) if each else ()
+            found = dict(zip(each, pulled, strict=True))
+            totals = [
+                reduce(add, [found[k] for k in places]) if places else np.zeros_like(h.rows) for h, places in wanted
+            ]
+            return tuple(_like(h, total) for (h, _), total in zip(wanted, totals, strict=True))
 
         return value, pullback
 
@@ -163,30 +169,30 @@ class Call:
         found = pullback(np.ones_like(autodiff.first_arrays(self.routine, value)[0]))
         return found[0] if len(wrt) == 1 else found
 
-    def _places(self, x: Any) -> list[int]:
-        """The positions that hold an array, or that of a variable."""
+    def _held(self, x: Any) -> tuple[Held, list[int]]:
+        """What an array or a variable holds, and its positions, none where the formula has lost it."""
         node = getattr(x, "node", None)
-        if isinstance(node, Node):
-            found = [self.sources[node]] if node in self.sources else []
-        else:
-            found = [k for k, h in enumerate(self.held) if h.array is x]
-        if not found:
+        if isinstance(node, Node) and node in self.sources:
+            return self.held[self.sources[node]], [self.sources[node]]
+        found = [k for k, h in enumerate(self.held) if h.array is x]
+        lost = [h for n, h in self.lost.items() if n is node or h.array is x]
+        if not found and not lost:
             shapes = ", ".join({id(h.array): str(h.shape) for h in self.held}.values()) or "none"
             raise InputError(
                 f"{what(x)} is no array or variable of the reduction: pass the object that Vi, Vj or Pm was given, or "
                 f"what it made; the arrays have the shapes {shapes}"
             )
-        return found
-
-    def _like(self, k: int, gradient: Any) -> Any:
-        """The gradient by rows as one by the array that was passed."""
-        h = self.held[k]
-        found = pairs.as_complex(gradient) if h.is_complex else gradient
-        return found if found.shape == h.shape else found.reshape(h.shape)
+        return self.held[found[0]] if found else lost[0], found
 
     def __repr__(self) -> str:
         r = self.routine
         return f"Call({r.reduction_op} over {'ij'[r.axis]} of {r.formula})"
+
+
+def _like(h: Held, gradient: Any) -> Any:
+    """The gradient by rows as one by the array that was passed."""
+    found = pairs.as_complex(gradient) if h.is_complex else gradient
+    return found if found.shape == h.shape else found.reshape(h.shape)
 
 
 def _real(array: Any, label: str, like: Held) -> Any:

@@ -88,6 +88,18 @@ def test_by_which_arrays():
     np.testing.assert_allclose(call.vjp(q)[1](e)[0], by_q, rtol=1e-13)
 
 
+def test_gradients_by_what_the_formula_has_lost_are_0():
+    array = Z[:, None]
+    lost = Vi(array)
+    call = (lost - lost + Vi(X) * Vj(Y)).real.sum(axis=1, call=False)
+    assert len(call.arrays) == 2
+    by_array, by_lost, by_x = dred.vjp(call, array, lost, X)[1](np.ones((M, 3)))
+    np.testing.assert_allclose(by_x, np.tile(Y.sum(0), (M, 1)), rtol=1e-13)
+    for zero in (by_array, by_lost, dred.vjp(call, array)[1](np.ones((M, 3)))[0]):
+        assert (zero.shape, zero.dtype) == ((M, 1, 3), complex)
+        assert not zero.any()
+
+
 @pytest.mark.parametrize("chunks", [(2, 3), (5, 1)])
 def test_dask_arrays_stay_lazy(chunks):
     x, y = da.from_array(X, chunks=(chunks[0], 3)), da.from_array(Y, chunks=(chunks[1], 3))
