@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dred.cotangents import in_rows, like, sending_of
 from dred.errors import DerivativeError, InputError, OptionError
 from dred.formula import pullback as rules
 from dred.formula.language import Formula, Variable
 from dred.formula.node import var
 from dred.formula.pullback import Reduced
-from dred.kernel.spec import array_type
-from dred.reductions import REDUCTIONS
-from dred.routine import Routine
+from dred.routine import Gradient, Routine
 
 Wrt = Sequence[str | int] | str | int | None
 
@@ -46,7 +45,9 @@ class Derived(Routine):
         super().__init__(formula, aliases, made, several=True, dtype=of.dtype, how=of.how, expand=of.expand)
 
 
-def vjp(routine: Any, *args: Any, backend: str = "auto") -> tuple[Any, Callable[..., tuple[Any, ...]]]:
+def vjp(
+    routine: Any, *args: Any, backend: str = "auto", ranges: Any = None
+) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
@@ -55,8 +56,8 @@ def vjp(routine: Any, *args: Any, backend: str = "auto") -> tuple[Any, Callable[
     *args : arrays
         As in a call; dask arrays stay lazy. Of a LazyTensor's reduction, which has its arrays: by which of them, or of
         the variables that they made, the same objects; by default all, in the order of its `arrays`.
-    backend : str
-        As in a call.
+    backend, ranges
+        As in a call; by default those of a LazyTensor's reduction.
 
     Returns
     -------
@@ -88,18 +89,18 @@ def vjp(routine: Any, *args: Any, backend: str = "auto") -> tuple[Any, Callable[
     """
     if not isinstance(routine, Routine):
         found: tuple[Any, Callable[..., tuple[Any, ...]]]
-        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend)
+        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend, ranges=ranges)
         return found
-    sending = differentiable(routine)
+    sending = sending_of(routine.reduced)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
         raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
-    value = routine(*args, backend=backend)
+    value = routine(*args, backend=backend, ranges=ranges)
 
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, backend)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, backend, ranges)
 
     return value, pullback
 
@@ -136,13 +137,13 @@ def _routine(routine: Any, name: str) -> Routine:
     )
 
 
-def differentiable(routine: Routine) -> list[Reduced]:
-    """The reductions of a routine that have a derivative: each takes a cotangent."""
-    return [r for r in routine.reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
-
-
 def pulled(
-    routine: Routine, wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], backend: str
+    routine: Routine,
+    wrt: Sequence[int],
+    args: Sequence[Any],
+    cotangents: Sequence[Any],
+    backend: str,
+    ranges: Any = None,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order."""
     narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
@@ -151,32 +152,27 @@ def pulled(
     for k in wrt:
         cat = routine.variables[k].cat
         if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend)
+            found[k] = routine.grad(k)(*args, *cotangents, backend=backend, ranges=ranges)
         else:
             groups.setdefault(cat % 2, []).append(k)
-    flat = [e.reshape(len(e), -1) if getattr(e, "ndim", 0) > 2 else e for e in cotangents]
+    flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
     for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend)
+        results = gradients(routine, tuple(places))(*args, *flat, backend=backend, ranges=ranges)
         for k, rows in zip(places, results, strict=True):
-            found[k] = _added(rows) if routine.variables[k].cat == 2 else rows
+            found[k] = like(rows, args[k], str(rows.dtype), added=routine.variables[k].cat == 2)
     return tuple(found[k] for k in wrt)
 
 
 @lru_cache(maxsize=128)
 def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     """The gradients by variables that leave the same index, as one routine."""
-    sending = differentiable(routine)
+    sending = sending_of(routine.reduced)
     first = len(routine.variables)
     given = [Variable(first + k, r.dim, r.cat) for k, r in enumerate(sending)]
     nodes = [var(v.ind, v.dim, v.cat) for v in given]
     chosen = [routine.variables[k] for k in places]
     reduced = [rules.grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given)) for v in chosen]
     return Derived(routine, given, reduced, "cotangent")
-
-
-def _added(rows: Any) -> Any:
-    with np.errstate(over="ignore"):
-        return rows.sum(axis=0, dtype="float64").astype(array_type(str(rows.dtype)))
 
 
 def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto") -> tuple[Any, Any]:
@@ -230,7 +226,8 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         tangent = results[n]
         for m in range(1, len(moving)):
             tangent = tangent + results[n + count * m]
-        each.append(tangent.reshape(first.shape))
+        fitted = like(tangent, first, str(tangent.dtype), added=False) if isinstance(routine, Gradient) else tangent
+        each.append(fitted.reshape(first.shape))
     return value, tuple(each) if routine.several else each[0]
 
 
@@ -267,7 +264,7 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
             raise OptionError(f"wrt={name!r}: the routine has no such variable, but {', '.join(map(repr, names))}")
     places = [names[name] for name in chosen]
 
-    sending = differentiable(routine)
+    sending = sending_of(routine.reduced)
 
     def function(*args: Any, backend: str = "auto") -> Any:
         value, _ = vjp(routine, *args, backend=backend)

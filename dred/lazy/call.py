@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dred import autodiff, options
+from dred.cotangents import sending_of
 from dred.errors import DerivativeError, DtypeError, InputError, OptionError
 from dred.formula.language import Formula, Variable
 from dred.formula.node import Node, canonical, toposort, var
@@ -55,7 +56,7 @@ class Call:
     routine: Routine
     held: tuple[Held, ...]
     is_complex: bool = False
-    how: Mapping[str, Any] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=lambda: {"backend": "auto", "ranges": None})
     sources: Mapping[Node, int] = field(default_factory=dict)
     lost: Mapping[Node, Held] = field(default_factory=dict)
 
@@ -101,7 +102,9 @@ class Call:
             return tuple(map(self._result, found))
         return pairs.as_complex(found) if self.is_complex else found
 
-    def vjp(self, *wrt: Any, backend: str | None = None) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
+    def vjp(
+        self, *wrt: Any, backend: str | None = None, ranges: Any = None
+    ) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
         """The value, and the function that pulls cotangents back to arrays.
 
         Parameters
@@ -110,8 +113,8 @@ class Call:
             By what: arrays that were passed to `Vi`, `Vj`, `Pm` or `LazyTensor`, the same objects, or the variables
             that these made. An array that occurs several times, as in `Vi(x)` and `Vj(x)`, receives the sum of all
             contributions; a variable that of its own category. By default all, in the order of `arrays`.
-        backend : str, optional
-            By default that of the reduction.
+        backend, ranges
+            As of a call; by default those of the reduction.
 
         Returns
         -------
@@ -132,10 +135,11 @@ class Call:
         """
         if any(h.array is None for h in self.held):
             raise InputError("variables without arrays: pass them to dred.vjp with the routine, this call's `routine`")
-        if not autodiff.differentiable(self.routine):
+        if not sending_of(self.routine.reduced):
             raise DerivativeError(f"{self.routine.reduction_op}: no derivative", hint="its values only jump")
         wanted = [self._held(x) for x in (wrt or self.arrays)]
-        how = dict(self.how) if backend is None else {**self.how, "backend": backend}
+        given = {"backend": backend, "ranges": ranges}
+        how = {**self.how, **{word: value for word, value in given.items() if value is not None}}
         value = self(**how)
 
         def pullback(*cotangents: Any) -> tuple[Any, ...]:
@@ -144,7 +148,7 @@ class Call:
             each = sorted({k for _, places in wanted for k in places})
             e = _real(cotangents[0], "the cotangent", Held(is_complex=self.is_complex))
             rows = [h.rows for h in self.held]
-            pulled = autodiff.pulled(self.routine, each, rows, [e], how.get("backend", "auto")) if each else ()
+            pulled = autodiff.pulled(self.routine, each, rows, [e], how["backend"], how["ranges"]) if each else ()
             found = dict(zip(each, pulled, strict=True))
             totals = [
                 reduce(add, [found[k] for k in places]) if places else np.zeros_like(h.rows) for h, places in wanted
@@ -153,7 +157,7 @@ class Call:
 
         return value, pullback
 
-    def grad(self, *wrt: Any, backend: str | None = None) -> Any:
+    def grad(self, *wrt: Any, backend: str | None = None, ranges: Any = None) -> Any:
         """The gradient of the sum of all numbers of the result: an array for one of `wrt`, else a tuple.
 
         Parameters and errors are those of `vjp`.
@@ -165,7 +169,7 @@ class Call:
         """
         if self.is_complex:
             raise OptionError("the result is complex, and so is its sum: pass a cotangent to the pullback of `vjp`")
-        value, pullback = self.vjp(*wrt, backend=backend)
+        value, pullback = self.vjp(*wrt, backend=backend, ranges=ranges)
         found = pullback(np.ones_like(autodiff.first_arrays(self.routine, value)[0]))
         return found[0] if len(wrt) == 1 else found
 

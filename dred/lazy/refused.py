@@ -7,7 +7,7 @@ from collections.abc import Mapping
 _INTERNAL = "it is a part of KeOps' own code; `call` applies an operation of the table, `reduction` a reduction"
 
 REFUSED: Mapping[str, str] = {
-    "ranges": "restricted index sets are not offered",
+    "ranges": "pass ranges= to the reduction",
     "backend": "pass backend= to the reduction",
     "difference_matrix": "KeOps' formulas have none; it is x.tensorprod(0 * y + 1) - (0 * x + 1).tensorprod(y)",
     "solve": "solvers of SciPy take a LazyTensor for a LinearOperator: scipy.sparse.linalg.cg(aslinearoperator(K), b)",

@@ -267,7 +267,11 @@ ERRORS = {
         InputError,
         "nothing to concatenate: pass a tuple of LazyTensors, arrays or numbers",
     ),
-    "ranges": (lambda: Vi(X).sum(axis=1, ranges=(1,)), OptionError, "ranges are not offered yet: pass ranges=None"),
+    "ranges": (
+        lambda: Vi(X).sum(axis=1, ranges=(1,)),
+        InputError,
+        "ranges are six integer arrays, ranges_i, slices_i, redranges_j, ranges_j, slices_j, redranges_i; got 1",
+    ),
     "flags": (
         lambda: Vi(X).sum(axis=1, optional_flags=["-O3"]),
         OptionError,

@@ -121,6 +121,30 @@ def test_options_of_the_reduction_hold_for_its_gradients():
     np.testing.assert_allclose(pullback(value)[0], value * Y.sum(0), rtol=1e-12)
 
 
+def test_ranges_hold_for_values_and_gradients():
+    ranges = tuple(
+        np.array(each, np.int32)
+        for each in (
+            [[0, 2], [2, 5]], [1, 2], [[0, 3], [2, 4]],  # rows 0, 1 meet columns 0, 1, 2; rows 2, 3, 4 columns 2, 3
+            [[0, 2], [2, 3], [3, 4]], [1, 3, 4], [[0, 2], [0, 2], [2, 5], [2, 5]],
+        )
+    )  # fmt: skip
+    meet = np.zeros((M, N, 1))
+    meet[:2, :3] = meet[2:, 2:] = 1
+    K, dense = (Vi(X) * Vj(Y)).exp(), np.exp(X[:, None] * Y) * meet
+    np.testing.assert_allclose(K.sum(axis=1, ranges=ranges), dense.sum(1), rtol=1e-12)
+    np.testing.assert_allclose(K.T.sum(axis=1, ranges=(*ranges[3:], *ranges[:3])), dense.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(K.sum(axis=0, ranges=ranges), dense.sum(0), rtol=1e-12)
+    want = (dense * Y).sum(1), (dense * X[:, None]).sum(0)
+    held = dred.vjp(K.sum(axis=1, ranges=ranges, call=False), X, Y)[1](np.ones((M, 3)))
+    given = dred.vjp(K.sum(axis=1, call=False), X, Y, ranges=ranges)[1](np.ones((M, 3)))
+    routine = dred.Genred("Exp(x * y)", ["x = Vi(3)", "y = Vj(3)"], axis=1)
+    plain = dred.vjp(routine, X, Y, ranges=ranges)[1](np.ones((M, 3)))
+    for found in (held, given, plain):
+        for gradient, expected in zip(found, want, strict=True):
+            np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
 CALL = (Vi(X) * Vj(Y)).sum(axis=1, call=False)
 ERRORS = {
     "a copy": (
