@@ -28,6 +28,16 @@ from dred.errors import (
 )
 from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
+from dred.ranges import (
+    Ranges,
+    cluster_centroids,
+    cluster_ranges,
+    cluster_ranges_centroids,
+    from_matrix,
+    grid_cluster,
+    sort_clusters,
+    swap_axes,
+)
 
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
@@ -74,6 +84,7 @@ __all__ = [
     "OptionError",
     "PlanError",
     "Pm",
+    "Ranges",
     "Reduction",
     "StoreError",
     "UnknownNameError",
@@ -81,15 +92,22 @@ __all__ = [
     "Vi",
     "Vj",
     "WorkersLostError",
+    "cluster_centroids",
+    "cluster_ranges",
+    "cluster_ranges_centroids",
     "from_array",
     "from_file",
+    "from_matrix",
     "generic_argkmin",
     "generic_argmin",
     "generic_logsumexp",
     "generic_sum",
     "grad",
+    "grid_cluster",
     "hessian_vector_product",
     "jvp",
+    "sort_clusters",
+    "swap_axes",
     "value_and_grad",
     "vjp",
     "warm",

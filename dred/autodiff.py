@@ -142,7 +142,7 @@ def pulled(
     wrt: Sequence[int],
     args: Sequence[Any],
     cotangents: Sequence[Any],
-    backend: str,
+    backend: str = "auto",
     ranges: Any = None,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order."""
@@ -175,7 +175,9 @@ def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     return Derived(routine, given, reduced, "cotangent")
 
 
-def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto") -> tuple[Any, Any]:
+def jvp(
+    routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto", ranges: Any = None
+) -> tuple[Any, Any]:
     """The value of a routine, and its derivative in a direction.
 
     Parameters
@@ -185,7 +187,7 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         As in a call.
     tangents : sequence of (array or None)
         For each argument its direction, an array like it; None: it stays.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -218,8 +220,8 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         raise OptionError("a gradient by a parameter adds its rows up: take the derivative of what it is a gradient of")
     moving = tuple(k for k, t in enumerate(tangents) if t is not None)
     pushed = pushforward(routine, moving)
-    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend)
-    value = routine(*args, backend=backend)
+    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend, ranges=ranges)
+    value = routine(*args, backend=backend, ranges=ranges)
     count = len(routine.reduced)
     each = []
     for n, first in enumerate(first_arrays(routine, value)):
@@ -266,11 +268,11 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
 
     sending = sending_of(routine.reduced)
 
-    def function(*args: Any, backend: str = "auto") -> Any:
-        value, _ = vjp(routine, *args, backend=backend)
+    def function(*args: Any, backend: str = "auto", ranges: Any = None) -> Any:
+        value, _ = vjp(routine, *args, backend=backend, ranges=ranges)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, backend)
+        found = pulled(routine, places, args, ones, backend, ranges)
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 
@@ -311,7 +313,13 @@ def value_and_grad(routine: Routine, wrt: Wrt = None) -> Callable[..., Any]:
 
 
 def hessian_vector_product(
-    routine: Routine, wrt: str | int, args: Sequence[Any], vector: Any, cotangents: Sequence[Any], backend: str = "auto"
+    routine: Routine,
+    wrt: str | int,
+    args: Sequence[Any],
+    vector: Any,
+    cotangents: Sequence[Any],
+    backend: str = "auto",
+    ranges: Any = None,
 ) -> Any:
     """The derivative of a gradient in a direction of its own variable.
 
@@ -326,7 +334,7 @@ def hessian_vector_product(
         The direction, like the argument.
     cotangents : sequence of arrays
         Of the sum of all cotangents times results the second derivative is taken.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -346,4 +354,4 @@ def hessian_vector_product(
     place = wrt if isinstance(wrt, int) else routine.parsed.names.index(wrt)
     tangents: list[Any] = [None] * len(gradient.variables)
     tangents[place] = vector
-    return jvp(gradient, (*args, *cotangents), tangents, backend=backend)[1]
+    return jvp(gradient, (*args, *cotangents), tangents, backend=backend, ranges=ranges)[1]
