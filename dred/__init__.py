@@ -42,12 +42,12 @@ from dred.ranges import (
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
     from dred.cluster.plugin import warm
-    from dred.lazy import LazyTensor, Pm, Vi, Vj
+    from dred.lazy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
 else:  # to type checkers, the names that are not there do not exist
     # loaded when they are asked for: dask.array takes half a second, distributed a whole one
     _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
-    _LAZY = ("LazyTensor", "Pm", "Vi", "Vj")
-    _NOT_YET = ("ComplexLazyTensor", "KernelSolve")
+    _LAZY = ("ComplexLazyTensor", "LazyTensor", "Pm", "Vi", "Vj")
+    _NOT_YET = ("KernelSolve",)
 
     def __getattr__(name):
         """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
@@ -67,6 +67,7 @@ __all__ = [
     "AliasError",
     "ArgumentError",
     "BackendError",
+    "ComplexLazyTensor",
     "DerivativeError",
     "DimensionError",
     "DredError",

@@ -46,17 +46,18 @@ class Derived(Routine):
 
 
 def vjp(
-    routine: Routine, *args: Any, backend: str = "auto", ranges: Any = None
+    routine: Any, *args: Any, backend: str = "auto", ranges: Any = None
 ) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
     ----------
-    routine : Genred, Reduction, or a gradient
+    routine : Genred, Reduction, or a gradient; or a reduction of a LazyTensor, made with `call=False`
     *args : arrays
-        As in a call; dask arrays stay lazy.
+        As in a call; dask arrays stay lazy. Of a LazyTensor's reduction, which has its arrays: by which of them, or of
+        the variables that they made, the same objects; by default all, in the order of its `arrays`.
     backend, ranges
-        As in a call.
+        As in a call; by default those of a LazyTensor's reduction.
 
     Returns
     -------
@@ -81,7 +82,15 @@ def vjp(
     >>> by_x, by_y, by_p = pullback(np.ones((2, 1)))
     >>> by_x.ravel(), by_y.ravel(), by_p
     (array([24., 24.]), array([6., 6., 6.]), array([36.]))
+    >>> call = (dred.Vi(x) * dred.Vj(y)).exp().sum(axis=1, call=False)
+    >>> value, pullback = dred.vjp(call, x)
+    >>> [gradient.shape for gradient in pullback(np.ones((2, 1)))]
+    [(2, 1)]
     """
+    if not isinstance(routine, Routine):
+        found: tuple[Any, Callable[..., tuple[Any, ...]]]
+        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend, ranges=ranges)
+        return found
     sending = sending_of(routine.reduced)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
@@ -94,6 +103,38 @@ def vjp(
         return pulled(routine, range(len(routine.variables)), args, cotangents, backend, ranges)
 
     return value, pullback
+
+
+def _held(call: Any, name: str) -> Any:
+    """What has a pullback of its own: a reduction of a LazyTensor.
+
+    Raises
+    ------
+    OptionError
+        It is neither that nor a routine.
+    """
+    if not hasattr(call, "vjp"):
+        raise OptionError(
+            f"dred.{name} takes a routine, such as Genred, or a reduction of a LazyTensor, made with call=False; got "
+            f"{type(call).__name__}"
+        )
+    return call
+
+
+def _routine(routine: Any, name: str) -> Routine:
+    """A routine, where there must be one.
+
+    Raises
+    ------
+    OptionError
+    """
+    if isinstance(routine, Routine):
+        return routine
+    _held(routine, name)
+    raise OptionError(
+        f"dred.{name} takes a routine; of a reduction of a LazyTensor, which has its arrays, take its methods vjp and "
+        "grad, or its routine"
+    )
 
 
 def pulled(
@@ -169,6 +210,7 @@ def jvp(
     >>> dred.jvp(routine, (x, y), (np.ones((2, 1)), None))[1].ravel()
     array([7., 7.])
     """
+    routine = _routine(routine, "jvp")
     if len(tangents) != len(routine.variables) or all(t is None for t in tangents):
         raise InputError(
             f"the routine takes {len(routine.variables)} arguments and as many tangents, one at least; got "
@@ -213,6 +255,7 @@ def pushforward(routine: Routine, moving: tuple[int, ...]) -> Derived:
 
 def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[..., Any]:
     """What `grad` and `value_and_grad` return."""
+    routine = _routine(routine, "value_and_grad" if with_value else "grad")
     names: Mapping[Any, int] = {
         **{k: k for k in range(len(routine.variables))},
         **{name: k for k, name in enumerate(routine.parsed.names) if name},
@@ -307,7 +350,7 @@ def hessian_vector_product(
     >>> dred.hessian_vector_product(routine, "x", (x, y), np.ones((2, 1)), [np.ones((2, 1))]).ravel()
     array([6., 6.])
     """
-    gradient = routine.grad(wrt)
+    gradient = _routine(routine, "hessian_vector_product").grad(wrt)
     place = wrt if isinstance(wrt, int) else routine.parsed.names.index(wrt)
     tangents: list[Any] = [None] * len(gradient.variables)
     tangents[place] = vector
