@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -99,26 +100,47 @@ class Lazy:
         return self.node.dim // self._width
 
     @property
+    def batchdims(self) -> tuple[int, ...]:
+        """What the dimensions in front of its arrays broadcast to.
+
+        Raises
+        ------
+        InputError
+            They do not.
+        """
+        lead = [each.batch for each in self.held.values()]
+        try:
+            return tuple(map(int, np.broadcast_shapes(*lead)))
+        except ValueError:
+            each = " and ".join(map(str, dict.fromkeys(filter(None, lead))))
+            raise InputError(f"batch dimensions must be equal or 1: arrays have {each}") from None
+
+    @property
+    def nbatchdims(self) -> int:
+        """How many dimensions a batch has: `axis` of reductions counts them too."""
+        return max((len(each.batch) for each in self.held.values()), default=0)
+
+    @property
     def _shape(self) -> tuple[int | None, ...]:
-        """(M, N, D), also where D is 1."""
-        return (self._rows(0), self._rows(1), self.D)
+        """(..., M, N, D), also where D is 1."""
+        return (*self.batchdims, self._rows(0), self._rows(1), self.D)
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """(M, N, D), or (M, N) where D is 1, as that of the dense array.
+        """(..., M, N, D), or (..., M, N) where D is 1, as that of the dense array.
 
         M (N) is 1 where it does not vary with i (j), None where no array says it.
         """
-        return self._shape[:2] if self.D == 1 else self._shape
+        return self._shape[:-1] if self.D == 1 else self._shape
 
     @property
     def ndim(self) -> int:
-        """3, or 2 where D is 1: the dimensions of the dense array."""
+        """The dimensions of the dense array: without a batch 3, or 2 where D is 1."""
         return len(self.shape)
 
     def dim(self) -> int:
-        """3: the dimensions of `_shape`, (M, N, D), as KeOps counts them."""
-        return len(self._shape)
+        """The dimensions of `_shape`, (..., M, N, D), as KeOps counts them: 3 without a batch."""
+        return self.nbatchdims + 3
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -134,7 +156,7 @@ class Lazy:
 
     def _rows(self, cat: int) -> int | None:
         mine = [each.rows for n, each in self.held.items() if n.attrs[1] == cat]
-        rows = sorted({int(n) for array in mine if array is not None and (n := array.shape[0]) == n})  # NaN: unknown
+        rows = sorted({int(n) for array in mine if array is not None and (n := array.shape[-2]) == n})  # NaN: unknown
         if len(rows) > 1:
             raise InputError(
                 f"vectors for each {'ij'[cat]} come from arrays of {' and '.join(map(str, rows))} rows: they must have "
@@ -143,8 +165,9 @@ class Lazy:
         return rows[0] if rows else None if mine else 1
 
     def __repr__(self) -> str:
-        M, N = self.shape[:2]
-        return f"{type(self).__name__}(M={M}, N={N}, D={self.D}, {'no type' if self.dtype is None else self.dtype})"
+        *batch, M, N, D = self._shape
+        front = f"batch={tuple(batch)}, " if batch else ""
+        return f"{type(self).__name__}({front}M={M}, N={N}, D={D}, {'no type' if self.dtype is None else self.dtype})"
 
     def __bool__(self) -> bool:
         raise TypeError("a LazyTensor is no truth: it is a vector for every pair; reduce it, or use ifelse")
@@ -165,18 +188,21 @@ class Lazy:
         return id(self)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """The dense array (M, N, D), or (M, N) where D is 1, by the float64 references of the operations."""
+        """The dense array (..., M, N, D), or (..., M, N) where D is 1, by the float64 references of the operations."""
         if copy is False:
             raise ValueError("a LazyTensor holds no dense array: one is computed, which is a copy")
-        M, N, D = self._shape
+        (M, N, D), batch, width = self._shape[-3:], self.batchdims, self.node.dim
         if M is None or N is None or any(each.rows is None for each in self.held.values()):
             raise InputError("a LazyTensor of variables without arrays has no dense array")
-        if (size := M * N * self.node.dim * 8) > LARGEST:
+        if (size := prod(batch) * M * N * width * 8) > LARGEST:
             raise InputError(
                 f"the dense array of {self!r} would take {human(size)}, more than {human(LARGEST)}: reduce it instead"
             )
-        arrays = {n.attrs[0]: _on_host(each.rows) for n, each in self.held.items()}
-        values = np.ascontiguousarray(np.broadcast_to(dense(self.node, arrays, (M, N)), (M, N, self.node.dim)))
+        held = [(n.attrs[0], len(each.batch), _on_host(each.rows)) for n, each in self.held.items()]
+        each = {ind: np.broadcast_to(rows, (*batch, *rows.shape[lead:])) for ind, lead, rows in held}
+        values = np.empty((*batch, M, N, width))
+        for place in np.ndindex(*batch):
+            values[place] = dense(self.node, {ind: rows[place] for ind, rows in each.items()}, (M, N))
         found = values.view(complex) if self.is_complex else values
         found = found.astype(dtype or self.dtype or found.dtype)
         return found[..., 0] if D == 1 else found
@@ -264,7 +290,7 @@ class Lazy:
 
     def __getitem__(self, key: Any) -> Self:
         """Components: x[:, :, 2], x[..., -1], x[..., 1:4], x[..., ::-1], and x[2], x[1:4]; i and j have no index."""
-        return self._components(indexing.chosen(key, self.D))
+        return self._components(indexing.chosen(key, self.D, self.nbatchdims + 2))
 
     def _components(self, chosen: range) -> Self:
         if chosen.step != 1:
@@ -278,16 +304,24 @@ class Lazy:
     def __matmul__(self, v: Any, **how: Any) -> Any:
         """The sum over j of F(i, j) * v_j.
 
-        v is an array (N, E) or (N,), or a LazyTensor. The result has shape (M, E); (M,) for v (N,), where D is 1.
+        v is an array (..., N, E) or (N,), or a LazyTensor. The result has shape (..., M, E); (..., M) for v (N,), where
+        D is 1.
         """
         if isinstance(v, Lazy):
-            return self.call("Mult", self, v).reduction("Sum", axis=1, **how)
+            product = self.call("Mult", self, v)
+            return product.reduction("Sum", axis=product.nbatchdims + 1, **how)
         array = native(v, "the right side of @")
-        if kind_of(array) is None or array.ndim not in (1, 2):
-            raise InputError(f"the right side of @ is a LazyTensor or an array (N, E) or (N,), got {what(v)}")
-        right = Lazy._made(read(array if array.ndim == 2 else array[:, None], 1))
-        found = self.call("Mult", self, right).reduction("Sum", axis=1, **how)
-        return found[:, 0] if array.ndim == 1 and self.D == 1 and not isinstance(found, Call) else found
+        if kind_of(array) is None or array.ndim == 0:
+            raise InputError(f"the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got {what(v)}")
+        rows = array[:, None] if array.ndim == 1 else array
+        right = Lazy._made(
+            read(rows, 1) if rows.ndim == 2 else read(rows[(*[slice(None)] * (rows.ndim - 2), None)], None)
+        )
+        product = self.call("Mult", self, right)
+        found = product.reduction("Sum", axis=product.nbatchdims + 1, **how)
+        if array.ndim > 1 or self.D > 1 or isinstance(found, Call):
+            return found
+        return found[(*[slice(None)] * (found.ndim - 1), 0)]
 
     @property
     def T(self) -> Self:
@@ -352,7 +386,7 @@ class Lazy:
         opt_arg
             As in `Genred`.
         axis, dim : int
-            0: over i; 1: over j. By either name.
+            0: over i; 1: over j; of a batch the dimensions in front count. By either name.
         call : bool
             False: nothing is computed, and a `Call` is given.
         dtype_acc, use_double_acc, sum_scheme, use_fast_math, expand, enable_chunks, rec_multVar_highdim
@@ -379,10 +413,12 @@ class Lazy:
             raise OptionError(f"unknown reduction {reduction_op!r}: there are {', '.join(REDUCTIONS)}")
         if optional_flags:
             raise OptionError(f"optional_flags={optional_flags!r}: no compiler is called that would take them")
-        over = axis if dim is None else dim
-        if (axis is not None and dim is not None) or isinstance(over, bool) or over not in (0, 1):
-            raise OptionError(f"axis={axis!r}, dim={dim!r}: one of them is 0 (reduce over i) or 1 (reduce over j)")
         parts = [self] if other is None else [self, lazy(other)]
+        over, first = axis if dim is None else dim, max(part.nbatchdims for part in parts)
+        if (axis is not None and dim is not None) or isinstance(over, bool) or over not in (first, first + 1):
+            raise OptionError(
+                f"axis={axis!r}, dim={dim!r}: one of them is {first} (reduce over i) or {first + 1} (reduce over j)"
+            )
         is_complex = kinds.reduced(reduction_op, [part.is_complex for part in parts])
         entry = REDUCTIONS[reduction_op]
         options.second(entry, canonical(parts[1].node) if parts[1:] else None)
@@ -392,9 +428,10 @@ class Lazy:
             pairs.complex_type(half[0])
         roots = [derive.limited(derive.substitute(part.node, new)) for part in parts]
         variables = tuple(sorted({Variable(n.attrs[0], n.dim, n.attrs[1]) for n in new.values()}))
+        weight, axis, parameter = roots[1] if roots[1:] else None, int(over) - first, options.parameter(entry, opt_arg)
         chosen = routine(
-            reduction_op, roots[0], roots[1] if roots[1:] else None, int(over), options.parameter(entry, opt_arg),
-            variables, (dtype_acc, use_double_acc, sum_scheme, use_fast_math), expand,
+            reduction_op, roots[0], weight, axis, parameter, variables,
+            (dtype_acc, use_double_acc, sum_scheme, use_fast_math), expand,
         )  # fmt: skip
         how = {"backend": backend, "device_id": device_id, "ranges": ranges, "out": out}
         lost = {n: h for n, h in everything.items() if n not in new}
@@ -402,12 +439,14 @@ class Lazy:
         return found() if call and all(h.array is not None for h in held) else found
 
     def _over(self, name: str, axis: int, dim: int | None, how: Mapping[str, Any]) -> Any:
-        """What is both an operation on components (axis=-1 or 2) and a reduction."""
-        over = axis if dim is None else dim
-        if over not in (2, -1):
+        """What is both an operation on components (axis=-1, or 2 without a batch) and a reduction."""
+        over, first = axis if dim is None else dim, self.nbatchdims
+        if over not in (first + 2, -1):
             return self.reduction(name, axis=over, **how)
         if how:
-            raise OptionError(f"{next(iter(how))} is for reductions over i or j (axis=0 or 1), not over components")
+            raise OptionError(
+                f"{next(iter(how))} is for reductions over i or j (axis={first} or {first + 1}), not over components"
+            )
         return self.call(name, self)
 
 
@@ -424,11 +463,13 @@ def joined(tensors: Sequence[Any], axis: int = -1) -> Any:
     OptionError, InputError
         Another axis, or nothing.
     """
-    if axis not in (2, -1):
-        raise OptionError(f"axis={axis!r}: components are concatenated, which is axis=-1 or 2")
-    if not tensors:
+    parts = [*map(lazy, tensors)]
+    last = max((part.nbatchdims for part in parts), default=0) + 2
+    if axis not in (last, -1):
+        raise OptionError(f"axis={axis!r}: components are concatenated, which is axis=-1 or {last}")
+    if not parts:
         raise InputError("nothing to concatenate: pass a tuple of LazyTensors, arrays or numbers")
-    first, *rest = map(lazy, tensors)
+    first, *rest = parts
     for other in rest:
         first = first.call("Concat", first, other)
     return first

@@ -33,15 +33,23 @@ class Held(NamedTuple):
     shape : tuple of int
         Its shape.
     rows : array or None
-        The same as rows of real numbers: (M, dim) or (N, dim), and (dim,) for a parameter.
+        The same as rows of real numbers: (..., M, dim) or (..., N, dim), and (..., dim) for a parameter.
     is_complex : bool
         Whether its numbers are complex: `dim` is twice their number.
+    cat : int
+        0: a vector for each i; 1: for each j; 2: a parameter.
     """
 
     array: Any = None
     shape: tuple[int, ...] = ()
     rows: Any = None
     is_complex: bool = False
+    cat: int = 2
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The dimensions in front of those of rows."""
+        return () if self.rows is None else tuple(self.rows.shape[: self.rows.ndim - (1 if self.cat == 2 else 2)])
 
 
 class Read(NamedTuple):
@@ -124,10 +132,11 @@ def _array(x: Any, axis: int | None) -> Read:
         limit = MAX_DIM // 2 if of_complex else MAX_DIM
         raise DimensionError(f"vectors of {shape[-1]} components: they have 1 to {limit}")
     rows = array
-    if array.ndim == 3:
-        rows = array.reshape((dim,) if cat == 2 else (array.shape[cat], dim))
+    if array.ndim > 2:  # without the dimensions of 1 that say what it is
+        every = slice(None)
+        rows = array[(*[every] * (array.ndim - 3), *((every, 0), (0, every), (0, 0))[cat], every)]
     node = var(next(_numbers), int(dim), cat)
-    return Read(node, {node: Held(x, shape, rows, of_complex)}, of_complex)
+    return Read(node, {node: Held(x, shape, rows, of_complex, cat)}, of_complex)
 
 
 def renamed(held: Mapping[Node, Held]) -> dict[Node, Node]:
@@ -146,13 +155,14 @@ def _category(shape: tuple[int, ...], axis: int | None) -> int:
                 "Vj, or pass (M, 1, D) or (1, N, D)"
             )
         return axis
-    if len(shape) > 3:
-        raise InputError(f"an array of shape {shape}: batch dimensions are not supported, pass (M, 1, D) or (1, N, D)")
-    if len(shape) == 1 or shape[:2] == (1, 1):
+    if len(shape) == 1 or shape[-3:-1] == (1, 1):
         return 2
-    if 1 not in shape[:2]:
-        raise InputError(f"an array of shape {shape} varies with i and with j: pass (M, 1, D) or (1, N, D)")
-    return int(shape[0] == 1)
+    if 1 not in shape[-3:-1]:
+        raise InputError(
+            f"an array of shape {shape} varies with i and with j: pass (..., M, 1, D) or (..., 1, N, D), with the "
+            "dimensions of a batch in front"
+        )
+    return int(shape[-3] == 1)
 
 
 def symbolic(x: tuple[Any, ...], is_complex: bool = False) -> Node:

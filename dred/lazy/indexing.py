@@ -13,8 +13,10 @@ from dred.formula.construct import number
 ONLY = "only components are taken, as in x[:, :, 2] and x[..., 1:4]"
 
 
-def chosen(key: Any, D: int) -> range:
+def chosen(key: Any, D: int, front: int = 2) -> range:
     """The components that an index takes of D; as KeOps has it, x[2] and x[1:4] are indices of components.
+
+    `front` is how many dimensions there are before them.
 
     Raises
     ------
@@ -24,11 +26,11 @@ def chosen(key: Any, D: int) -> range:
     words = key if isinstance(key, tuple) else (..., key)
     if any(word is Ellipsis for word in words):
         words = tuple(word for word in words if word is not Ellipsis)
-        words = (slice(None),) * (3 - len(words)) + words
-    rows = [word for word in words[:2] if not (isinstance(word, slice) and word == slice(None))]
-    if len(words) != 3 or rows:
+        words = (slice(None),) * (front + 1 - len(words)) + words
+    rows = [word for word in words[:front] if not (isinstance(word, slice) and word == slice(None))]
+    if len(words) != front + 1 or rows:
         raise IndexRangeError(f"x[{written(key)}]: {ONLY}")
-    last = words[2]
+    last = words[front]
     if isinstance(last, slice):
         found = range(D)[last]
         if not found:

@@ -12,8 +12,6 @@ REFUSED: Mapping[str, str] = {
     "difference_matrix": "KeOps' formulas have none; it is x.tensorprod(0 * y + 1) - (0 * x + 1).tensorprod(y)",
     "solve": "solvers of SciPy take a LazyTensor for a LinearOperator: scipy.sparse.linalg.cg(aslinearoperator(K), b)",
     "KernelSolve": "solvers of SciPy take a LazyTensor for a LinearOperator",
-    "batchdims": "there are no batch dimensions",
-    "nbatchdims": "there are no batch dimensions",
     "formula": "`node` is the formula, str(x.node) its text",
     "formula2": "the second formula is the argument `other` of `reduction`",
     "variables": "`held` has the arrays",

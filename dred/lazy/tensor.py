@@ -20,7 +20,8 @@ class LazyTensor(Lazy, Methods, is_complex=False):
     ----------
     x : array, number, list of numbers, or (ind, dim, cat)
         A NumPy, dask or CuPy array (or one of PyTorch, JAX, ..., by DLPack) of shape (M, 1, D), a vector for each i;
-        (1, N, D), for each j; (D,) or (1, 1, D), a parameter; or of two dimensions with `axis`. Numbers are constants,
+        (1, N, D), for each j; (D,) or (1, 1, D), a parameter; or of two dimensions with `axis`. Dimensions in front of
+        these three are those of a batch, and broadcast. Numbers are constants,
         exact in every type. A tuple of three integers is a variable without an array: argument `ind` of what a
         reduction then gives, of `dim` components and category `cat` (0: for each i, 1: for each j, 2: a parameter).
         Of complex numbers (complex64, complex128) it is a `ComplexLazyTensor`.

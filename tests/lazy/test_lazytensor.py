@@ -357,14 +357,15 @@ CASES = {
         "(M, 1, D) or (1, N, D)",
     ),
     "batches": (
-        lambda: LazyTensor(np.zeros((2, 3, 1, 4))),
+        lambda: repr(LazyTensor(np.zeros((2, 3, 1, 4))) + LazyTensor(np.zeros((3, 1, 5, 4)))),
         InputError,
-        "an array of shape (2, 3, 1, 4): batch dimensions are not supported, pass (M, 1, D) or (1, N, D)",
+        "batch dimensions must be equal or 1: arrays have (2,) and (3,)",
     ),
     "i and j": (
         lambda: LazyTensor(np.zeros((2, 3, 4))),
         InputError,
-        "an array of shape (2, 3, 4) varies with i and with j: pass (M, 1, D) or (1, N, D)",
+        "an array of shape (2, 3, 4) varies with i and with j: pass (..., M, 1, D) or (..., 1, N, D), with the "
+        "dimensions of a batch in front",
     ),
     "axis": (lambda: LazyTensor(X, axis=2), InputError, "axis=2: it is 0, a row for each i, or 1, a row for each j"),
     "axis of three": (
@@ -463,7 +464,7 @@ CASES = {
     "matrix": (
         lambda: Vi(X) @ "b",
         InputError,
-        "the right side of @ is a LazyTensor or an array (N, E) or (N,), got builtins.str",
+        "the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got builtins.str",
     ),
 }
 
