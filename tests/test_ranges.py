@@ -4,6 +4,8 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dred
 from dred import Genred
@@ -14,6 +16,7 @@ from dred.reductions import REDUCTIONS
 from tests.reduction_cases import ALIASES, CASES, arrays_of, listed, reference, routine_of
 from tests.shim import fake_cupy, shim
 
+SCATTERED = ("Sum", "Min_ArgMin", "KMin_ArgKMin", "KMax", "LogSumExp", "SumSoftMaxWeight", "Variance", "Count", "Prod")
 MANY = {"dred.plan.operations-per-second": {"cpu": 100}, "dred.plan.longest-fold": "1 hour", "dred.backend": "cpu"}
 
 
@@ -25,6 +28,22 @@ def ranges_of(rng, M, N, blocks=4, wide=True):
     keep[rng.integers(blocks)] = False  # a cluster that meets none
     found = list(dred.from_matrix(rng.permutation(i), j, keep))
     return tuple(a.astype(np.int32) for a in found) if wide else tuple(found)
+
+
+def scattered(rng, M, N):
+    """Blocks and intervals of any lengths, single rows and none among them; intervals overlap, and are met twice."""
+    cuts = np.sort(rng.integers(0, M + 1, 2 * rng.integers(1, 5)))
+    blocks = rng.permutation(cuts.reshape(-1, 2))
+    counts = rng.integers(0, 4, len(blocks))
+    start = rng.integers(0, N, counts.sum())
+    intervals = np.stack([start, np.minimum(start + rng.choice([0, 1, 2, 9], len(start)), N)], axis=1)
+    # the same pairs from the other side: intervals cut where any of them begins or ends
+    atoms = np.unique(np.concatenate([intervals.reshape(-1), [0, N]]))
+    atoms = np.stack([atoms[:-1], atoms[1:]], axis=1)
+    owner = np.repeat(np.arange(len(blocks)), counts)
+    met = [[blocks[k] for k, (a, b) in zip(owner, intervals, strict=True) if a <= c and d <= b] for c, d in atoms]
+    rows = np.array([block for some in met for block in some]).reshape(-1, 2).astype(int)
+    return blocks, np.cumsum(counts), intervals, atoms, np.cumsum([len(some) for some in met]), rows
 
 
 def mask_of(ranges, M, N):
@@ -43,7 +62,8 @@ def expected(case, axis, arrays, mask):
     rows = []
     kept = len(arrays[0]) if axis == 1 else len(arrays[1])
     for n in range(kept):
-        met = np.flatnonzero(mask[n] if axis == 1 else mask[:, n])
+        often = mask[n] if axis == 1 else mask[:, n]
+        met = np.repeat(np.arange(len(often)), often)
         x, y, b = arrays
         some = (x[n : n + 1], y[met], b[met]) if axis == 1 else (x[met], y[n : n + 1], b[n : n + 1])
         found = reference(case, axis, some)
@@ -70,6 +90,22 @@ def test_rows_meet_what_they_are_said_to_meet(case, axis):
     arrays, ranges = arrays_of(23, 31), ranges_of(rng, 23, 31)
     got = routine_of(case, axis)(*arrays, ranges=ranges)
     same(got, expected(case, axis, arrays, mask_of(ranges, 23, 31)), 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([c for c in CASES if c.reduction_op in SCATTERED]), st.booleans())
+def test_any_blocks_and_intervals(seed, case, lazily):
+    rng = np.random.default_rng(seed)
+    M, N = (int(n) for n in rng.integers(1, 30, 2))
+    arrays, ranges = arrays_of(M, N, seed=seed % 1000), scattered(rng, M, N)
+    mask = mask_of(ranges, M, N)
+    given_ones = arrays
+    if lazily:
+        given_ones = [da.from_array(a, chunks=(int(rng.integers(1, len(a) + 1)), 1)) for a in arrays]
+    for axis in (0, 1):
+        with dask.config.set(MANY):
+            got = tuple(dask.compute(*listed(routine_of(case, axis)(*given_ones, ranges=ranges)), scheduler="sync"))
+        same(got, expected(case, axis, arrays, mask), 1e-9)
 
 
 @pytest.mark.parametrize("case", CASES[::6], ids=str)
