@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dred.formula.node import var
 from dred.formula.pullback import Reduced
 from dred.kernel.spec import array_type
 from dred.reductions import REDUCTIONS
-from dred.routine import Routine
+from dred.routine import Gradient, Routine
 
 Wrt = Sequence[str | int] | str | int | None
 
@@ -90,7 +91,7 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, backend)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, _by(backend))
 
     return value, pullback
 
@@ -101,24 +102,62 @@ def differentiable(routine: Routine) -> list[Reduced]:
 
 
 def pulled(
-    routine: Routine, wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], backend: str
+    routine: Routine,
+    wrt: Sequence[int],
+    args: Sequence[Any],
+    cotangents: Sequence[Any],
+    call: Callable[..., Any],
+    added: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, ...]:
-    """The gradients by the variables at some positions, in their order."""
-    narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
+    """The gradients by the variables at some positions, in their order.
+
+    Parameters
+    ----------
+    routine : Routine
+    wrt : sequence of int
+    args : sequence of arrays
+    cotangents : sequence of (array or None)
+        Of each reduction that has a derivative; None: its result does not count. One is given at least.
+    call : callable
+        `call(routine, *arrays)` computes a routine.
+    added : callable, optional
+        The sum of the rows of an array, in float64 and rounded to its type.
+    """
+    used = tuple(n for n, e in enumerate(cotangents) if e is not None)
+    if len(used) < len(cotangents):
+        routine, cotangents = part(routine, used), [cotangents[n] for n in used]
+    narrow = any(str(getattr(a, "dtype", "")).endswith("float16") for a in args)
     found: dict[int, Any] = {}
     groups: dict[int, list[int]] = {}
     for k in wrt:
         cat = routine.variables[k].cat
         if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend)
+            found[k] = call(gradient(routine, k), *args, *cotangents)
         else:
             groups.setdefault(cat % 2, []).append(k)
-    flat = [e.reshape(len(e), -1) if getattr(e, "ndim", 0) > 2 else e for e in cotangents]
+    flat = [e.reshape(len(e), prod(e.shape[1:])) if getattr(e, "ndim", 0) > 2 else e for e in cotangents]
     for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend)
+        results = call(gradients(routine, tuple(places)), *args, *flat)
         for k, rows in zip(places, results, strict=True):
-            found[k] = _added(rows) if routine.variables[k].cat == 2 else rows
+            found[k] = (added or _added)(rows) if routine.variables[k].cat == 2 else rows
     return tuple(found[k] for k in wrt)
+
+
+@lru_cache(maxsize=128)
+def part(routine: Routine, chosen: tuple[int, ...]) -> Routine:
+    """Of the reductions that have a derivative some, as one routine."""
+    sending = differentiable(routine)
+    reduced = rules.together([sending[n] for n in chosen], len(routine.variables))
+    return Routine(
+        routine.parsed, routine.aliases, reduced, several=True, dtype=routine.dtype, how=routine.how,
+        expand=routine.expand,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=128)
+def gradient(routine: Routine, place: int) -> Gradient:
+    """The gradient by one variable, made once."""
+    return routine.grad(place)
 
 
 @lru_cache(maxsize=128)
@@ -131,6 +170,10 @@ def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     chosen = [routine.variables[k] for k in places]
     reduced = [rules.grad(sending, var(v.ind, v.dim, v.cat), nodes, first + len(given)) for v in chosen]
     return Derived(routine, given, reduced, "cotangent")
+
+
+def _by(backend: str) -> Callable[..., Any]:
+    return lambda routine, *arrays: routine(*arrays, backend=backend)
 
 
 def _added(rows: Any) -> Any:
@@ -230,7 +273,7 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
         value, _ = vjp(routine, *args, backend=backend)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, backend)
+        found = pulled(routine, places, args, ones, _by(backend))
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 

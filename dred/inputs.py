@@ -66,6 +66,11 @@ def native(array: Any, label: str) -> Any:
     if isinstance(array, np.ndarray) or kind_of(array) is not None:
         return array
     name = f"{type(array).__module__}.{type(array).__qualname__}"
+    if _followed(array):
+        raise InputError(
+            f"{label} is a {name} that requires gradients, which this routine would lose: use Genred, LazyTensor or"
+            " function of dred.torch, or pass its detach()"
+        )
     where = CUDA
     if hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__"):
         where = array.__dlpack_device__()[0]
@@ -91,6 +96,14 @@ def native(array: Any, label: str) -> Any:
         f"{label} is a {name} on a device of DLPack's type {int(where)}: pass arrays in the host's memory or on a CUDA"
         " device"
     )
+
+
+def _followed(array: Any) -> bool:
+    """Whether it is a tensor that gradients or tangents of PyTorch go through."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        return False
+    return bool(array.requires_grad or torch.autograd.forward_ad.unpack_dual(array).tangent is not None)
 
 
 def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:

@@ -336,7 +336,7 @@ class Routine:
             results = run(planned, inputs, reducer)
         if self.rows_added:
             results = compute.here(self._added(results, inputs.dtype), given)
-        return self._entries(results)
+        return self.entries(results)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -399,7 +399,7 @@ class Routine:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
             results = given
-        return self._entries(results)
+        return self.entries(results)
 
     def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments as the variables of the formula: rows of numbers."""
@@ -412,7 +412,7 @@ class Routine:
         with np.errstate(over="ignore"):  # beyond the largest number is inf
             return tuple(rows.sum(axis=0, dtype="float64").astype(array_type(dtype)) for rows in results)
 
-    def _entries(self, results: tuple[Any, ...]) -> Any:
+    def entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
         if len(results) == 1 and not self.several:
             return results[0]

@@ -21,12 +21,12 @@ class Call:
 
     Attributes
     ----------
-    routine : Routine
+    routine : Routine, or what computes one
     arrays : tuple of array or None
         By position; None where there is none yet.
     """
 
-    routine: Routine
+    routine: Any
     arrays: tuple[Any, ...]
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -40,6 +40,11 @@ class Call:
         rest = iter(args)
         given = [next(rest) if array is None else array for array in self.arrays]
         return self.routine(*given, **options)
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """The class of what comes of several LazyTensors: that for the tensors of a library, where one of them has it."""
+    return max(map(type, parts), key=lambda kind: len(kind.__mro__))
 
 
 def places(roots: Sequence[Node], held: Mapping[Node, Any]) -> tuple[dict[Node, Node], list[Any]]:

@@ -20,7 +20,7 @@ from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.rewrite import expand, power
 from dred.inputs import kind_of, native
-from dred.lazy.call import Call, places, routine
+from dred.lazy.call import Call, joined, places, routine
 from dred.lazy.given import read, what, written
 from dred.reductions import REDUCTIONS
 
@@ -71,6 +71,7 @@ class LazyTensor:
     node: Node
     held: Mapping[Node, Any]
 
+    function = staticmethod(lambda routine: routine)  # what its reductions are computed by
     __array_ufunc__ = None  # array * lazy is for LazyTensor to compute
     __array_priority__ = 1000.0
 
@@ -79,9 +80,9 @@ class LazyTensor:
         object.__setattr__(self, "node", node)
         object.__setattr__(self, "held", held)
 
-    @classmethod
-    def _of(cls, node: Node, *parts: LazyTensor) -> LazyTensor:
-        self = object.__new__(cls)
+    @staticmethod
+    def _of(node: Node, *parts: LazyTensor) -> LazyTensor:
+        self: LazyTensor = object.__new__(joined(parts))
         object.__setattr__(self, "node", node)
         object.__setattr__(self, "held", {k: array for part in parts for k, array in part.held.items()})
         return self
@@ -283,14 +284,9 @@ class LazyTensor:
     @property
     def T(self) -> LazyTensor:
         """The same with i and j exchanged."""
-        new: dict[Node, Node] = {}
-        for n in toposort([self.node]):
-            if n.op in _SWAPPED:
-                new[n] = intern(_SWAPPED[n.op], (), n.attrs, n.dim)
-        for n in self.held:
-            if n.attrs[1] < 2:
-                new[n] = var(n.attrs[0], n.dim, 1 - n.attrs[1])
-        swapped = LazyTensor._of(derive.substitute(self.node, new))
+        new = {n: intern(_SWAPPED[n.op], (), n.attrs, n.dim) for n in toposort([self.node]) if n.op in _SWAPPED}
+        new |= {n: var(n.attrs[0], n.dim, 1 - n.attrs[1]) for n in self.held if n.attrs[1] < 2}
+        swapped = LazyTensor._of(derive.substitute(self.node, new), self)
         object.__setattr__(swapped, "held", {new.get(n, n): array for n, array in self.held.items()})
         return swapped
 
@@ -428,7 +424,7 @@ class LazyTensor:
             reduction, roots[0], roots[1] if roots[1:] else None, int(over), options.parameter(entry, opt_arg),
             variables, (dtype_acc, use_double_acc, sum_scheme, use_fast_math), expand,
         )  # fmt: skip
-        found = Call(chosen, tuple(arrays))
+        found = Call(joined(parts).function(chosen), tuple(arrays))
         return found(**how) if call and all(array is not None for array in arrays) else found
 
     def sum(self, axis: int = -1, **how: Any) -> Any:
