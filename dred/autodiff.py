@@ -91,7 +91,7 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, _by(backend))
+        return pulled(routine, range(len(routine.variables)), args, cotangents, _by(backend), _added)
 
     return value, pullback
 
@@ -107,7 +107,7 @@ def pulled(
     args: Sequence[Any],
     cotangents: Sequence[Any],
     call: Callable[..., Any],
-    added: Callable[[Any], Any] | None = None,
+    added: Callable[[Any], Any] | None,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order.
 
@@ -120,8 +120,9 @@ def pulled(
         Of each reduction that has a derivative; None: its result does not count. One is given at least.
     call : callable
         `call(routine, *arrays)` computes a routine.
-    added : callable, optional
-        The sum of the rows of an array, in float64 and rounded to its type.
+    added : callable or None
+        The sum of the rows of an array, in float64 and rounded to its type. None: there is none, and the gradient by
+        each parameter takes a sweep of its own, which adds its rows up.
     """
     used = tuple(n for n, e in enumerate(cotangents) if e is not None)
     if len(used) < len(cotangents):
@@ -131,7 +132,7 @@ def pulled(
     groups: dict[int, list[int]] = {}
     for k in wrt:
         cat = routine.variables[k].cat
-        if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
+        if routine.rows_added or (cat == 2 and (narrow or added is None)):  # rows are added up before they are rounded
             found[k] = call(gradient(routine, k), *args, *cotangents)
         else:
             groups.setdefault(cat % 2, []).append(k)
@@ -139,7 +140,7 @@ def pulled(
     for places in groups.values():
         results = call(gradients(routine, tuple(places)), *args, *flat)
         for k, rows in zip(places, results, strict=True):
-            found[k] = (added or _added)(rows) if routine.variables[k].cat == 2 else rows
+            found[k] = added(rows) if added is not None and routine.variables[k].cat == 2 else rows
     return tuple(found[k] for k in wrt)
 
 
@@ -241,6 +242,22 @@ def first_arrays(routine: Routine, value: Any) -> list[Any]:
     return [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
 
 
+def all_arrays(routine: Routine, value: Any) -> list[Any]:
+    """Of what a call gave, all arrays."""
+    entries = value if routine.several else (value,)
+    return [array for entry in entries for array in (entry if isinstance(entry, tuple) else (entry,))]
+
+
+def places(routine: Routine) -> list[int]:
+    """Where, among all arrays of what a call gives, those of `differentiable` are."""
+    sending, place, found = differentiable(routine), 0, []
+    for r in routine.reduced:
+        if r in sending:
+            found.append(place)
+        place += len(REDUCTIONS[r.name].results)
+    return found
+
+
 @lru_cache(maxsize=128)
 def pushforward(routine: Routine, moving: tuple[int, ...]) -> Derived:
     """The derivatives in directions of some variables, variable by variable, as one routine."""
@@ -273,7 +290,7 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
         value, _ = vjp(routine, *args, backend=backend)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, _by(backend))
+        found = pulled(routine, places, args, ones, _by(backend), _added)
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 

@@ -249,7 +249,7 @@ class Routine:
 
     def _plans(self, args: Sequence[Any], backend: str, checked: bool = True) -> tuple[Any, ...]:
         """The plan of each sweep."""
-        inputs = check(self.parsed, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
@@ -318,7 +318,7 @@ class Routine:
         array([[6.],
                [6.]])
         """
-        inputs = check(self.parsed, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
         name = engine.named(backend)
         if inputs.kind != "dask":
             if store is not None:
@@ -391,7 +391,7 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
-        inputs = check(self.parsed, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
         planned = self.sweeps(inputs.dtype)
         given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
         results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
@@ -401,7 +401,7 @@ class Routine:
             results = given
         return self.entries(results)
 
-    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+    def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments as the variables of the formula: rows of numbers."""
         return args
 
@@ -491,7 +491,7 @@ class Gradient(Routine):
         )
         self.rows_added, self._cotangents = v.cat == 2, len(given)
 
-    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+    def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
         first = len(args) - self._cotangents
         return [a.reshape(len(a), -1) if k >= first and getattr(a, "ndim", 0) > 2 else a for k, a in enumerate(args)]

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from dred import genred
-from dred.autodiff import differentiable, part, pulled, pushforward
+from dred.autodiff import all_arrays, part, places, pulled, pushforward
 from dred.errors import InputError, OptionError
 from dred.kernel.spec import array_type
 from dred.lazy import tensor as lazily
 from dred.lazy.given import what
-from dred.reductions import REDUCTIONS
 from dred.routine import Routine
 
 try:
@@ -28,8 +27,8 @@ class Genred(genred.Genred):
     """`dred.Genred` of torch tensors, with gradients by autograd.
 
     Parameters, results and errors are those of `dred.Genred`. A call takes tensors, all on the host or all on one CUDA
-    device, and gives tensors there. They are used without a copy where they are contiguous. What a call takes besides:
-    backend, device_id and ranges, as `dred.Genred` does.
+    device (by DLPack; not tried on one), and gives tensors there. They are used without a copy where they are
+    contiguous. What a call takes besides: backend, device_id and ranges, as `dred.Genred` does.
 
     Notes
     -----
@@ -178,7 +177,10 @@ def _call(routine: Routine, *args: Any, **options: Any) -> Any:
             raise InputError(f"argument {k} ({label}) is no tensor but {what(given)}: use torch.as_tensor, or dred")
     if options.get("out") is not None:
         raise OptionError("out is not offered for tensors: results are new ones, which autograd follows")
-    return routine.entries(_Reduce.apply(routine, options, *args))
+    apply = _Reduce.apply
+    if torch.compiler.is_compiling():  # what calls a kernel is no graph of tensors
+        apply = torch.compiler.disable(apply)
+    return routine.entries(apply(routine, options, *args))
 
 
 class _Reduce(torch.autograd.Function):  # type: ignore[misc]
@@ -189,7 +191,7 @@ class _Reduce(torch.autograd.Function):  # type: ignore[misc]
         device = tensors[0].device if tensors else None
         with torch.cuda.device_of(tensors[0]) if tensors else torch.no_grad():
             found = Routine.__call__(routine, *map(_array, tensors), **options)
-            return tuple(_tensor(array, device) for array in _flat(routine, found))
+            return tuple(_tensor(array, device) for array in all_arrays(routine, found))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -197,7 +199,7 @@ class _Reduce(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)  # of results that nobody reads
-        ctx.places, ctx.shapes = _sending(ctx.routine), [t.shape for t in output]
+        ctx.places, ctx.shapes = places(ctx.routine), [t.shape for t in output]
         ctx.mark_non_differentiable(*(t for k, t in enumerate(output) if k not in ctx.places))
 
     @staticmethod
@@ -234,22 +236,6 @@ class _Reduce(torch.autograd.Function):  # type: ignore[misc]
             for n in range(info.batch_size)
         ]
         return tuple(torch.stack(column) for column in zip(*each, strict=True)), (0,) * len(each[0])
-
-
-def _sending(routine: Routine) -> tuple[int, ...]:
-    """The positions, among all arrays of a result, of those that have a derivative."""
-    sending, place, found = differentiable(routine), 0, []
-    for r in routine.reduced:
-        if r in sending:
-            found.append(place)
-        place += len(REDUCTIONS[r.name].results)
-    return tuple(found)
-
-
-def _flat(routine: Routine, value: Any) -> list[Any]:
-    """All arrays of what a call gave."""
-    entries = value if routine.several else (value,)
-    return [array for entry in entries for array in (entry if isinstance(entry, tuple) else (entry,))]
 
 
 def _array(tensor: Any) -> Any:
