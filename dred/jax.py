@@ -38,8 +38,8 @@ class Genred(genred.Genred):
     arrays; where JAX has no 64 bits (`jax_enable_x64`), row numbers and counts have 32.
 
     Arrays in the host's memory are read where they are, inside `jit` by a callback to the host; `vmap` calls the
-    routine once for each of a batch. Arrays on a GPU are handed over by DLPack outside `jit`, and copied to the host and
-    back inside; neither has been tried on a GPU.
+    routine once for each of a batch. Arrays on a GPU are handed over by DLPack outside `jit`, and copied to the host
+    and back inside; neither has been tried on a GPU.
 
     Raises
     ------

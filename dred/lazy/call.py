@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -42,9 +42,9 @@ class Call:
         return self.routine(*given, **options)
 
 
-def joined(parts: Sequence[Any]) -> Any:
-    """The class of what comes of several LazyTensors: that for the tensors of a library, where one of them has it."""
-    return max(map(type, parts), key=lambda kind: len(kind.__mro__))
+def joined(kinds: Iterable[Any]) -> Any:
+    """Of the classes of several LazyTensors that of what comes of them: the one for the tensors of a library, if any."""
+    return max(kinds, key=lambda kind: len(kind.__mro__))
 
 
 def places(roots: Sequence[Node], held: Mapping[Node, Any]) -> tuple[dict[Node, Node], list[Any]]:

@@ -80,9 +80,9 @@ class LazyTensor:
         object.__setattr__(self, "node", node)
         object.__setattr__(self, "held", held)
 
-    @staticmethod
-    def _of(node: Node, *parts: LazyTensor) -> LazyTensor:
-        self: LazyTensor = object.__new__(joined(parts))
+    @classmethod
+    def _of(cls, node: Node, *parts: LazyTensor) -> LazyTensor:
+        self: LazyTensor = object.__new__(joined([cls, *map(type, parts)]))
         object.__setattr__(self, "node", node)
         object.__setattr__(self, "held", {k: array for part in parts for k, array in part.held.items()})
         return self
@@ -424,7 +424,7 @@ class LazyTensor:
             reduction, roots[0], roots[1] if roots[1:] else None, int(over), options.parameter(entry, opt_arg),
             variables, (dtype_acc, use_double_acc, sum_scheme, use_fast_math), expand,
         )  # fmt: skip
-        found = Call(joined(parts).function(chosen), tuple(arrays))
+        found = Call(joined(map(type, parts)).function(chosen), tuple(arrays))
         return found(**how) if call and all(array is not None for array in arrays) else found
 
     def sum(self, axis: int = -1, **how: Any) -> Any:
