@@ -73,15 +73,14 @@ def native(array: Any, label: str) -> Any:
     name = f"{type(array).__module__}.{type(array).__qualname__}"
     if library := _followed(array):
         raise InputError(f"{label} is a {name} {_FOLLOWED[library]}")
-    where = CUDA
-    if hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__"):
-        where = array.__dlpack_device__()[0]
-    else:
+    dlpack = hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__")
+    if not dlpack:
         try:
             array.__cuda_array_interface__  # noqa: B018
         except Exception:  # there is none, or its library says that it cannot be had
             return array
     try:
+        where = array.__dlpack_device__()[0] if dlpack else CUDA
         if where in HOST:
             return np.from_dlpack(array)
         if where in (CUDA, CUDA_MANAGED):

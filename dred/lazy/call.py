@@ -43,7 +43,7 @@ class Call:
 
 
 def joined(kinds: Iterable[Any]) -> Any:
-    """Of the classes of several LazyTensors that of what comes of them: the one for the tensors of a library, if any."""
+    """Of the classes of several LazyTensors that of what comes of them: the one of a library of tensors, if any."""
     return max(kinds, key=lambda kind: len(kind.__mro__))
 
 
