@@ -22,7 +22,7 @@ def wide():
     """Numbers of 64 bits, but where a test asks for 32."""
     jax.config.update("jax_enable_x64", True)
     yield
-    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture
