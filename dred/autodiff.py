@@ -14,6 +14,7 @@ from dred.formula import pullback as rules
 from dred.formula.language import Formula, Variable
 from dred.formula.node import var
 from dred.formula.pullback import Reduced
+from dred.reductions import REDUCTIONS
 from dred.routine import Gradient, Routine
 
 Wrt = Sequence[str | int] | str | int | None
@@ -100,7 +101,7 @@ def vjp(
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, backend, ranges)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, caller(backend, ranges), like)
 
     return value, pullback
 
@@ -137,30 +138,78 @@ def _routine(routine: Any, name: str) -> Routine:
     )
 
 
+def caller(backend: str, ranges: Any) -> Callable[..., Any]:
+    """What computes a routine with some options."""
+    return lambda routine, *arrays: routine(*arrays, backend=backend, ranges=ranges)
+
+
 def pulled(
     routine: Routine,
     wrt: Sequence[int],
     args: Sequence[Any],
     cotangents: Sequence[Any],
-    backend: str = "auto",
-    ranges: Any = None,
+    call: Callable[..., Any],
+    fitted: Callable[..., Any] | None,
 ) -> tuple[Any, ...]:
-    """The gradients by the variables at some positions, in their order."""
-    narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
+    """The gradients by the variables at some positions, in their order.
+
+    Parameters
+    ----------
+    routine : Routine
+    wrt : sequence of int
+    args : sequence of arrays
+    cotangents : sequence of (array or None)
+        Of each reduction that has a derivative; None: its result does not count. One is given at least.
+    call : callable
+        `call(routine, *arrays)` computes a routine.
+    fitted : callable or None
+        `dred.cotangents.like` for the arrays of this library. None: there is none, and the gradient by each variable
+        that needs it takes a sweep of its own, which adds its rows up.
+    """
+    used = tuple(n for n, e in enumerate(cotangents) if e is not None)
+    if len(used) < len(cotangents):
+        routine, cotangents = part(routine, used), [cotangents[n] for n in used]
+    narrow = any(str(getattr(a, "dtype", "")).endswith("float16") for a in args)
+    leads = [_lead(routine, k, a) for k, a in enumerate(args)]
+    batch = np.broadcast_shapes(*leads)
     found: dict[int, Any] = {}
     groups: dict[int, list[int]] = {}
     for k in wrt:
         cat = routine.variables[k].cat
-        if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend, ranges=ranges)
+        plain = cat < 2 and (leads[k] == batch or fitted is not None)
+        if routine.rows_added or not (plain or (fitted is not None and not narrow)):
+            found[k] = call(gradient(routine, k), *args, *cotangents)  # rows are added up before they are rounded
         else:
             groups.setdefault(cat % 2, []).append(k)
     flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
     for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend, ranges=ranges)
+        results = call(gradients(routine, tuple(places)), *args, *flat)
         for k, rows in zip(places, results, strict=True):
-            found[k] = like(rows, args[k], str(rows.dtype), added=routine.variables[k].cat == 2)
+            added = routine.variables[k].cat == 2
+            found[k] = rows if fitted is None else fitted(rows, args[k], str(rows.dtype), added)
     return tuple(found[k] for k in wrt)
+
+
+def _lead(routine: Routine, k: int, array: Any) -> tuple[int, ...]:
+    """The dimensions of an array in front of those of rows."""
+    return tuple(array.shape[: array.ndim - (1 if routine.variables[k].cat == 2 else 2)])
+
+
+@lru_cache(maxsize=128)
+def part(routine: Routine, chosen: tuple[int, ...]) -> Routine:
+    """Of the reductions that have a derivative some, as one routine."""
+    sending = sending_of(routine.reduced)
+    reduced = rules.together([sending[n] for n in chosen], len(routine.variables))
+    return Routine(
+        routine.parsed, routine.aliases, reduced, several=True, dtype=routine.dtype, how=routine.how,
+        expand=routine.expand,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=128)
+def gradient(routine: Routine, place: int) -> Gradient:
+    """The gradient by one variable, made once."""
+    return routine.grad(place)
 
 
 @lru_cache(maxsize=128)
@@ -239,6 +288,22 @@ def first_arrays(routine: Routine, value: Any) -> list[Any]:
     return [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
 
 
+def all_arrays(routine: Routine, value: Any) -> list[Any]:
+    """Of what a call gave, all arrays."""
+    entries = value if routine.several else (value,)
+    return [array for entry in entries for array in (entry if isinstance(entry, tuple) else (entry,))]
+
+
+def places(routine: Routine) -> list[int]:
+    """Where, among all arrays of what a call gives, those are that have a derivative."""
+    sending, place, found = sending_of(routine.reduced), 0, []
+    for r in routine.reduced:
+        if r in sending:
+            found.append(place)
+        place += len(REDUCTIONS[r.name].results)
+    return found
+
+
 @lru_cache(maxsize=128)
 def pushforward(routine: Routine, moving: tuple[int, ...]) -> Derived:
     """The derivatives in directions of some variables, variable by variable, as one routine."""
@@ -272,7 +337,7 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
         value, _ = vjp(routine, *args, backend=backend, ranges=ranges)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, backend, ranges)
+        found = pulled(routine, places, args, ones, caller(backend, ranges), like)
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 

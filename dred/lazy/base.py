@@ -20,7 +20,7 @@ from dred.formula.rewrite import expand
 from dred.inputs import kind_of, native
 from dred.lazy import indexing, kinds, pairs
 from dred.lazy.call import Call, places, routine
-from dred.lazy.given import Held, Read, read, renamed, what
+from dred.lazy.given import Held, Library, Read, read, renamed, what
 from dred.lazy.refused import REFUSED
 from dred.reductions import REDUCTIONS
 
@@ -230,7 +230,7 @@ class Lazy:
             Too many arguments or too few, dimensions that do not fit, or complex numbers where they have no meaning.
         """
         op, first = OPS[operation], len(OPS[operation].args)
-        parts = [lazy(each) for each in args[:first]]
+        parts = together(args[:first])
         words = [*op.attrs, *[""] * len(args)]
         statics = [indexing.static(word in op.lists, each) for word, each in zip(words, args[first:], strict=False)]
         nodes, attrs = arguments(op, [*(part.node for part in parts), *statics], {})
@@ -250,7 +250,7 @@ class Lazy:
             Another number of arguments, or dimensions that do not fit.
         """
         words = derive.counted(derive.DERIVED[name].signature, [self, *args])
-        parts = [self, *map(lazy, args)]
+        parts = together([self, *args])
         if "v" in words and parts[1].node.op != "Var":
             what_it_is = "an expression" if isinstance(args[0], Lazy) else what(args[0])
             raise ArgumentError(
@@ -266,12 +266,13 @@ class Lazy:
         return self.power(other)
 
     def __rpow__(self, other: Any) -> Self:
-        found: Self = lazy(other).power(self)  # type: ignore[assignment]
+        base, _ = together([other, self])
+        found: Self = base.power(self)  # type: ignore[assignment]
         return found
 
     def power(self, other: Any) -> Self:
         """To the power of a number or of a LazyTensor; of complex numbers, of an integer."""
-        exponent = lazy(other)
+        _, exponent = together([self, other])
         return self._like(kinds.power(self.node, self.is_complex, exponent.node, exponent.is_complex), exponent)
 
     def conj(self) -> Self:
@@ -310,16 +311,20 @@ class Lazy:
         if isinstance(v, Lazy):
             product = self.call("Mult", self, v)
             return product.reduction("Sum", axis=product.nbatchdims + 1, **how)
-        array = native(v, "the right side of @")
-        if kind_of(array) is None or array.ndim == 0:
+        library = library_of([self])
+        array = native(v, "the right side of @") if library is None else v
+        if (library is None and kind_of(array) is None) or not getattr(array, "ndim", 0):
             raise InputError(f"the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got {what(v)}")
-        rows = array[:, None] if array.ndim == 1 else array
-        right = Lazy._made(
-            read(rows, 1) if rows.ndim == 2 else read(rows[(*[slice(None)] * (rows.ndim - 2), None)], None)
-        )
+        ndim, making = array.ndim, read if library is None else library.read
+        if ndim < 3:
+            right = Lazy._made(making(array[:, None] if ndim == 1 else array, 1))
+        elif array.shape[-2] == 1 and self._rows(1) not in (None, 1):  # which would pass for a parameter
+            raise InputError(f"the right side of @ has 1 row for {self._rows(1)} of j")
+        else:
+            right = Lazy._made(making(array[(*[slice(None)] * (ndim - 2), None)], None))
         product = self.call("Mult", self, right)
         found = product.reduction("Sum", axis=product.nbatchdims + 1, **how)
-        if array.ndim > 1 or self.D > 1 or isinstance(found, Call):
+        if ndim > 1 or self.D > 1 or isinstance(found, Call):
             return found
         return found[(*[slice(None)] * (found.ndim - 1), 0)]
 
@@ -413,7 +418,7 @@ class Lazy:
             raise OptionError(f"unknown reduction {reduction_op!r}: there are {', '.join(REDUCTIONS)}")
         if optional_flags:
             raise OptionError(f"optional_flags={optional_flags!r}: no compiler is called that would take them")
-        parts = [self] if other is None else [self, lazy(other)]
+        parts = together([self] if other is None else [self, other])
         over, first = axis if dim is None else dim, max(part.nbatchdims for part in parts)
         if (axis is not None and dim is not None) or isinstance(over, bool) or over not in (first, first + 1):
             raise OptionError(
@@ -450,9 +455,17 @@ class Lazy:
         return self.call(name, self)
 
 
-def lazy(x: Any) -> Lazy:
-    """A LazyTensor as it is, anything else as one."""
-    return x if isinstance(x, Lazy) else Lazy._made(read(x, None))
+def library_of(args: Sequence[Any]) -> Library | None:
+    """The library whose tensors what is made of these is to follow, if any."""
+    found = (h.library for x in args if isinstance(x, Lazy) for h in x.held.values())
+    return next((library for library in found if library is not None), None)
+
+
+def together(args: Sequence[Any]) -> list[Lazy]:
+    """Several LazyTensors, or what they are made of: as the library of one of them reads that."""
+    library = library_of(args)
+    making = read if library is None else library.read
+    return [x if isinstance(x, Lazy) else Lazy._made(making(x, None)) for x in args]
 
 
 def joined(tensors: Sequence[Any], axis: int = -1) -> Any:
@@ -463,7 +476,7 @@ def joined(tensors: Sequence[Any], axis: int = -1) -> Any:
     OptionError, InputError
         Another axis, or nothing.
     """
-    parts = [*map(lazy, tensors)]
+    parts = together(tensors)
     last = max((part.nbatchdims for part in parts), default=0) + 2
     if axis not in (last, -1):
         raise OptionError(f"axis={axis!r}: components are concatenated, which is axis=-1 or {last}")
