@@ -1,6 +1,7 @@
 """dred.torch: without PyTorch here, and with it in an environment of its own."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -23,9 +24,12 @@ def environment(folder, library: str):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    if library == "torch":  # where there is no such place, PyPI's is taken
+    if (
+        library == "torch"
+    ):  # where that place cannot be reached, PyPI's is taken; other places that pip knows have those
         quick = ["--retries", "0", "--timeout", "20", "--no-deps", "--index-url", CPU_ONLY]
-        subprocess.run([*pip, *quick, *EXTRAS["torch"]], capture_output=True, check=False)
+        alone = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": ""}
+        subprocess.run([*pip, *quick, *EXTRAS["torch"]], capture_output=True, check=False, env=alone)
     done = subprocess.run([*pip, *requirements(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     return python
