@@ -28,16 +28,26 @@ from dred.errors import (
 )
 from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
+from dred.ranges import (
+    Ranges,
+    cluster_centroids,
+    cluster_ranges,
+    cluster_ranges_centroids,
+    from_matrix,
+    grid_cluster,
+    sort_clusters,
+    swap_axes,
+)
 
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
     from dred.cluster.plugin import warm
-    from dred.lazy import LazyTensor, Pm, Vi, Vj
+    from dred.lazy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
 else:  # to type checkers, the names that are not there do not exist
     # loaded when they are asked for: dask.array takes half a second, distributed a whole one
     _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
-    _LAZY = ("LazyTensor", "Pm", "Vi", "Vj")
-    _NOT_YET = ("ComplexLazyTensor", "KernelSolve")
+    _LAZY = ("ComplexLazyTensor", "LazyTensor", "Pm", "Vi", "Vj")
+    _NOT_YET = ("KernelSolve",)
 
     def __getattr__(name):
         """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
@@ -57,6 +67,7 @@ __all__ = [
     "AliasError",
     "ArgumentError",
     "BackendError",
+    "ComplexLazyTensor",
     "DerivativeError",
     "DimensionError",
     "DredError",
@@ -73,6 +84,7 @@ __all__ = [
     "OptionError",
     "PlanError",
     "Pm",
+    "Ranges",
     "Reduction",
     "StoreError",
     "UnknownNameError",
@@ -80,15 +92,22 @@ __all__ = [
     "Vi",
     "Vj",
     "WorkersLostError",
+    "cluster_centroids",
+    "cluster_ranges",
+    "cluster_ranges_centroids",
     "from_array",
     "from_file",
+    "from_matrix",
     "generic_argkmin",
     "generic_argmin",
     "generic_logsumexp",
     "generic_sum",
     "grad",
+    "grid_cluster",
     "hessian_vector_product",
     "jvp",
+    "sort_clusters",
+    "swap_axes",
     "value_and_grad",
     "vjp",
     "warm",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dred.errors import DredError, DtypeError, InputError
-from dred.formula.language import Formula
+from dred.formula.language import Formula, Variable
 
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
@@ -30,12 +30,17 @@ class Inputs(NamedTuple):
     kind : str
         "numpy", "dask" (at least one dask array) or "cupy" (all CuPy, on one device).
     arrays : tuple of arrays
-        By position; NumPy arrays are plain, C-contiguous and aligned.
+        By position; NumPy arrays are plain, C-contiguous and aligned. Where there is a batch, those of this process
+        have as many leading dimensions as it, of its sizes or 1.
     dtype : str
     rows : (int, int)
         M and N: rows of the i-variables and of the j-variables, 1 where there are none.
     device : int
         That of CuPy arrays; -1 for others.
+    batch : tuple of int
+        What the leading dimensions broadcast to.
+    own : tuple of (tuple of int)
+        For each array its leading dimensions, as many as the batch has.
     """
 
     kind: str
@@ -43,6 +48,8 @@ class Inputs(NamedTuple):
     dtype: str
     rows: tuple[int, int]
     device: int = -1
+    batch: tuple[int, ...] = ()
+    own: tuple[tuple[int, ...], ...] = ()
 
 
 def kind_of(array: Any) -> str | None:
@@ -143,10 +150,11 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
             raise InputError(f"{name} has unknown chunk sizes: call its compute_chunk_sizes() first")
     rows = [_check_shapes(formula, args, label, cat) for cat in (0, 1)]
     for k, v in enumerate(formula.variables):
-        if v.cat == 2 and (args[k].ndim != 1 or args[k].shape[0] != v.dim):
+        if v.cat == 2 and (args[k].ndim < 1 or args[k].shape[-1] != v.dim):
             raise InputError(
                 f"{label[k]} has shape {args[k].shape}: a parameter of dimension {v.dim} has shape ({v.dim},)"
             )
+    batch = _batch(formula, args, label)
     sorts = {kind for kind in kinds if kind is not None}
     if sorts > {"cupy"}:
         raise InputError(
@@ -162,7 +170,36 @@ def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:
         np.require(np.asarray(a), requirements=("C", "A")) if k == "numpy" else a
         for a, k in zip(args, kinds, strict=True)
     )
-    return Inputs(kind, arrays, dtype, (rows[0], rows[1]), next(iter(on), -1))
+    if not batch:
+        return Inputs(kind, arrays, dtype, (rows[0], rows[1]), next(iter(on), -1))
+    tails = [_tail(v) for v in formula.variables]
+    own = tuple(
+        (*(1,) * (len(batch) + tail - a.ndim), *map(int, a.shape[: a.ndim - tail]))
+        for a, tail in zip(arrays, tails, strict=True)
+    )
+    if kind != "dask":
+        arrays = tuple(a.reshape(*lead, *a.shape[-tail:]) for a, lead, tail in zip(arrays, own, tails, strict=True))
+    return Inputs(kind, arrays, dtype, (rows[0], rows[1]), next(iter(on), -1), batch, own)
+
+
+def _tail(v: Variable) -> int:
+    """Dimensions of an array behind those of the batch."""
+    return 1 if v.cat == 2 else 2
+
+
+def _batch(formula: Formula, args: Sequence[Any], label: Sequence[str]) -> tuple[int, ...]:
+    """What the leading dimensions of all arrays broadcast to."""
+    lead = {
+        name: tuple(a.shape[: a.ndim - _tail(v)]) for a, v, name in zip(args, formula.variables, label, strict=True)
+    }
+    try:
+        batch = np.broadcast_shapes(*lead.values())
+    except ValueError:
+        each = ", ".join(f"{name} has {shape}" for name, shape in lead.items() if shape)
+        raise InputError(f"batch dimensions must be equal or 1: {each}") from None
+    if 0 in batch:
+        raise InputError(f"a batch of shape {batch} has no elements")
+    return tuple(map(int, batch))
 
 
 def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs | None:
@@ -213,13 +250,9 @@ def _check_shapes(formula: Formula, args: Sequence[Any], label: Sequence[str], c
         if v.cat != cat:
             continue
         shape = args[k].shape
-        if len(shape) > 2:
-            raise InputError(
-                f"{label[k]} has shape {shape}: batch dimensions are not supported, pass ({letter}, {v.dim})"
-            )
-        if len(shape) != 2 or shape[1] != v.dim:
+        if len(shape) < 2 or shape[-1] != v.dim:
             raise InputError(f"{label[k]} has shape {shape}: expected ({letter}, {v.dim})")
-        rows.setdefault(int(shape[0]), label[k])
+        rows.setdefault(int(shape[-2]), label[k])
     if len(rows) > 1:
         each = ", ".join(f"{name} has {n}" for n, name in rows.items())
         raise InputError(f"all {_PLURAL[cat]} must have the same number of rows, {letter}: {each}")

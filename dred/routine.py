@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from dred.cotangents import in_rows, like, sending_of
 from dred.errors import DerivativeError, InputError, LimitError, OptionError
 from dred.formula.construct import nearest
 from dred.formula.language import Formula, Variable
 from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, grad
-from dred.inputs import Inputs, check, kind_of
+from dred.inputs import Inputs, check
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
 from dred.reductions import REDUCTIONS
-from dred.run import REDUCERS, configured, run
+from dred.run import REDUCERS, Reducer, configured, run_parts
 from dred.sweeps import Sweep, sweeps, with_expansion
+from dred.targets import targets
 
 
 class Routine:
@@ -198,33 +200,33 @@ class Routine:
         """
         return Gradient(self, variable)
 
-    def plan(self, *args: Any, backend: str = "auto") -> Any:
+    def plan(self, *args: Any, backend: str = "auto", ranges: Any = None) -> Any:
         """How a call with these arrays, dask arrays among them, is cut into tasks; nothing is computed.
 
         Parameters
         ----------
         *args : arrays
             As in a call.
-        backend : str
+        backend, ranges
             As in a call.
 
         Returns
         -------
         dred.cluster.plan.Plan
-            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes. A tuple of them where several
-            sweeps over the pairs are needed, as for gradients through the state of a reduction.
+            Printable: blocks, lanes × steps × depth of the tree of merges, tasks, bytes. A tuple of them where there
+            are several sweeps over the pairs (gradients through the state of a reduction), or chunks of a batch.
         """
-        plans = self._plans(args, backend)
+        plans = self._plans(args, backend, ranges)
         return plans if plans[1:] else plans[0]
 
-    def explain(self, *args: Any, backend: str = "auto", workers: int | None = None) -> Any:
+    def explain(self, *args: Any, backend: str = "auto", ranges: Any = None, workers: int | None = None) -> Any:
         """What a call with these arrays takes: tasks, bytes, seconds, and whether it fits; nothing is computed.
 
         Parameters
         ----------
         *args : arrays
             As in a call, dask arrays among them.
-        backend : str
+        backend, ranges
             As in a call.
         workers : int, optional
             How many workers to think of, of a backend that need not be here; default: those of the client, or one.
@@ -245,9 +247,9 @@ class Routine:
         """
         from dred.cluster.explain import Explanation
 
-        return Explanation.of(self._plans(args, backend, checked=workers is None), workers)
+        return Explanation.of(self._plans(args, backend, ranges, there=workers is None), workers)
 
-    def _plans(self, args: Sequence[Any], backend: str, checked: bool = True) -> tuple[Any, ...]:
+    def _plans(self, args: Sequence[Any], backend: str, ranges: Any, there: bool = True) -> tuple[Any, ...]:
         """The plan of each sweep."""
         inputs = check(self.parsed, self.flat(args), self.dtype)
         if inputs.kind != "dask":
@@ -256,11 +258,12 @@ class Routine:
 
         name, plans = engine.named(backend), []
 
-        def planned(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-            plans.append(graph.plan(sweep.spec, arrays, sweep.outputs, name, label=sweep.label, checked=checked))
-            return graph.unknown(sweep.spec, sweep.outputs, plans[-1]) if sweep.places else ()
+        def planned(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Any) -> tuple[Any, ...]:
+            spec, outputs = sweep.spec, sweep.outputs
+            plans.append(graph.plan(spec, arrays, outputs, name, label=sweep.label, checked=there, pattern=pattern))
+            return graph.unknown(spec, outputs, plans[-1])
 
-        run(self.sweeps(inputs.dtype), inputs, planned)
+        run_parts(self.sweeps(inputs.dtype), self.variables, inputs, ranges, lambda part, place: planned)
         return tuple(plans)
 
     def compute(
@@ -270,6 +273,7 @@ class Routine:
         out: Any = None,
         store: str | os.PathLike[str] | None = None,
         progress: bool | Callable[[Any], None] = False,
+        ranges: Any = None,
     ) -> Any:
         """Reduce dask arrays and wait for the result.
 
@@ -294,6 +298,8 @@ class Routine:
             Whether to say on stderr how many pairs are done, at what rate, and how long the rest will take; or a
             function that is told now and then: its argument has `done` and `total` pairs, `seconds` since the
             beginning, the `rate` in pairs per second and the seconds `left` (both None before the first task ends).
+        ranges
+            As in a call.
 
         Returns
         -------
@@ -325,18 +331,21 @@ class Routine:
                 raise InputError(
                     "store is for dask arrays: NumPy and CuPy arrays are computed in this process, at once"
                 )
-            return self(*args, backend=backend, out=out)
+            return self(*args, backend=backend, out=out, ranges=ranges)
         from dred.cluster import compute
 
-        planned = self.sweeps(inputs.dtype)
-        given = None if out is None else self._targets(out, inputs, planned[-1])
-        told = progress if callable(progress) else None
-        with compute.said(self._plans(args, backend) if progress else (), told) as meter:
-            reducer = compute.reducer(name, meter, None if self.rows_added else given, store, self.rows_added)
-            results = run(planned, inputs, reducer)
-        if self.rows_added:
-            results = compute.here(self._added(results, inputs.dtype), given)
-        return self.entries(results)
+        given = None if out is None else targets(out, self.expected(inputs, args), self.several)
+        told, later = progress if callable(progress) else None, self._summed(inputs)
+        with compute.said(self._plans(args, backend, ranges) if progress else (), told) as meter:
+
+            def reducer(part: Inputs, place: tuple[slice, ...]) -> Reducer:
+                mine = None if later or given is None else compute.parts(given, place)
+                return compute.reducer(name, meter, mine, compute.folder(store, place), later)
+
+            results = run_parts(self.sweeps(inputs.dtype), self.variables, inputs, ranges, reducer)
+        if later:
+            results = compute.here(self._fitted(results, inputs, args), given)
+        return self.entries(results if given is None else given)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -348,16 +357,18 @@ class Routine:
         *args : arrays
             One per variable, in the order of their positions: (M, dim) for Vi, (N, dim) for Vj, (dim,) for Pm; NumPy,
             dask or CuPy, all of one type: bfloat16, float16, float32 or float64. NumPy and dask arrays may be mixed;
-            any chunks will do. Arrays of other libraries are used where they are, as NumPy or CuPy arrays: by DLPack
-            (PyTorch, JAX), or the CUDA array interface (Numba).
+            any chunks will do. With dimensions in front, (..., M, dim) and so on, it is done for each element of a
+            batch: as in NumPy, they are equal or 1, and missing ones are 1. Arrays of other libraries are used where
+            they are, as NumPy or CuPy arrays: by DLPack (PyTorch, JAX), or the CUDA array interface (Numba).
         backend : str
             "cpu", "cuda" ("GPU", "GPU_1D" and "GPU_2D" mean cuda), or "auto": what `dred.backend` in dask's
             configuration says, else a GPU where there is one (on every worker, for dask arrays), else the CPU. There,
             calls of a few rows are computed by NumPy operations, by their sizes alone: nothing is compiled for them.
         device_id : int
             CUDA device; -1: the current one.
-        ranges
-            None: restricted index sets are refused.
+        ranges : sequence of six integer arrays, or Ranges, optional
+            Which pairs are visited, in KeOps' form (see `dred.ranges.Ranges.of`), of every element of a batch; by
+            default all. Rows that are in no block get the reduction of nothing.
         out : ndarray or tuple of ndarray, optional
             Where to put the result: of its shape and type, C-contiguous; where the result is several arrays, a tuple
             of as many, in their order.
@@ -365,7 +376,8 @@ class Routine:
         Returns
         -------
         ndarray, dask array or CuPy array
-            One row per i, M of them, for axis 1; N, one per j, for axis 0. NumPy in, NumPy out, computed in this
+            One row per i, M of them, for axis 1; N, one per j, for axis 0; with the dimensions of the batch in front.
+            NumPy in, NumPy out, computed in this
             process (on a GPU in blocks of rows and panels of columns, so that either may be larger than its memory);
             arrays on a GPU in, CuPy out, on the current stream; a dask array among the inputs: a lazy dask array, in
             the chunks of the first variable of the kept index. A tuple of arrays for pairs, and of all entries where
@@ -382,8 +394,6 @@ class Routine:
         DeviceMemoryError
             Not even a few rows fit into its memory.
         """
-        if ranges is not None:
-            raise OptionError("ranges are not offered yet: pass ranges=None")
         name = engine.named(backend)
         if isinstance(device_id, bool) or not isinstance(device_id, int | np.integer) or device_id < -1:
             raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
@@ -392,10 +402,11 @@ class Routine:
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
         inputs = check(self.parsed, self.flat(args), self.dtype)
-        planned = self.sweeps(inputs.dtype)
-        given = None if out is None else self._targets(out, inputs, planned[-1], plain=True)
-        results = self._added(run(planned, inputs, REDUCERS[inputs.kind](name, int(device_id), inputs)), inputs.dtype)
-        if given is not None:
+        given = () if out is None else targets(out, self.expected(inputs, args), self.several, plain=inputs.kind)
+        make, planned = REDUCERS[inputs.kind], self.sweeps(inputs.dtype)
+        results = run_parts(planned, self.variables, inputs, ranges, lambda part, _: make(name, int(device_id), part))
+        results = self._fitted(results, inputs, args)
+        if given:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
             results = given
@@ -405,12 +416,19 @@ class Routine:
         """The arguments as the variables of the formula: rows of numbers."""
         return args
 
-    def _added(self, results: tuple[Any, ...], dtype: str) -> tuple[Any, ...]:
-        """The results, of which rows are added up where that is due."""
-        if not self.rows_added:
-            return results
-        with np.errstate(over="ignore"):  # beyond the largest number is inf
-            return tuple(rows.sum(axis=0, dtype="float64").astype(array_type(dtype)) for rows in results)
+    def _summed(self, inputs: Inputs) -> bool:
+        """Whether results are added up over rows, or elements of the batch."""
+        return False
+
+    def _fitted(self, results: tuple[Any, ...], inputs: Inputs, args: Sequence[Any]) -> tuple[Any, ...]:
+        """The results as they are given, of what sweeps leave."""
+        return results
+
+    def expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and type of each array that a call gives."""
+        last = self.sweeps(inputs.dtype)[-1]
+        empty = (output.empty(last.spec) for output in last.outputs)
+        return [((*inputs.batch, inputs.rows[1 - self.axis], *a.shape[1:]), a.dtype) for a in empty]
 
     def entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
@@ -422,35 +440,6 @@ class Routine:
             mine = tuple(next(remaining) for _ in REDUCTIONS[r.name].results)
             entries.append(mine if mine[1:] else mine[0])
         return tuple(entries) if self.several else entries[0]
-
-    def _targets(self, out: Any, inputs: Inputs, last: Sweep, plain: bool = False) -> tuple[Any, ...]:
-        """The arrays of `out`, which fit the results; NumPy's, if they must be `plain`, else of whatever kind."""
-        alone = not last.outputs[1:] and not self.several
-        given = (out,) if alone else tuple(out) if isinstance(out, tuple | list) else ()
-        if len(given) != len(last.outputs):
-            raise InputError(f"out must be a flat tuple of {len(last.outputs)} arrays, as many as the result has")
-        for n, (array, output) in enumerate(zip(given, last.outputs, strict=True)):
-            label = "out" if alone else f"out[{n}]"
-            if plain and (inputs.kind != "numpy" or not isinstance(array, np.ndarray)):
-                raise InputError(f"{label} must be a NumPy array, and so must be all inputs")
-            if kind_of(array) == "dask" or not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
-                raise InputError(f"{label} is no array to whose rows can be assigned, but {type(array).__name__}")
-            like = output.empty(last.spec)
-            rows = () if self.rows_added else (inputs.rows[1 - self.axis],)
-            shape = (*rows, *like.shape[1:])
-            kind = inputs.dtype if self.rows_added else like.dtype
-            if tuple(array.shape) != shape or array.dtype != kind:
-                raise InputError(f"{label} has shape {array.shape} and type {array.dtype}: expected {shape} and {kind}")
-            if plain and (not array.flags.c_contiguous or not array.flags.writeable):
-                raise InputError(f"{label} must be C-contiguous and writeable")
-            if isinstance(array, np.ndarray) and not array.flags.writeable:
-                raise InputError(f"{label} must be writeable")
-        memory = [array for array in given if isinstance(array, np.ndarray)]
-        if any(np.may_share_memory(a, b) for n, a in enumerate(memory) for b in memory[:n]) or (
-            len({id(array) for array in given}) < len(given)
-        ):
-            raise InputError("the arrays of out share memory: give each one its own")
-        return given
 
 
 class Gradient(Routine):
@@ -471,7 +460,7 @@ class Gradient(Routine):
             names = ", ".join(map(repr, known))
             raise OptionError(f"grad({variable!r}): the routine has no such variable, but {names}")
         v = f.variables[known[variable]]
-        sending = [r for r in of._reduced if any(REDUCTIONS[r.name].pullbacks.get("", ()))]
+        sending = sending_of(of.reduced)
         if not sending:
             names = ", ".join(dict.fromkeys(r.name for r in of._reduced))
             raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
@@ -489,12 +478,23 @@ class Gradient(Routine):
         super().__init__(
             formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of.how, expand=of.expand
         )
-        self.rows_added, self._cotangents = v.cat == 2, len(given)
+        self.rows_added, self._of, self._sending, self._place = v.cat == 2, of, sending, v.ind
 
     def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
-        first = len(args) - self._cotangents
-        return [a.reshape(len(a), -1) if k >= first and getattr(a, "ndim", 0) > 2 else a for k, a in enumerate(args)]
+        first = len(args) - len(self._sending)
+        return [*self._of.flat(args[:first]), *map(in_rows, self._sending, args[first:])] if first >= 0 else args
+
+    def _summed(self, inputs: Inputs) -> bool:
+        return self.rows_added or (bool(inputs.batch) and inputs.own[self._place] != inputs.batch)
+
+    def _fitted(self, results: tuple[Any, ...], inputs: Inputs, args: Sequence[Any]) -> tuple[Any, ...]:
+        if not self._summed(inputs):
+            return results
+        return tuple(like(rows, args[self._place], inputs.dtype, self.rows_added) for rows in results)
+
+    def expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+        return [(tuple(map(int, args[self._place].shape)), array_type(inputs.dtype))]
 
     def __repr__(self) -> str:
         return f"<{self.formula}>"

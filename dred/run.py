@@ -8,20 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dred.errors import InputError, OptionError
+from dred.formula.language import Variable
 from dred.inputs import Inputs
 from dred.kernel import engine
 from dred.kernel.centre import centre
+from dred.kernel.pattern import Pattern
+from dred.ranges import Ranges
 from dred.sweeps import Sweep
 
-Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
+Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]]
 
 
-def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any, ...]:
+def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Ranges | None = None) -> tuple[Any, ...]:
     """The results: sweep by sweep, what one leaves is an argument of the next."""
     if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
         (sweep,) = planned
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        return reducer(sweep, list(inputs.arrays), M, N)
+        return reducer(sweep, list(inputs.arrays), M, N, _along(ranges, sweep))
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
@@ -29,9 +32,51 @@ def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer) -> tuple[Any
         for place, of in sweep.centres:
             if place not in arrays:
                 arrays[place] = _centre(inputs.kind, arrays[of], sweep.spec.dtype)
-        found = reducer(sweep, sweep.arguments(arrays), M, N)
+        found = reducer(sweep, sweep.arguments(arrays), M, N, _along(ranges, sweep))
         arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
     return found
+
+
+def run_parts(
+    planned: Sequence[Sweep],
+    variables: Sequence[Variable],
+    inputs: Inputs,
+    ranges: Any,
+    reducer: Callable[[Inputs, tuple[slice, ...]], Reducer],
+) -> tuple[Any, ...]:
+    """What all sweeps leave, (*batch, rows, ...); of dask arrays, part by part of the batch.
+
+    Parameters
+    ----------
+    planned : sequence of Sweep
+        Of no batch.
+    variables : sequence of Variable
+        The declared ones.
+    inputs : Inputs
+    ranges
+        As of a call.
+    reducer : callable
+        What runs the sweeps of some inputs, which are those of a part of the batch.
+    """
+    pairs = None if ranges is None else Ranges.of(ranges, *inputs.rows)
+    if not inputs.batch or inputs.kind != "dask":
+        return run(_batched(planned, inputs), inputs, reducer(inputs, ()), pairs)
+    from dred.cluster import batch
+
+    parts = [
+        (place, run(_batched(planned, part), part, reducer(part, place), pairs))
+        for place, part in batch.blocks(inputs, variables)
+    ]
+    return batch.joined(inputs.batch, parts)
+
+
+def _batched(planned: Sequence[Sweep], inputs: Inputs) -> Sequence[Sweep]:
+    """The sweeps for these arrays, of which some have the dimensions of a batch."""
+    return [sweep.batched(inputs.batch, inputs.own) for sweep in planned] if inputs.batch else planned
+
+
+def _along(ranges: Ranges | None, sweep: Sweep) -> Pattern | None:
+    return None if ranges is None else ranges.along(sweep.spec.axis)
 
 
 def _centre(kind: str, points: Any, dtype: str) -> Any:
@@ -49,10 +94,10 @@ def _centre(kind: str, points: Any, dtype: str) -> Any:
 def _on_host(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     found = engine.device(backend)
 
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         spec = sweep.spec
-        chosen = engine.placed(found, spec, M, N)
-        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, device_id=device_id)
+        chosen = engine.placed(found, spec, M, N, pattern=pattern)
+        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, pattern=pattern, device_id=device_id)
 
     return reducer
 
@@ -64,9 +109,9 @@ def _on_device(backend: str, device_id: int, inputs: Inputs) -> Reducer:
 
     device_id = cuda.placed(inputs.device, device_id)
 
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         found: tuple[Any, ...] = cuda.reduce_device(
-            sweep.spec, arrays, M, N, outputs=sweep.outputs, device_id=device_id
+            sweep.spec, arrays, M, N, outputs=sweep.outputs, pattern=pattern, device_id=device_id
         )
         return found
 
@@ -78,8 +123,8 @@ def _lazily(backend: str, device_id: int, inputs: Inputs) -> Reducer:
         raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
     from dred.cluster import graph
 
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
-        return graph.reduce(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label)
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
+        return graph.reduce(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label, pattern=pattern)
 
     return reducer
 

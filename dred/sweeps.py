@@ -41,6 +41,20 @@ class Sweep:
     places: tuple[int, ...] = ()
     centres: tuple[tuple[int, int], ...] = ()
 
+    def batched(self, batch: tuple[int, ...], own: Sequence[tuple[int, ...]]) -> Sweep:
+        """The same for each element of a batch.
+
+        Parameters
+        ----------
+        batch : tuple of int
+        own : sequence of (tuple of int)
+            For each declared variable, the leading dimensions of its array. What earlier sweeps leave has all.
+        """
+        known: dict[int, tuple[int, ...]] = dict(enumerate(own))
+        known |= {centre: own[of] for centre, of in self.centres}
+        mine = tuple(known.get(v.ind, batch) for v in self.spec.variables)
+        return replace(self, spec=replace(self.spec, batch=batch, own=mine))
+
     def arguments(self, arrays: Mapping[int, Any]) -> list[Any]:
         """By position: those of the variables, and an array of nothing in between."""
         nothing = np.empty(0, self.spec.dtype)

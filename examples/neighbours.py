@@ -1,21 +1,23 @@
 """Neighbours, densities and soft assignments in one sweep over all pairs, then their gradient.
 
-    python examples/neighbours.py [--points N] [--queries M] [--cluster] [--output DIR]
+    python examples/neighbours.py --plot neighbours.png
+    python examples/neighbours.py --size 200000 --cluster local          # dask arrays, a few processes
+    python examples/neighbours.py --size 5000000 --scheduler tcp://host:8786
 
-M queries meet N labelled points of three clouds in the plane. One routine computes for every query, in a single sweep,
-the K nearest points (lowest row number first among equals), the log-density of a Gaussian mixture centred on the
-points, the soft vote of the points for each label, and a histogram of the distances. Labels by vote are compared with
-the true ones, all results with NumPy on a sample. The gradient of the log-density then moves the queries uphill (mean
-shift): no step may lower a density.
+Queries meet four times as many labelled points of three clouds in the plane. One routine computes for every query, in a
+single sweep, the K nearest points (lowest row number first among equals), the log-density of a Gaussian mixture centred
+on the points, the soft vote of the points for each label, and a histogram of the distances. Queries are classified by
+the votes of their neighbours, and by soft votes; both are compared with the truth, all results with NumPy on a sample.
+The gradient of the log-density then moves the queries uphill (mean shift): no step may lower a density.
 
-With --cluster the same lines run on dask arrays and two local processes, and the bytes are compared.
+What a cluster finds for that sample is compared with what this process finds: row numbers and counts, byte for byte.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
+from where import figure, parser, place  # beside this file
 
 from dred import Genred, Reduction
 
@@ -24,6 +26,18 @@ VARIABLES = ["x = Vi(2)", "y = Vj(2)", "label = Vj(3)", "g = Pm(1)"]
 LOG_KERNEL = "-g * SqDist(x, y)"
 EDGES = np.linspace(0, 50, 26)
 
+# four reductions of the same pairs: SqDist(x, y) and its exponentials are computed once
+routine = Genred(
+    [
+        ("SqDist(x, y)", "ArgKMin", K),
+        (LOG_KERNEL, "LogSumExp"),
+        (LOG_KERNEL, "SumSoftMaxWeight", None, "label"),
+        ("SqDist(x, y)", "Histogram", EDGES),
+    ],
+    VARIABLES,
+    axis=1,
+)
+
 
 def clouds(count, rng):
     """Points of three clouds and their labels as 0, 1, 2."""
@@ -31,89 +45,79 @@ def clouds(count, rng):
     return centres[labels] + rng.normal(size=(count, 2)) * 0.8, labels
 
 
-def check(queries, points, found, sample):
-    """Rows of a sample against NumPy, in float64."""
-    neighbours, density, votes, counts, one_hot = found
-    squares = ((queries[sample, None] - points) ** 2).sum(-1)
-    np.testing.assert_array_equal(neighbours[sample], np.argsort(squares, axis=1, kind="stable")[:, :K])
+def check(queries, points, one_hot, found):
+    """What was found for some queries against NumPy, in float64."""
+    neighbours, density, votes, counts = found
+    squares = ((queries[:, None] - points) ** 2).sum(-1)
+    np.testing.assert_array_equal(neighbours, np.argsort(squares, axis=1, kind="stable")[:, :K])
     weights = np.exp(-squares)
-    np.testing.assert_allclose(density[sample, 0], np.log(weights.sum(1)), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(votes[sample], weights @ one_hot / weights.sum(1, keepdims=True), rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(counts[sample], [np.histogram(row, EDGES)[0] for row in squares])
+    np.testing.assert_allclose(density[:, 0], np.log(weights.sum(1)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(votes, weights @ one_hot / weights.sum(1, keepdims=True), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(counts, [np.histogram(row, EDGES)[0] for row in squares])
+
+
+def classes(labels, neighbours):
+    """The label that most neighbours have, the lowest one among equals."""
+    return (labels[neighbours][..., None] == np.arange(3)).sum(1).argmax(1)
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--points", type=int, default=20_000)
-    options.add_argument("--queries", type=int, default=5_000)
-    options.add_argument("--cluster", action="store_true", help="also on two local processes")
-    options.add_argument("--output", type=Path, help="folder for the result")
-    given = options.parse_args()
+    options = parser(__doc__, 20_000)
+    options.add_argument("--output", type=Path, help="folder for the results")
+    args = options.parse_args()
 
     rng = np.random.default_rng(0)
-    points, labels = clouds(given.points, rng)
-    queries, truth = clouds(given.queries, rng)
+    points, labels = clouds(args.size, rng)
+    queries, truth = clouds(max(1, args.size // 4), rng)
     one_hot, g = np.eye(3)[labels], np.array([1.0])
+    with place(args) as (put, keep):
+        x, y, label, e = put(queries), put(points), put(one_hot), put(np.ones((len(queries), 1)))
+        start = time.perf_counter()
+        lazy = keep(*routine(x, y, label, g))
+        found = neighbours, density, votes, counts = [np.asarray(each) for each in lazy]
+        print(f"{len(x):,} x {len(y):,} pairs, 4 reductions: {time.perf_counter() - start:.2f} s")
 
-    # -- four reductions of the same pairs: SqDist(x, y) and its exponentials are computed once
-    routine = Genred(
-        [
-            ("SqDist(x, y)", "ArgKMin", K),
-            (LOG_KERNEL, "LogSumExp"),
-            (LOG_KERNEL, "SumSoftMaxWeight", None, "label"),
-            ("SqDist(x, y)", "Histogram", EDGES),
-        ],
-        VARIABLES,
-        axis=1,
-    )
-    start = time.perf_counter()
-    neighbours, density, votes, counts = routine(queries, points, one_hot, g)
-    print(f"{given.queries:,} x {given.points:,} pairs, 4 reductions: {time.perf_counter() - start:.2f} s")
-    check(queries, points, (neighbours, density, votes, counts, one_hot), rng.integers(0, given.queries, 50))
+        # -- mean shift: the gradient of the log-density, by the saved state of the log-sum-exp
+        uphill = Reduction(f"Grad(LogSumExp_Reduction({LOG_KERNEL}, 0), x, e)", [*VARIABLES, "e = Vi(1)"])
+        higher = Genred(LOG_KERNEL, VARIABLES, "LogSumExp", axis=1)
+        for _ in range(5):  # steps of mean shift never lower the density
+            x = keep(x + uphill(x, y, label, g, e) / (2 * g))
+        gain = np.asarray(higher(x, y, label, g)) - density
+    print(f"five steps of mean shift: log-density {density.mean():.3f} -> {(density + gain).mean():.3f}")
+    assert (gain > -1e-9).all()
 
-    nearest = np.array([np.bincount(row, minlength=3).argmax() for row in labels[neighbours]])
+    sample = rng.integers(0, len(queries), 50)
+    check(queries[sample], points, one_hot, [each[sample] for each in found])
+    if args.cluster or args.scheduler_file:
+        here = routine(queries[sample], points, one_hot, g)
+        for name, a, b in (("neighbours", here[0], neighbours[sample]), ("counts", here[3], counts[sample])):
+            assert a.tobytes() == b.tobytes()
+            print(f"in this process: the same {name}, byte for byte")
+
+    nearest = classes(labels, neighbours)
     for name, guess in (("nearest neighbours", nearest), ("soft votes", votes.argmax(1))):
         right = (guess == truth).mean()
         print(f"labels by {name}: {right:.1%} right")
         assert right > 0.9
 
-    # -- mean shift: the gradient of the log-density, by the saved state of the log-sum-exp
-    uphill = Reduction(f"Grad(LogSumExp_Reduction({LOG_KERNEL}, 0), x, e)", [*VARIABLES, "e = Vi(1)"])
-    higher = Genred(LOG_KERNEL, VARIABLES, "LogSumExp", axis=1)
-    moved, ones = queries, np.ones((given.queries, 1))
-    for _ in range(5):  # steps of mean shift never lower the density
-        moved = moved + uphill(moved, points, one_hot, g, ones) / (2 * g)
-    gain = higher(moved, points, one_hot, g) - density
-    print(f"five steps of mean shift: log-density {density.mean():.3f} -> {(density + gain).mean():.3f}")
-    assert (gain > -1e-9).all()
-
-    if given.cluster:
-        distributed(routine, (queries, points, one_hot, g), (neighbours, counts))
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        np.savez(given.output / "neighbours.npz", neighbours=neighbours, density=density, votes=votes, counts=counts)
+    if args.plot:
+        draw(args.plot, points, labels, one_hot, g)
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        np.savez(args.output / "neighbours.npz", neighbours=neighbours, density=density, votes=votes, counts=counts)
 
 
-def distributed(routine, arrays, wanted):
-    """The same on dask arrays: four arrays over one set of fold tasks; indices and counts are the same bytes."""
-    import dask
-    import dask.array as da
-    from distributed import Client
-
-    queries, points, one_hot, g = arrays
-    chunks = [max(1, len(queries) // 3), max(1, len(points) // 4)]
-    with Client(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
-        lazy = routine(
-            da.from_array(queries, (chunks[0], 2)),
-            da.from_array(points, (chunks[1], 2)),
-            da.from_array(one_hot, (chunks[1], 3)),
-            g,
-            backend="cpu",
-        )
-        neighbours, _, _, counts = dask.compute(*lazy)
-    for name, a, b in (("neighbours", neighbours, wanted[0]), ("counts", counts, wanted[1])):
-        assert a.tobytes() == b.tobytes()
-        print(f"on two processes: the same {name}, byte for byte")
+def draw(path, points, labels, one_hot, g):
+    """The plane by the label of the neighbours, and by the log-density."""
+    side = np.linspace(-5, 6, 100)
+    grid = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    neighbours, density, _, _ = routine(grid, points, one_hot, g)
+    with figure(path, 2) as (left, right):
+        left.contourf(side, side, classes(labels, neighbours).reshape(100, 100), levels=2, cmap="viridis", alpha=0.4)
+        left.scatter(*points[:2000].T, c=labels[:2000], s=2)
+        left.set(title=f"labels by {K} neighbours", aspect="equal")
+        right.contourf(side, side, density.reshape(100, 100), levels=20)
+        right.set(title="log-density", aspect="equal")
 
 
 if __name__ == "__main__":

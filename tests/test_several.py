@@ -258,7 +258,7 @@ class OnDevice:
 def test_on_a_device_what_one_sweep_leaves_stays_there(monkeypatch):
     seen = []
 
-    def reduce_device(spec, arrays, M, N, outputs, *, device_id):
+    def reduce_device(spec, arrays, M, N, outputs, *, pattern, device_id):
         assert device_id == -1
         assert all(isinstance(arrays[v.ind], OnDevice) for v in spec.read)
         seen.append(len(outputs))

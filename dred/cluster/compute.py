@@ -21,6 +21,7 @@ from dask.base import persist, tokenize
 from dred.cluster import explain, graph, inputs, spool, tasks
 from dred.cluster.arrays import from_array, source_of
 from dred.cluster.backend import ambient_client
+from dred.cluster.batch import Part, Place
 from dred.cluster.collection import name_of
 from dred.cluster.plan import Plan
 from dred.cluster.progress import Meter, Progress, watched
@@ -28,6 +29,7 @@ from dred.cluster.runs import Run, waited_for
 from dred.cluster.store import Store, root
 from dred.errors import BackendError, WorkersLostError
 from dred.kernel.output import Output
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 from dred.sweeps import Sweep
 
@@ -35,7 +37,7 @@ from dred.sweeps import Sweep
 _CONFIG = {"optimization.fuse.active": False}
 
 
-Reducer = Callable[[Sweep, list[Any], int, int], tuple[Any, ...]]
+Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]]
 
 
 class Lazy(NamedTuple):
@@ -79,9 +81,9 @@ def reducer(
     spooled: list[da.Array] = []  # what sweeps have left, until the last one has read it
     known: dict[str, str] = {}  # by their names, what arrays depend on that sweeps have left
 
-    def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int) -> tuple[Any, ...]:
+    def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         spec, outputs = sweep.spec, sweep.outputs
-        plan = graph.plan(spec, arrays, outputs, backend, label=sweep.label)
+        plan = graph.plan(spec, arrays, outputs, backend, label=sweep.label, pattern=pattern)
         explain.refuse(plan)
         last, number = not sweep.places, next(count)
         prepared = inputs.prepare(spec, arrays, plan)
@@ -97,8 +99,11 @@ def reducer(
         if last:
             for array in spooled:
                 spool.release(source_of(array))
-            rows = (plan.out_chunks, -1)
-            return tuple(da.from_array(array, chunks=rows) for array in found) if chunked else tuple(found)
+            if not chunked:
+                return tuple(found)
+            return tuple(
+                da.from_array(a, chunks={0: plan.out_chunks, **dict.fromkeys(range(1, a.ndim), -1)}) for a in found
+            )
         left = tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
         spooled.extend(left)
         known.update({name_of(array): tokenize(identity, n) for n, array in enumerate(left)})
@@ -107,13 +112,25 @@ def reducer(
     return reduce
 
 
+def parts(targets: Sequence[Any], place: Place) -> Sequence[Any]:
+    """Of targets the part that belongs to some elements of a batch, the rows in front; without a batch they are it."""
+    return [Part(target, place) for target in targets] if place else targets
+
+
+def folder(store: str | os.PathLike[str] | None, place: Place) -> str | os.PathLike[str] | None:
+    """The store of some elements of a batch."""
+    if store is None or not place:
+        return store
+    return os.path.join(store, "-".join(["batch", *(str(part.start) for part in place)]))
+
+
 def here(results: Sequence[da.Array], targets: Sequence[Any] | None) -> tuple[Any, ...]:
     """What arrays of this process come to, in `targets` if there are any."""
     found = computed(*results, scheduler="sync")
     if targets is None:
         return tuple(found)
     for target, result in zip(targets, found, strict=True):
-        target[0 : len(result)] = result
+        target[...] = result
     return tuple(targets)
 
 

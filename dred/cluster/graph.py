@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -26,6 +26,7 @@ from dred.cluster.stored import Source
 from dred.errors import PlanError, human
 from dred.kernel import engine
 from dred.kernel.output import Output
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import VERSION, KernelSpec
 
 LONGEST_PREFIX = 32
@@ -41,6 +42,7 @@ def plan(
     *,
     label: str,
     checked: bool = True,
+    pattern: Pattern | None = None,
 ) -> Plan:
     """How `reduce` would cut this problem into tasks.
 
@@ -49,8 +51,9 @@ def plan(
     spec : KernelSpec
         Formulas, states, axis and types.
     arrays : sequence of dask.array.Array or numpy.ndarray
-        By position, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced ones, (dim,)
-        for parameters. `dred.inputs.check` has seen them.
+        By position, of type `spec.type_of(position)`: (M, width) for kept variables, (N, width) for reduced ones,
+        (width,) for parameters, where width is `spec.width`: with a batch, a row has the vectors of all its elements
+        that the array has, one after another. `dred.inputs.check` has seen them.
     outputs : sequence of Output
         The arrays that are read off the states.
     backend : str
@@ -59,6 +62,8 @@ def plan(
         Names of the reductions, separated by ", ", one for each part of `spec`: for people and in names of layers.
     checked : bool
         Whether a backend that is named must be there.
+    pattern : Pattern, optional
+        Which reduced rows each kept row meets; default: all.
 
     Raises
     ------
@@ -69,13 +74,20 @@ def plan(
     BackendError
         The backend is not there, see `backend.resolve`.
     """
-    sizes = inputs.measure(spec, arrays, outputs)
-    chosen = engine.placed(resolve(backend, arrays, checked), spec, sizes.x.rows, sizes.y.rows, local=False)
-    return Plan.choose(label, chosen, sizes, config.settings())
+    sizes = inputs.measure(spec, arrays, outputs, pattern)
+    found, (M, N) = resolve(backend, arrays, checked), (sizes.x.rows, sizes.y.rows)
+    chosen = engine.placed(found, spec, M, N, local=False, pattern=pattern)
+    return Plan.choose(label, chosen, sizes, config.settings(), pattern)
 
 
 def reduce(
-    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], backend: str = "auto", *, label: str
+    spec: KernelSpec,
+    arrays: Sequence[Any],
+    outputs: Sequence[Output],
+    backend: str = "auto",
+    *,
+    label: str,
+    pattern: Pattern | None = None,
 ) -> tuple[da.Array, ...]:
     """The outputs as lazy arrays of M rows in the caller's chunks of the first kept variable.
 
@@ -84,10 +96,10 @@ def reduce(
     Returns
     -------
     tuple of dask.array.Array
-        One for each output, of its dtype and shape (M, ...), all over the same fold tasks. M (N) is 1 where there is no
-        kept (reduced) variable.
+        One for each output, of its dtype and shape (M, *batch, ...), or (M, width) where it is saved, all over the same
+        fold tasks. M (N) is 1 where there is no kept (reduced) variable.
     """
-    chosen = plan(spec, arrays, outputs, backend, label=label)
+    chosen = plan(spec, arrays, outputs, backend, label=label, pattern=pattern)
     explain.refuse(chosen)
     if chosen.feed == "waves":
         raise PlanError(
@@ -170,7 +182,7 @@ class Names:
     @classmethod
     def of(cls, spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], plan: Plan) -> Names:
         given = [name_of(array) if isinstance(array, da.Array) else array for array in arrays]
-        return cls(layer_prefix(plan.reduction), tokenize(spec.digest, plan.token(), repr(outputs), given))
+        return cls(layer_prefix(plan.reduction), tokenize(spec.token, plan.token(), repr(outputs), given))
 
     def __call__(self, kind: str) -> str:
         return "-".join(part for part in (self.prefix, kind, self.token) if part)
@@ -208,7 +220,7 @@ def block_layer(
         (rows, *columns), given = array.chunks, name_of(array)
         tails = [(c,) for c in range(len(columns[0]))] if columns else [()]
         keys: list[Key] = []
-        for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (v.dim,))):
+        for k, found in enumerate(pieces(rows, blocks[v.cat] if v.cat < 2 else (spec.width(v),))):
             parts = [[(given, piece.chunk, *tail) for tail in tails] for piece in found]
             if len(tails) == 1 and whole(found):
                 keys.append(parts[0][0])
@@ -232,15 +244,9 @@ def fold_layer(
     layer: Layer = {}
     ends: list[list[Key]] = []
     for i in range(len(plan.x_blocks)):
-        ends.append([])
-        for lane, steps in enumerate(plan.schedule):
-            state: Key | None = None
-            for step in range(len(steps)):
-                key = (name, i, lane, step)
-                layer[key] = given.fold(key, i, lane, step, state)
-                state = key
-            assert state is not None  # a lane has a step at least
-            ends[i].append(state)
+        found, lanes = given.lanes(name, i)
+        layer.update(found)
+        ends.append(list(lanes.values()))
     return layer, ends
 
 
@@ -260,7 +266,7 @@ def identity(
     names = [name_of(array) if isinstance(array, da.Array) else array for array in read]
     given = [known.get(name, name) if isinstance(name, str) else name for name in names]
     return {
-        "formula": tokenize(spec.digest, repr(outputs)),
+        "formula": tokenize(spec.token, repr(outputs)),
         "inputs": tokenize(given),
         "plan": plan.token(),
         "version": str(VERSION),
@@ -277,7 +283,8 @@ class Given:
     j0: list[int]
     kept: Sequence[Mapping[int, Key]]
     fixed: List
-    panels: dict[range, List]
+    reduced: Sequence[list[Key] | Source]
+    panels: dict[range, List] = field(default_factory=dict)  # shared by all x blocks
 
     @classmethod
     def of(cls, spec: KernelSpec, places: Sequence[list[Key] | Source], plan: Plan) -> Given:
@@ -287,16 +294,6 @@ class Given:
             for category in (1 - spec.axis, spec.axis, 2)
         )
 
-        def panel(step: range) -> List:
-            return List(
-                *(
-                    refs([place[j] for j in step])
-                    if isinstance(place, list)
-                    else List(Stored(place, j0[step.start], j0[step.stop]))
-                    for place in reduced
-                )
-            )
-
         return cls(
             spec,
             plan,
@@ -304,27 +301,52 @@ class Given:
             j0,
             [dict(enumerate(place)) for place in kept if isinstance(place, list)],
             refs([place[0] for place in parameters if isinstance(place, list)]),
-            {step: panel(step) for lane in plan.schedule for step in lane},  # shared by all x blocks
+            reduced,
         )
 
-    def fold(self, key: Key, i: int, lane: int, step: int, state: Key | None) -> Task:
-        """The task that folds a step of a lane into a state, for one x block."""
-        plan, js = self.plan, self.plan.schedule[lane][step]
+    def lanes(self, name: str, i: int) -> tuple[Layer, dict[int, Key]]:
+        """The fold tasks of an x block, and the key of the last state of each lane that has any.
+
+        There is one state at least: where no row meets any, that of no terms.
+        """
+        layer: Layer = {}
+        ends: dict[int, Key] = {}
+        for lane, steps in enumerate(self.plan.folds[i]):
+            for step, js in steps:
+                key = (name, i, lane, step)
+                layer[key] = self.fold(key, i, lane, step, js, ends.get(lane))
+                ends[lane] = key
+        if not ends:
+            ends[0] = key = (name, i, 0, 0)
+            layer[key] = self.nothing(key, i)
+        return layer, ends
+
+    def nothing(self, key: Key, i: int) -> Task:
+        """The task that gives the state of an x block before it has met any rows."""
+        return Task(key, tasks.nothing, self.spec, self.plan.x_blocks[i])
+
+    def fold(self, key: Key, i: int, lane: int, step: int, js: range, state: Key | None) -> Task:
+        """The task that folds some y blocks, those of a step of a lane that are met, into a state of one x block."""
+        plan = self.plan
         rows, blocks = plan.x_blocks[i], plan.y_blocks[js.start : js.stop]
         place = tasks.Place(i, lane, step, self.i0[i], rows, self.j0[js.start], blocks, plan.panel)
         before = None if state is None else TaskRef(state)
         x = refs([keys[i] for keys in self.kept])
-        return Task(
-            key,
-            tasks.fold_blocks,
-            self.spec,
-            plan.reduction,
-            plan.backend,
-            place,
-            before,
-            x,
-            self.panels[js],
-            self.fixed,
+        if js not in self.panels:
+            self.panels[js] = self.panel(js)
+        given = (self.spec, plan.reduction, plan.backend, place, before, x, self.panels[js], self.fixed)
+        met = plan.met(i, js)
+        return Task(key, tasks.fold_blocks, *given, *(() if met is None else (met,)))
+
+    def panel(self, js: range) -> List:
+        """Of each reduced variable, its blocks or its run of stored rows."""
+        return List(
+            *(
+                refs([place[j] for j in js])
+                if isinstance(place, list)
+                else List(Stored(place, self.j0[js.start], self.j0[js.stop]))
+                for place in self.reduced
+            )
         )
 
 
@@ -333,7 +355,7 @@ def merge_layer(name: str, spec: KernelSpec, plan: Plan, lanes: list[list[Key]])
     layer: Layer = {}
     tops: list[list[Key]] = []
     for i, states in enumerate(lanes):
-        for level, groups in enumerate(plan.tree):
+        for level, groups in enumerate(plan.tree_of(len(states))):
             merged: list[Key] = []
             for g, group in enumerate(groups):
                 run = [states[s] for s in group]

@@ -21,12 +21,15 @@ from dred.formula.language import Variable
 from dred.kernel import engine
 from dred.kernel.lower import lower
 from dred.kernel.output import Output
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec, array_type
 
 UNROLL = 32  # of the kernel whose instructions are counted; their number does not depend on it
 
 
-def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) -> Sizes:
+def measure(
+    spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output], pattern: Pattern | None = None
+) -> Sizes:
     """Sizes of the problem, read off shapes, dtypes and chunks: nothing is computed.
 
     Variables that the formula does not read count for rows and chunks; they travel nowhere.
@@ -39,22 +42,25 @@ def measure(spec: KernelSpec, arrays: Sequence[Any], outputs: Sequence[Output]) 
     for variable in spec.read:
         _travels(variable, arrays[variable.ind])
     parameters = [v for v in spec.read if v.cat == 2]
+    x, y = _axis(spec, arrays, 1 - spec.axis), _axis(spec, arrays, spec.axis)
     return Sizes(
-        x=_axis(spec, arrays, 1 - spec.axis),
-        y=_axis(spec, arrays, spec.axis),
+        x=x,
+        y=y,
         parameters=tuple(_input(spec, v, arrays[v.ind]) for v in parameters),
-        parameter_bytes=sum(_row_of(spec, v) * v.dim for v in parameters),
+        parameter_bytes=sum(_row_of(spec, v) * spec.width(v) for v in parameters),
         state_row_bytes=sum(field.nbytes for field in engine.empty(spec, 1)),
         out_row_bytes=sum(_row_bytes(output.empty(spec)) for output in outputs),
         operations=operations(spec),
         outputs=len(outputs),
+        batches=spec.batches,
+        met=None if pattern is None else pattern.pairs,
         widened=np.dtype(spec.dtype).itemsize // array_type(spec.given).itemsize if spec.given else 0,
     )
 
 
 def _row_of(spec: KernelSpec, variable: Variable) -> int:
     """Bytes of a row of a variable, of a parameter of a component."""
-    dim = 1 if variable.cat == 2 else variable.dim
+    dim = 1 if variable.cat == 2 else spec.width(variable)
     return int(array_type(spec.type_of(variable.ind)).itemsize * dim)
 
 
@@ -83,7 +89,8 @@ def prepare(spec: KernelSpec, arrays: Sequence[Any], plan: Plan) -> list[Any]:
 
     def prepared(v: Variable) -> Any:
         array = arrays[v.ind]
-        chunks = ((v.dim,),) if v.cat == 2 else (blocks[v.cat], (v.dim,))
+        width = (spec.width(v),)
+        chunks = (width,) if v.cat == 2 else (blocks[v.cat], width)
         if not isinstance(array, da.Array):
             return da.from_array(np.asarray(array), chunks=chunks)  # asarray: a memmap would travel whole, by its path
         source = source_of(array) if v.cat < 2 else None

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
+from dred.cluster import limits
 from dred.cluster.cuts import Piece, cut, equal, fitted, in_steps, merge_tree, pieces
 from dred.cluster.settings import Settings
 from dred.cluster.sizes import Input, Sizes
-from dred.errors import PlanError, human
-
-LEAST_ROWS = 256  # x rows per block below which more blocks cost more than they bring, where the plan may choose
+from dred.errors import human
+from dred.kernel.pattern import Pattern
 
 Lane = tuple[range, ...]  # one range of y blocks per step
 
@@ -53,6 +55,9 @@ class Plan:
         The problem.
     cache : int
         Most bytes that a process keeps of what fold tasks have read by path. No bit depends on it.
+    pattern : Pattern or None
+        Which y rows each x row meets; None: all. Where a block of x and the y blocks of a task have no pair, there is
+        no task.
     """
 
     reduction: str
@@ -67,9 +72,12 @@ class Plan:
     rate: float
     sizes: Sizes
     cache: int = field(default=0, repr=False, compare=False)
+    pattern: Pattern | None = field(default=None, repr=False)
 
     @classmethod
-    def choose(cls, reduction: str, backend: str, sizes: Sizes, settings: Settings) -> Plan:
+    def choose(
+        cls, reduction: str, backend: str, sizes: Sizes, settings: Settings, pattern: Pattern | None = None
+    ) -> Plan:
         """The plan of a problem: a function of its arguments and of nothing else.
 
         The number of tasks wanted is `work / shortest_fold`, at most `parallelism`, unless tasks would then last
@@ -83,23 +91,23 @@ class Plan:
             A single row exceeds a budget; a feed that is asked for is not possible.
         """
         x, y, rate = sizes.x, sizes.y, settings.rate(backend)
-        work = x.rows * y.rows * sizes.operations / rate  # seconds of one worker
+        work = x.rows * y.rows * sizes.work / rate  # seconds of one worker
         wanted = min(max(work / settings.shortest_fold, 1), max(settings.parallelism, work / settings.longest_fold))
-        most_rows = _most_kept(sizes, rate, settings)
+        most_rows = limits.most_kept(sizes, rate, settings)
         useful = max(settings.parallelism, math.ceil(work / settings.shortest_fold))
         if x.chunks:
             x_blocks = fitted(x.chunks, useful, most_rows)
             if x_blocks != x.chunks:
                 x_blocks = tuple(filter(None, x_blocks)) or (0,)
         else:
-            blocks = min(math.ceil(wanted), max(1, x.rows // LEAST_ROWS))
+            blocks = min(math.ceil(wanted), max(1, x.rows // limits.LEAST_ROWS))
             x_blocks = equal(x.rows, max(blocks, math.ceil(x.rows / most_rows)))
         lanes = max(1, min(math.ceil(wanted / len(x_blocks)), y.rows))
 
-        feed = _feed(sizes, settings)
+        feed = limits.feed(sizes, settings)
         if feed == "waves":  # a row of each lane at least
-            lanes = min(lanes, max(1, settings.y_budget // max(1, _moving(sizes, feed))))
-        most_rows = _most_reduced(max(x_blocks), lanes, feed, sizes, rate, settings)
+            lanes = min(lanes, max(1, settings.y_budget // max(1, limits.moving(sizes, feed))))
+        most_rows = limits.most_reduced(max(x_blocks), lanes, feed, sizes, rate, settings)
         if y.chunks:
             useful = lanes * math.ceil(settings.parallelism / lanes)
             chunks = tuple(filter(None, y.chunks)) or (0,)
@@ -113,7 +121,9 @@ class Plan:
             block = max(x_blocks) * (x.row_bytes + 2 * lanes * sizes.state_row_bytes + sizes.out_row_bytes)
             group = max(1, min(group, settings.wave_rows // max(1, block)))
         arity, cache = settings.arity, settings.stream_cache
-        return cls(reduction, backend, feed, x_blocks, y_blocks, schedule, arity, panel, group, rate, sizes, cache)
+        return cls(
+            reduction, backend, feed, x_blocks, y_blocks, schedule, arity, panel, group, rate, sizes, cache, pattern
+        )
 
     @property
     def lanes(self) -> int:
@@ -125,18 +135,69 @@ class Plan:
         """Most fold tasks that follow each other in a lane."""
         return max(map(len, self.schedule))
 
-    @cached_property
+    @property
     def tree(self) -> list[list[range]]:
-        """Levels of the merges of an x block: the runs of states that are joined, for the task that also finalizes.
+        """Levels of the merges of an x block of which all lanes have a pair, see `tree_of`."""
+        return self.tree_of(self.lanes)
+
+    def tree_of(self, lanes: int) -> list[list[range]]:
+        """Levels of merges of so many lanes: the runs of states that are joined, for the task that also finalizes.
 
         A run of one state is handed on without a task.
         """
-        return merge_tree(self.lanes, self.arity)
+        return merge_tree(lanes, self.arity)
 
     @property
     def depth(self) -> int:
         """Merges between a lane's state and the result."""
         return len(self.tree) + (self.lanes > 1)
+
+    @cached_property
+    def folds(self) -> list[list[list[tuple[int, range]]]]:
+        """For each x block and each lane, the steps that have a pair, with the y blocks that they read.
+
+        Where all rows meet, it is one list for all x blocks.
+        """
+        if self.pattern is None:
+            return [[list(enumerate(lane)) for lane in self.schedule]] * len(self.x_blocks)
+        found: list[list[list[tuple[int, range]]]] = []
+        j0 = [*accumulate(self.y_blocks, initial=0)]
+        for i in range(len(self.x_blocks)):
+            mine = self.pattern.within(self._kept(i), slice(0, j0[-1]))
+            found.append([[] for _ in self.schedule])
+            for lane, steps in enumerate(self.schedule):
+                for step, js in enumerate(steps):
+                    met = mine.within(slice(0, self.x_blocks[i]), slice(j0[js.start], j0[js.stop])).span()
+                    if met.stop > met.start:
+                        first = bisect_right(j0, j0[js.start] + met.start) - 1
+                        last = bisect_left(j0, j0[js.start] + met.stop)
+                        found[i][lane].append((step, range(first, last)))
+        return found
+
+    def _kept(self, i: int) -> slice:
+        start = sum(self.x_blocks[:i])
+        return slice(start, start + self.x_blocks[i])
+
+    def met(self, i: int, js: range) -> Pattern | None:
+        """The pattern of an x block and some y blocks, counted from the first row of each."""
+        if self.pattern is None:
+            return None
+        j0 = [*accumulate(self.y_blocks, initial=0)]
+        return self.pattern.within(self._kept(i), slice(j0[js.start], j0[js.stop]))
+
+    def pairs_of(self, blocks: Sequence[int], js: range) -> int:
+        """Pairs of some x blocks and y blocks, of all elements of a batch."""
+        rows = sum(self.y_blocks[js.start : js.stop])
+        if self.pattern is None:
+            return sum(self.x_blocks[i] for i in blocks) * rows * self.sizes.batches
+        return sum(found.pairs for i in blocks if (found := self.met(i, js))) * self.sizes.batches
+
+    @cached_property
+    def _alike(self) -> list[tuple[list[int], int]]:
+        """For the fold tasks of each lane of an x block, and how many x blocks that is so for; without empty lanes."""
+        if self.pattern is None:
+            return [([len(steps) for steps in self.schedule], len(self.x_blocks))]
+        return [([len(steps) for steps in lanes if steps], 1) for lanes in self.folds]
 
     @property
     def out_chunks(self) -> tuple[int, ...]:
@@ -147,11 +208,14 @@ class Plan:
 
     @property
     def fold_tasks(self) -> int:
-        return len(self.x_blocks) * sum(map(len, self.schedule))
+        return sum(times * (sum(lanes) or 1) for lanes, times in self._alike)
 
     @property
     def merge_tasks(self) -> int:
-        return len(self.x_blocks) * sum(len(run) > 1 for level in self.tree for run in level)
+        return sum(
+            times * sum(len(run) > 1 for level in self.tree_of(len(lanes)) for run in level)
+            for lanes, times in self._alike
+        )
 
     @property
     def out_tasks(self) -> int:
@@ -177,19 +241,28 @@ class Plan:
     def edges(self) -> int:
         """Results that these tasks read: chunks, blocks, previous states, states to merge."""
         s = self.sizes
-        folds = sum(map(len, self.schedule))
         resident = sum(not self.streamed(one) for one in s.y.inputs)
-        read = folds * (len(s.x.inputs) + len(s.parameters)) + len(self.y_blocks) * resident
+        fixed = len(s.x.inputs) + len(s.parameters)
+        if self.pattern is None:
+            folds = sum(map(len, self.schedule))
+            read = len(self.x_blocks) * (folds * fixed + len(self.y_blocks) * resident)
+        else:
+            steps = [js for lanes in self.folds for lane in lanes for _, js in lane]
+            read = len(steps) * fixed + sum(map(len, steps)) * resident
+        states = sum(times * self._states_read(lanes) for lanes, times in self._alike)
         assembled = sum(times * one.columns * len(block) for one, found, times in self._assembled for block in found)
         outs = s.outputs * sum(map(len, self.out_pieces))
-        return len(self.x_blocks) * (read + self.states_read + self._picked) + assembled + outs
+        return read + states + len(self.x_blocks) * self._picked + assembled + outs
 
     @property
     def states_read(self) -> int:
-        """Times that a state of one x block is handed on: along the lanes, up the tree, to the result."""
-        chained = sum(map(len, self.schedule)) - self.lanes
-        tree = self.tree
-        left = len(tree[-1]) if tree else self.lanes  # states that the last task joins
+        """Most times that a state of one x block is handed on: along the lanes, up the tree, to the result."""
+        return max(self._states_read(lanes) for lanes, _ in self._alike)
+
+    def _states_read(self, lanes: Sequence[int]) -> int:
+        chained = sum(lanes) - len(lanes)
+        tree = self.tree_of(len(lanes))
+        left = len(tree[-1]) if tree else max(1, len(lanes))  # states that the last task joins
         return chained + left + sum(len(run) for level in tree for run in level if len(run) > 1)
 
     def streamed(self, one: Input) -> bool:
@@ -219,7 +292,7 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        return self.sizes.x.rows * self.sizes.y.rows
+        return self.sizes.pairs
 
     @property
     def seconds(self) -> float:
@@ -239,12 +312,12 @@ class Plan:
     @property
     def fold_seconds(self) -> float:
         """Seconds of the longest fold task at the declared rate."""
-        return max(self.x_blocks) * self.step_rows * self.sizes.operations / self.rate
+        return max(self.x_blocks) * self.step_rows * self.sizes.work / self.rate
 
     @property
     def moving_row_bytes(self) -> int:
         """Bytes of a y row that come as blocks of dask's."""
-        return _moving(self.sizes, self.feed)
+        return limits.moving(self.sizes, self.feed)
 
     @property
     def wave_rows(self) -> list[int]:
@@ -337,7 +410,9 @@ class Plan:
         most = 0
         for step in range(self.steps):
             js = [j for lane in self.schedule if step < len(lane) for j in lane[step]]
-            most = max(most, sum(one.row_bytes * _touched(one, self.y_blocks, js) for one, found in apart if found))
+            most = max(
+                most, sum(one.row_bytes * limits.touched(one, self.y_blocks, js) for one, found in apart if found)
+            )
         return most
 
     def bytes_moved(self, workers: int) -> int:
@@ -364,7 +439,9 @@ class Plan:
 
     def token(self) -> str:
         """32 hexadecimal digits that differ where plans differ."""
-        return hashlib.blake2b(repr((self, self.schedule)).encode(), digest_size=16).hexdigest()
+        mine: tuple[object, ...] = (self, self.schedule)
+        mine += () if self.pattern is None else (self.pattern.digest,)
+        return hashlib.blake2b(repr(mine).encode(), digest_size=16).hexdigest()
 
     def __dask_tokenize__(self) -> str:
         return self.token()
@@ -375,9 +452,9 @@ class Plan:
         kinds = {"block": self.block_tasks, "fold": self.fold_tasks, "merge": self.merge_tasks, "out": self.out_tasks}
         return [
             ("reduction", f"{self.reduction} on {self.backend}"),
-            ("pairs", f"{s.x.rows:,} x {s.y.rows:,} = {self.pairs:.3g}, each of {s.operations:,} operations"),
+            ("pairs", f"{self._visited} = {self.pairs:.3g}, each of {s.operations:,} operations"),
             ("time", f"about {self.seconds:.3g} s of one worker, at {self.rate:.3g} operations per second"),
-            ("feed", _FEED[self.feed].format(human(self.wave_bytes))),
+            ("feed", limits.FEEDS[self.feed].format(human(self.wave_bytes))),
             ("lanes", f"{self.lanes} x {self.steps} steps, merged {self.arity} at a time, tree of depth {self.depth}"),
             ("x blocks", f"{len(self.x_blocks):,} of at most {max(self.x_blocks):,} kept rows"),
             ("y blocks", f"{len(self.y_blocks):,} of at most {max(self.y_blocks):,} reduced rows"),
@@ -390,90 +467,18 @@ class Plan:
             ("results", human(s.x.rows * s.out_row_bytes)),
         ]
 
+    @property
+    def _visited(self) -> str:
+        s = self.sizes
+        batch = f"{s.batches:,} x " if s.batches > 1 else ""
+        part = "" if s.met is None else f"{s.met / max(1, s.x.rows * s.y.rows):.3g} of "
+        return f"{batch}{part}{s.x.rows:,} x {s.y.rows:,}"
+
     def __str__(self) -> str:
         return aligned(self.table())
-
-
-_FEED = {
-    "resident": "resident: every worker may come to hold all y blocks, {}",
-    "stream": "stream: stored rows are read by path, and {} come as blocks",
-    "waves": "waves: y blocks are computed and folded step by step, {} at a time",
-}
 
 
 def aligned(table: Sequence[tuple[str, str]]) -> str:
     """A table as lines, its names in a column."""
     width = max(len(name) for name, _ in table)
     return "\n".join(f"{name:{width}}  {text}" for name, text in table)
-
-
-def _feed(sizes: Sizes, settings: Settings) -> str:
-    """How y comes to the folds: what is stored by path, the rest at once if `y_budget` allows it."""
-    y = sizes.y
-    stored = any(one.stored for one in y.inputs)
-    moving = y.rows * sum(one.row_bytes for one in y.inputs if not one.stored)
-    if settings.feed == "waves":
-        return "waves"
-    if settings.feed == "stream" and not stored:
-        raise PlanError(
-            "dred.plan.feed is stream, but no variable of the reduced index is stored: pass dred.from_file(...) or "
-            "dred.from_array(...), or use another feed"
-        )
-    if settings.feed == "resident":
-        stored, moving = False, y.rows * y.row_bytes
-    if moving <= settings.y_budget:
-        return "stream" if stored else "resident"
-    if settings.feed != "auto":
-        raise PlanError(
-            f"dred.plan.feed is {settings.feed}, but {human(moving)} of reduced rows would come to lie in every "
-            f"worker, more than dred.plan.y-budget of {human(settings.y_budget)}: raise it, or use another feed"
-        )
-    return "waves"
-
-
-def _moving(sizes: Sizes, feed: str) -> int:
-    """Bytes of a y row that come as blocks of dask's."""
-    return sum(one.row_bytes for one in sizes.y.inputs if not one.stored or feed == "resident")
-
-
-def _touched(one: Input, blocks: Sequence[int], wanted: Sequence[int]) -> int:
-    """Rows of the chunks that some of the blocks are put together of."""
-    found = pieces(one.chunks or (0,), blocks)
-    return sum({piece.chunk: piece.rows for j in wanted for piece in found[j]}.values())
-
-
-def _most_kept(sizes: Sizes, rate: float, settings: Settings) -> int:
-    """Most x rows that one fold may have: with `LEAST_ROWS` reduced rows it is short, and its states fit."""
-    row = sizes.x.row_bytes + 2 * sizes.state_row_bytes + sizes.out_row_bytes
-    if row > settings.x_budget and sizes.x.rows:
-        raise PlanError(
-            f"a single kept row with its states holds {human(row)}, more than dred.plan.x-budget of "
-            f"{human(settings.x_budget)}: raise it in dask's configuration"
-        )
-    pairs = settings.longest_fold * rate / sizes.operations
-    return max(1, min(settings.x_budget // max(row, 1), int(pairs / max(1, min(LEAST_ROWS, sizes.y.rows)))))
-
-
-def _most_reduced(x_rows: int, lanes: int, feed: str, sizes: Sizes, rate: float, settings: Settings) -> int:
-    """Most y rows that one fold over `x_rows` kept rows may read, at least 1."""
-    y = sizes.y
-    if not y.rows:
-        return 1
-    seconds = x_rows * sizes.operations / rate  # of one y row
-    most = settings.longest_fold / seconds if seconds else math.inf
-    if most < 1:
-        raise PlanError(
-            f"a single pair of {sizes.operations:,} operations takes about {sizes.operations / rate:.3g} s, more than "
-            f"dred.plan.longest-fold of {settings.longest_fold:g} s: raise it"
-        )
-    moving = _moving(sizes, feed)
-    if moving:
-        if moving > settings.step:
-            raise PlanError(
-                f"a single reduced row holds {human(moving)}, more than dred.plan.step of {human(settings.step)}: "
-                "raise it in dask's configuration"
-            )
-        most = min(most, settings.step // moving)
-        if feed == "waves":
-            most = min(most, settings.y_budget // (moving * lanes))
-    return max(1, int(min(most, y.rows)))

@@ -42,6 +42,8 @@ class Rows:
         Type of the rows that are given, if it is another than that of the blocks.
     """
 
+    ndim = 2
+
     def __init__(self, blocks: Sequence[Any], dtype: Any = None) -> None:
         self.blocks, self._longest = blocks, 0
         self._ends = list(accumulate(block.shape[0] for block in blocks))

@@ -70,7 +70,7 @@ class Run:
         """All x blocks that are not in the store."""
         plan = self.plan
         missing = [i for i in range(len(plan.x_blocks)) if not self.placed(i)]
-        self.meter.skip(plan.pairs - self.pairs(missing, plan.sizes.y.rows))
+        self.meter.skip(plan.pairs - plan.pairs_of(missing, range(len(plan.y_blocks))))
         if plan.feed == "waves":
             if missing:
                 self.hold_parameters()
@@ -79,9 +79,6 @@ class Run:
                     self.waves(rows)
         elif missing:
             self.folds(missing)
-
-    def pairs(self, rows: list[int], columns: int) -> int:
-        return sum(self.plan.x_blocks[i] for i in rows) * columns
 
     def placed(self, i: int) -> bool:
         """Whether the results of an x block are in the store; then they are put in their place."""
@@ -101,23 +98,20 @@ class Run:
         folds: Layer = {}
         saved: Layer = {}
         lanes: list[list[Key]] = []
-        pairs = self.pairs(rows, self.plan.sizes.y.rows)
+        pairs = self.plan.pairs_of(rows, range(len(self.plan.y_blocks)))
         for i in rows:
             lanes.append([])
-            for lane, steps in enumerate(self.plan.schedule):
-                last, here = (name, i, lane, len(steps) - 1), (kept, i, lane)
+            mine, ends = self.given.lanes(name, i)
+            for lane, last in ends.items():
+                steps, here = self.plan.schedule[lane], (kept, i, lane)
                 file = None if self.states is None else self.states.state(i, lane, len(steps) - 1)
                 if file is not None and load(file) is not None:
                     saved[here] = Task(here, tasks.load_state, file)
-                    done = self.pairs([i], sum(self.plan.y_blocks[steps[0].start : steps[-1].stop]))
+                    done = self.plan.pairs_of([i], range(steps[0].start, steps[-1].stop))
                     self.meter.skip(done)
                     pairs -= done
                 else:
-                    state: Key | None = None
-                    for step in range(len(steps)):
-                        key = (name, i, lane, step)
-                        folds[key] = self.given.fold(key, i, lane, step, state)
-                        state = key
+                    folds.update({key: task for key, task in mine.items() if key[2] == lane})
                     if file is not None:
                         saved[here] = Task(here, tasks.save_state, TaskRef(last), file)
                 lanes[-1].append(here if file is not None else last)
@@ -127,7 +121,8 @@ class Run:
     def waves(self, rows: list[int]) -> None:
         """The results of some x blocks, in a graph for each step."""
         plan = self.plan
-        pairs = [self.pairs(rows, columns) for columns in plan.wave_rows]
+        waves = [[lane[step] for lane in plan.schedule if step < len(lane)] for step in range(plan.steps)]
+        pairs = [sum(plan.pairs_of(rows, js) for js in wave) for wave in waves]
         first = next((step for step in range(plan.steps, 0, -1) if self.all_saved(rows, step - 1)), 0)
         states = self.loaded(rows, first - 1) if first else None
         self.meter.skip(sum(pairs[:first]))
@@ -209,13 +204,14 @@ class Run:
             )
         layer: Layer = {}
         for n, i in enumerate(rows):
-            for lane, steps in enumerate(self.plan.schedule):
+            for lane in range(self.plan.lanes):
                 key: Key = (name, n, lane)
                 state: Key = () if before is None else (name_of(before), n, lane)
-                if step < len(steps):
-                    layer[key] = given.fold(key, i, lane, step, state or None)
+                js = dict(self.plan.folds[i][lane]).get(step)
+                if js is not None:
+                    layer[key] = given.fold(key, i, lane, step, js, state or None)
                 else:
-                    layer[key] = Task(key, tasks.keep, TaskRef(state))
+                    layer[key] = Task(key, tasks.keep, TaskRef(state)) if state else given.nothing(key, i)
         more = [array for array in (held, before) if array is not None]
         arrays = [*self.arrays, *more]
         return self.persisted(name, layer, (len(rows), self.plan.lanes), arrays, self.layers, at_home=True)

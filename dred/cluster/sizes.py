@@ -67,6 +67,10 @@ class Sizes:
         Arrays of results.
     widened : int
         Times the bytes of its inputs that a fold holds besides, converted to the compute type.
+    batches : int
+        Elements of a batch.
+    met : int or None
+        Pairs of each of them that a pattern has; None: all.
     """
 
     x: Axis
@@ -78,3 +82,16 @@ class Sizes:
     operations: int
     outputs: int = 1
     widened: int = 0
+    batches: int = 1
+    met: int | None = None
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that are visited, of all elements of the batch."""
+        return self.batches * (self.x.rows * self.y.rows if self.met is None else self.met)
+
+    @property
+    def work(self) -> float:
+        """Instructions per kept and reduced row, on the average, of all elements of the batch."""
+        every = self.x.rows * self.y.rows
+        return self.operations * self.batches * (1 if self.met is None or not every else self.met / every)

@@ -17,7 +17,8 @@ from dred.errors import BackendError, FoldError, InputError, StoreError
 from dred.formula.language import Variable
 from dred.formula.node import canonical
 from dred.kernel import engine
-from dred.kernel.output import Output
+from dred.kernel.output import Output, array_module
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec, array_type
 from dred.kernel.threads import declared, thread_count
 
@@ -78,6 +79,7 @@ def fold_blocks(
     kept: Sequence[Any],
     reduced: Sequence[Sequence[Any]],
     parameters: Sequence[Any],
+    met: Pattern | None = None,
 ) -> State:
     """Fold the y blocks of one step into `state` (None: the neutral element), panel by panel.
 
@@ -89,6 +91,8 @@ def fold_blocks(
         The x block of each kept variable, and each parameter, in the order of `spec.read`.
     reduced : sequence of sequence of array or Stored
         For each reduced variable its blocks, of the rows in `place.blocks`, or one run that is read from storage.
+    met : Pattern, optional
+        Which of these reduced rows each kept row meets; default: all.
 
     Raises
     ------
@@ -105,19 +109,43 @@ def fold_blocks(
         rows = _reduced(spec, place, reduced, moved)
         more = _MORE[backend]() if backend in _MORE else {}
         # A GPU gets them as one array, and keeps the x block and the state meanwhile; it has panels of its own.
-        panels = [slice(0, place.columns)] if backend == "cuda" else place.panels()
-        for panel in panels:
-            whole = backend == "cuda"
+        whole = backend == "cuda" and met is None and not spec.batch
+        for panel in [slice(0, place.columns)] if whole else place.panels():
+            part = None if met is None else met.within(slice(0, place.rows), panel)
+            if part is not None and not part.pairs:
+                continue  # without being read
             read = {ind: _as_one(run) if whole else run[panel] for ind, run in rows.items()}
             arrays = [read.get(ind, array) for ind, array in enumerate(fixed)]
+            if spec.batch:
+                arrays = unrolled(spec, arrays)
             columns, j0 = panel.stop - panel.start, place.j0 + panel.start
-            state = engine.fold(spec, backend, state, arrays, place.rows, columns, i0=place.i0, j0=j0, **more)
+            state = engine.fold(
+                spec, backend, state, arrays, place.rows, columns, pattern=part, i0=place.i0, j0=j0, **more
+            )
         return state
     except BackendError as error:
         raise type(error)(f"{error}\n    while folding {place}\n    of {describe(spec, label)}") from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         raise FoldError(cause, str(place), describe(spec, label), backend, place.i, place.lane, place.step) from error
+
+
+def nothing(spec: KernelSpec, rows: int) -> State:
+    """The state of rows that have met no others."""
+    return engine.empty(spec, rows)
+
+
+def unrolled(spec: KernelSpec, arrays: Sequence[Any]) -> list[Any]:
+    """The arrays by position as folds of batches have them: (*own, rows, dim), of rows that carry all elements."""
+    found = list(arrays)
+    for v in spec.read:
+        own, block = spec.own_of(v.ind), arrays[v.ind]
+        if v.cat == 2:
+            found[v.ind] = block.reshape(*own, v.dim)
+        else:
+            rows = block.reshape(len(block), *own, v.dim)
+            found[v.ind] = array_module(rows).ascontiguousarray(array_module(rows).moveaxis(rows, 0, -2))
+    return found
 
 
 def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
@@ -130,7 +158,7 @@ def merge_states(spec: KernelSpec, states: Sequence[State]) -> State:
 
 def finish(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[State]) -> Array | tuple[Array, ...]:
     """Rows of the results, from the last states of the tree; of a single output without a tuple around it."""
-    results = engine.finalize(spec, merge_states(spec, states), outputs)
+    results = engine.finalize(spec, merge_states(spec, states), outputs, by_row=True)
     return results if results[1:] else results[0]
 
 
@@ -196,7 +224,7 @@ def finish_into(spec: KernelSpec, outputs: Sequence[Output], states: Sequence[St
     Returns an array of one element: the tuple of the results, or nothing where they were put somewhere.
     """
     cell = np.empty(1, dtype=object)
-    results = engine.finalize(spec, merge_states(spec, states), outputs)
+    results = engine.finalize(spec, merge_states(spec, states), outputs, by_row=True)
     if target is None:
         cell[0] = results
     elif isinstance(target, str):
@@ -297,7 +325,7 @@ def _arrange(
     arrays: list[Any] = [np.empty(0, spec.dtype)] * (1 + max((v.ind for v in spec.variables), default=-1))
     for v in spec.read:
         if v.cat != spec.axis:
-            arrays[v.ind] = _checked(spec, v, moved(next(given[v.cat])), (*head[v.cat], v.dim))
+            arrays[v.ind] = _checked(spec, v, moved(next(given[v.cat])), (*head[v.cat], spec.width(v)))
     return arrays
 
 
@@ -310,7 +338,7 @@ def _reduced(
         counts = place.blocks if len(blocks) == len(place.blocks) else (place.columns,)
         found[v.ind] = Rows(
             [
-                _checked(spec, v, block if isinstance(block, Stored) else moved(block), (rows, v.dim))
+                _checked(spec, v, block if isinstance(block, Stored) else moved(block), (rows, spec.width(v)))
                 for block, rows in zip(blocks, counts, strict=True)
             ]
         )

@@ -7,10 +7,9 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,23 @@ from numpy.typing import NDArray
 from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
-from dred.kernel.cpu_schedule import SHARE, Schedule, split
+from dred.kernel.cpu_calls import Call, Share, listed, whole
+from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
 from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 from dred.kernel.threads import run as _run
 from dred.kernel.threads import thread_count
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
-CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
 CACHED = 128  # compiled kernels that are kept
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
 
 State = tuple[NDArray[Any], ...]
-Span = tuple[int, int, int, int]
-"""First and one past the last row, first and one past the last column of one call."""
-Share = list[tuple[int, list[Span]]]
-"""What one thread does: parts of the columns, and calls."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,8 @@ def fold(
     M: int,
     N: int,
     *,
+    batches: int = 1,
+    pattern: Pattern | None = None,
     i0: int = 0,
     j0: int = 0,
     threads: int | None = None,
@@ -94,8 +92,10 @@ def fold(
 
     Parameters
     ----------
-    spec, state, arrays, M, N, i0, j0
+    spec, state, arrays, M, N, pattern, i0, j0
         See `dred.kernel.engine.fold`.
+    batches : int
+        Arrays may be (batches, rows, dim) as well, parameters (batches, dim); the state is of batches * M rows.
     threads : int, optional
         Default: `thread_count()`.
 
@@ -110,13 +110,13 @@ def fold(
     BackendError
         LLVM cannot compile for this machine.
     """
-    if M == 0 or N == 0:
+    if M == 0 or N == 0 or batches == 0:
         return tuple(np.array(field, order="C") for field in state)
-    arrays = _checked(spec, arrays, M, N)
-    along, parts = split(spec, M, N)
+    arrays = _checked(spec, arrays, M, N, batches)
+    along, parts = split(spec, M, N, batches) if pattern is None else (I, ((0, N),))
     kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
     count = thread_count() if threads is None else threads
-    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count)
+    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count, batches, pattern)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -135,6 +135,8 @@ def folded(
     M: int,
     numbers: tuple[int, int] = (0, 0),
     threads: int = 1,
+    batches: int = 1,
+    pattern: Pattern | None = None,
 ) -> State:
     """The state after the terms of some parts of the columns.
 
@@ -146,22 +148,38 @@ def folded(
         Gives the same kernel with all factors inside: it goes on where sums are not finite.
     parts : sequence of (int, int)
         First and one past the last column. Where there are several, or lanes are columns, each part and lane has a
-        state of its own, which are merged in the end.
-    state, arrays, M, numbers, threads
+        state of its own, which are merged in the end. A pattern takes one part, of all columns.
+    state, arrays, M, numbers, threads, batches, pattern
         As of `fold`; `numbers` are i0 and j0.
     """
     new = tuple(np.array(field, order="C") for field in state)
     plan = kernel.program.plan
     lanes = plan.lanes if plan.along == J else 1
-    states = [new] if len(parts) == lanes == 1 else [empty(spec, M * lanes) for _ in parts]
+    one = replace(spec, batch=(), own=())
+    states = [new] if len(parts) == lanes == 1 else [empty(one, batches * M * lanes) for _ in parts]
+    strides = _strides(spec, arrays, M * lanes)
 
     def work(share: Share, stop: threading.Event) -> None:
         scratch = np.empty(kernel.program.scratch + 64, np.uint8)
-        for part, spans in share:
-            _calls(kernel, arrays, states[part], spans, numbers, stop, careful, scratch)
+        for part, calls in share:
+            _calls(kernel, arrays, states[part], calls, numbers, stop, careful, scratch, strides)
 
-    _run([partial(work, share) for share in _shares(kernel, M, parts, threads)])
+    if batches == 1 and pattern is None:
+        shares = whole(plan, kernel.cost, M, parts, threads)
+    else:
+        shares = listed(plan, kernel.cost, M, parts, batches, pattern, threads)
+    _run([partial(work, share) for share in shares])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
+
+
+def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDArray[np.int64]:
+    """Values from one batch to the next: of the state, then of each array, 0 where all batches share it."""
+    strides = np.zeros(1 + len(arrays), np.int64)
+    strides[0] = rows
+    for v in spec.read:
+        if arrays[v.ind].ndim == (2 if v.cat == 2 else 3):
+            strides[1 + v.ind] = arrays[v.ind][0].size
+    return strides
 
 
 def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
@@ -184,14 +202,15 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
     return tuple(a[:, 0] for a in parts)
 
 
-def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int) -> list[NDArray[Any]]:
+def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, batches: int) -> list[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
     for v in spec.read:
         rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
-        a = arrays[v.ind]
-        if a.shape != (*rows, v.dim) or a.dtype != spec.dtype:
+        a, shape = arrays[v.ind], (*rows, v.dim)
+        if a.dtype != spec.dtype or (a.shape != shape and a.shape != (batches, *shape)):
             raise InputError(
-                f"variable {v.ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {(*rows, v.dim)}"
+                f"variable {v.ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
+                + (f" or {(batches, *shape)}" if batches > 1 else "")
             )
     return [np.ascontiguousarray(a) for a in arrays]
 
@@ -297,74 +316,37 @@ def _loaded(program: Program, cost: float, code: bytes) -> Compiled:
     return Compiled(program, cost, prototype(address), engine)
 
 
-def _shares(kernel: Compiled, M: int, parts: Sequence[tuple[int, int]], threads: int) -> list[Share]:
-    """For each thread its tiles of rows of its parts of the columns, in calls that are short enough; within a part,
-    columns are cut at whole panels alone."""
-    plan = kernel.program.plan
-    tiles = -(-M // plan.tile)
-    pairs = M * (parts[-1][1] - parts[0][0])
-    units = tiles * len(parts)
-    threads = max(1, min(threads, units, int(pairs * kernel.cost / SHARE)))
-    most = CALL / kernel.cost  # pairs of a call
-    out: list[Share] = []
-    for t in range(threads):
-        low, high = units * t // threads, units * (t + 1) // threads
-        share: Share = []
-        for part, (start, stop) in enumerate(parts):
-            first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
-            rows = plan.rows * max(1, int(most / (plan.rows * (stop - start))))
-            columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
-            spans = [
-                (i, min(i + rows, last), j, min(j + columns, stop))
-                for i in range(first, last, rows)
-                for j in range(start, stop, columns)
-            ]
-            share += [(part, spans)] if spans else []
-        out.append(share)
-    return out
-
-
 def _calls(
     kernel: Compiled,
     arrays: Sequence[NDArray[Any]],
     state: State,
-    spans: Sequence[Span],
+    calls: Sequence[Call],
     numbers: tuple[int, int],
     stop: Any,
     careful: Callable[[], Compiled] | None = None,
     scratch: NDArray[np.uint8] | None = None,
+    strides: NDArray[np.int64] | None = None,
 ) -> None:
-    """Folds one share: one batch, one interval per call; `careful` is what goes on where sums are not finite."""
+    """Folds one share; `careful` is what goes on where sums are not finite."""
     program = kernel.program
     if scratch is None:
         scratch = np.empty(program.scratch + 64, np.uint8)
     aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
     variables = _pointers(arrays)
     states = _pointers(state)
-    strides = np.zeros(1 + len(arrays), np.int64)
+    if strides is None:
+        strides = np.zeros(1 + len(arrays), np.int64)
     pitch = state[0].shape[1]
-    tiles = -(-max(last - first for first, last, _, _ in spans) // program.plan.tile) if spans else 0
-    redo = np.full((tiles if program.hoisted else 0, 2), -1, np.int64)
-    for first, last, start, end in spans:
+    redo = np.full((max((call.tiles for call in calls), default=0) if program.hoisted else 0, 2), -1, np.int64)
+    for call in calls:
         if stop.is_set():
             return
-        items, intervals = np.array([[0, first, last, 0, 1, 0]], np.int64), np.array([[start, end]], np.int64)
-        tables = (strides.ctypes.data, items.ctypes.data, 0, 1, intervals.ctypes.data)
+        items, intervals = call.items, call.intervals
+        tables = (strides.ctypes.data, items.ctypes.data, 0, len(items), intervals.ctypes.data)
         kernel.function(variables, *tables, states, pitch, aligned, *numbers, redo.ctypes.data)
-        if careful and program.hoisted and (again := list(_again(redo, program.plan.tile, first, last, end))):
-            _calls(careful(), arrays, state, again, numbers, stop)
+        if careful and program.hoisted and (again := call.again(program.plan, redo)) is not None:
+            _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
             redo[:] = -1
-
-
-def _again(redo: NDArray[np.int64], tile: int, first: int, last: int, end: int) -> Iterator[Span]:
-    """What is left of one call, rows that go on from the same column together."""
-    starts = redo[: -(-(last - first) // tile), 1]
-    if starts.max() < 0:
-        return
-    cuts = [0, *(np.flatnonzero(np.diff(starts)) + 1), len(starts)]
-    for n, m in pairwise(cuts):
-        if starts[n] >= 0:
-            yield first + int(n) * tile, min(first + int(m) * tile, last), int(starts[n]), end
 
 
 def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:

@@ -143,8 +143,8 @@ class Split(NamedTuple):
     parts: tuple[tuple[int, int], ...]
 
 
-def split(spec: KernelSpec, M: int, N: int) -> Split:
-    """How M rows and N columns are cut.
+def split(spec: KernelSpec, M: int, N: int, batches: int = 1) -> Split:
+    """How M rows and N columns of each batch are cut.
 
     Lanes are columns where more than a quarter of the lanes would be no rows, and there are columns for several
     chains of such vectors. Columns are split where there are less than `UNITS` tiles of rows for threads, and as long
@@ -153,9 +153,9 @@ def split(spec: KernelSpec, M: int, N: int) -> Split:
     lanes = LANES[spec.dtype]
     tiles, least = ceil(M / lanes), 4 * CHOICES * lanes
     few = tiles <= 2 and FEW * tiles * lanes > M and least <= N
-    units, states = (M, M * lanes) if few else (tiles, M)
+    units, states = (batches * M, batches * M * lanes) if few else (batches * tiles, batches * M)
     cost = 10 + 2 * sum(v.dim for v in spec.read)
     state = 8 * states * sum(field.size for field in spec.fields)
-    most = min(UNITS // units, int(M * N * cost / PART), STATES // state, N // least)
+    most = min(UNITS // units, int(batches * M * N * cost / PART), STATES // state, N // least)
     cut = ceil(N / max(1, most) / least) * least
     return Split(J if few else I, tuple((start, min(start + cut, N)) for start in range(0, N, cut)))

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from dred.errors import BackendError
 from dred.formula.node import J
+from dred.kernel.batches import runs
 from dred.kernel.cuda_cache import Program, program, rendered
 from dred.kernel.cuda_device import checked, current, no_memory, release
-from dred.kernel.cuda_launch import SCRATCH, launch, panels, splits_of_panel
+from dred.kernel.cuda_launch import SCRATCH, launch, panels, splits_of_panel, strides_of
 from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import Entry, Source
 from dred.kernel.output import Output
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 
 RELIEF = 16  # a second try after a shortage of memory launches so many times fewer rows at once
@@ -110,6 +112,8 @@ def fold_device(
     M: int,
     N: int,
     *,
+    batches: int = 1,
+    pattern: Pattern | None = None,
     i0: int = 0,
     j0: int = 0,
 ) -> tuple[Any, ...]:
@@ -118,13 +122,17 @@ def fold_device(
     Parameters
     ----------
     spec : KernelSpec
-    state : sequence of cupy.ndarray (size, M) or None
+    state : sequence of cupy.ndarray (size, batches * M) or None
         Never written to; None is the state that has met no term.
     arrays : sequence of cupy.ndarray
         By position, of type `spec.dtype`, on the current device; what is not C-contiguous is copied. Those that the
         kernel does not read may be anything. Those of `spec.constants` need not be there.
     M, N : int
         Rows kept and reduced.
+    batches : int
+        Arrays may be (batches, rows, dim) as well, parameters (batches, dim).
+    pattern : Pattern, optional
+        Which columns each row meets; default: all.
     i0, j0 : int
         Global numbers of the first kept and of the first reduced row.
 
@@ -157,15 +165,22 @@ def fold_device(
     try:
         inputs = [None if a is None else cupy.ascontiguousarray(a) for a in inputs]  # kernels see no strides
         if state is None:
-            new = tuple(cupy.full((field.size, M), field.identity, field.dtype) for field in found.fields)
+            new = tuple(cupy.full((field.size, batches * M), field.identity, field.dtype) for field in found.fields)
         else:
             new = tuple(field.copy() for field in state)
+        strides = strides_of(found, inputs)
         for begin, end in panels(found, N) if M else []:
             what = f"the partial states of a launch, beside {M:,} rows and {end - begin:,} columns"
-            given, splits = columns(found, inputs, begin, end), splits_of_panel(found, M, end - begin)
+            met = None if pattern is None else pattern.within(slice(0, M), slice(begin, end))
             relieved(
-                partial(launch, found, device, new, given, M, end - begin, splits=splits, row0=i0, column0=j0 + begin)
-            )
+                partial(
+                    launch, found, device, new, columns(found, inputs, begin, end), M, end - begin,
+                    items=None if met is None else met.items(batches),
+                    intervals=None if met is None else met.intervals,
+                    strides=strides, batches=batches, splits=splits_of_panel(found, M, end - begin, batches, met),
+                    row0=i0, column0=j0 + begin,
+                )
+            )  # fmt: skip
     except MemoryError as error:
         shortage = no_memory(what, error)
     else:
@@ -178,8 +193,13 @@ def columns(source: Source, inputs: Sequence[Any], begin: int, end: int) -> list
     given = list(inputs)
     for place, _, axes in source.loads:
         if axes == J and given[place] is not None:
-            given[place] = given[place][begin:end]
+            given[place] = run(given[place], begin, end)
     return given
+
+
+def run(array: Any, begin: int, end: int) -> Any:
+    """Some rows of an array, of each batch where it has several."""
+    return array[begin:end] if array.ndim == 2 else array[:, begin:end]
 
 
 def relieved(attempt: Callable[..., None]) -> None:
@@ -193,7 +213,14 @@ def relieved(attempt: Callable[..., None]) -> None:
 
 
 def reduce_device(
-    spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, outputs: Sequence[Output], *, device_id: int = -1
+    spec: KernelSpec,
+    arrays: Sequence[Any],
+    M: int,
+    N: int,
+    outputs: Sequence[Output],
+    *,
+    pattern: Pattern | None = None,
+    device_id: int = -1,
 ) -> tuple[Any, ...]:
     """What `outputs` read off the state of all N columns, as cupy.ndarray: arrays, device and errors as `fold_device`.
 
@@ -206,7 +233,17 @@ def reduce_device(
     import cupy
 
     with cupy.cuda.Device(device_id):
-        state = fold_device(spec, None, spec.widened(arrays), M, N)
+        wide = spec.widened(arrays)
+        if not spec.batch:
+            state = fold_device(spec, None, wide, M, N, pattern=pattern)
+        else:
+            parts = [
+                fold_device(spec, None, given, M, N, batches=count, pattern=pattern)
+                for _, count, given in runs(spec, wide)
+            ]
+            state = (
+                parts[0] if len(parts) == 1 else tuple(joined(fields, axis=1) for fields in zip(*parts, strict=True))
+            )
         try:
             return tuple(output.read(spec, state) for output in outputs)  # NumPy hands on to CuPy
         except MemoryError as error:

@@ -20,9 +20,10 @@ from dred.errors import BackendError, human
 from dred.formula.node import I, J
 from dred.kernel.cuda_cache import program, rendered
 from dred.kernel.cuda_device import checked, no_memory, release, room
-from dred.kernel.cuda_fold import CurrentDevice
-from dred.kernel.cuda_launch import SCRATCH, launch, least_scratch, panels, splits_of_panel
+from dred.kernel.cuda_fold import CurrentDevice, run
+from dred.kernel.cuda_launch import SCRATCH, launch, least_scratch, panels, splits_of_panel, strides_of
 from dred.kernel.cuda_source import Source
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 
 State = tuple[NDArray[Any], ...]
@@ -92,8 +93,8 @@ class Cut:
     scratch: int
 
     @staticmethod
-    def of(source: Source, arrays: Sequence[Any], M: int, N: int, limit: int) -> Cut:
-        """What fits into `limit` bytes.
+    def of(source: Source, arrays: Sequence[Any], M: int, N: int, limit: int, batches: int = 1) -> Cut:
+        """What fits into `limit` bytes, of so many batches at once.
 
         Raises
         ------
@@ -101,13 +102,18 @@ class Cut:
             The rows of one tile do not.
         """
         kind = np.dtype(source.dtype).itemsize
-        row = sum(field.size * np.dtype(field.dtype).itemsize for field in source.fields)
-        row += sum(dim * kind for v, dim, axes in source.loads if axes == I and on_host(arrays[v]))
+
+        def values(wanted: Any) -> int:
+            """Of what has rows of an index, or none."""
+            mine = [(v, dim) for v, dim, axes in source.loads if (axes if axes in (I, J) else None) == wanted]
+            own = 3 if wanted is not None else 2  # dimensions of what each batch has of its own
+            return sum(dim * (batches if arrays[v].ndim == own else 1) for v, dim in mine if on_host(arrays[v]))
+
+        row = batches * sum(field.size * np.dtype(field.dtype).itemsize for field in source.fields) + values(I) * kind
         cut = panels(source, N)
         longest = cut[0][1] - cut[0][0]
-        column = sum(dim * kind for v, dim, axes in source.loads if axes == J and on_host(arrays[v]))
-        fixed = min(2, len(cut)) * longest * column + (longest + 64) * source.size_j * kind
-        fixed += sum(dim * kind for _, dim, axes in source.loads if axes not in (I, J))
+        fixed = min(2, len(cut)) * longest * values(J) * kind + batches * (longest + 64) * source.size_j * kind
+        fixed += values(None) * kind
         left = limit - fixed
         scratch = max(least_scratch(source), min(SCRATCH, left // 4))
         rows = min(M, (left - scratch) // row)
@@ -140,12 +146,14 @@ def fold(
     M: int,
     N: int,
     *,
+    batches: int = 1,
+    pattern: Pattern | None = None,
     i0: int = 0,
     j0: int = 0,
     device_id: int = -1,
     memory: float | None = None,
 ) -> State:
-    """See `dred.kernel.engine.fold`; computes on device `device_id`, -1 is the current one.
+    """See `dred.kernel.engine.fold`, and of batches `dred.kernel.cpu.fold`; device -1 is the current one.
 
     Arrays may also be cupy.ndarray on that device, which are used where they are. Nothing is left to do on the device
     when this returns.
@@ -171,9 +179,8 @@ def fold(
 
     with cupy.cuda.Device(device_id):
         try:
-            cut = Cut.of(found, given, M, N, room(memory))
-            job = _Job(spec, found, state, given, M, N, i0, j0, device_id)
-            return job.run(cut)
+            job = _Job(spec, found, state, given, M, N, i0, j0, device_id, batches, batches, pattern)
+            return job.run(room(memory))
         except MemoryError as error:
             if _of_the_host(error):
                 raise
@@ -199,8 +206,34 @@ class _Job:
     i0: int
     j0: int
     device_id: int
+    batches: int
+    all_batches: int  # of the call, of which these may be a part
+    pattern: Pattern | None
 
-    def run(self, cut: Cut) -> State:
+    def run(self, limit: int) -> State:
+        """All batches at once if all their rows fit, else in halves; of one batch, blocks of rows that fit."""
+        if self.batches > 1:
+            try:
+                cut = Cut.of(self.source, self.arrays, self.M, self.N, limit, self.batches)
+            except MemoryError:
+                cut = None
+            if cut is None or cut.rows < self.M:
+                half = self.batches // 2
+                parts = [self.part(0, half).run(limit), self.part(half, self.batches).run(limit)]
+                return tuple(np.concatenate(fields, axis=1) for fields in zip(*parts, strict=True))
+            return self.blocks(cut)
+        return self.blocks(Cut.of(self.source, self.arrays, self.M, self.N, limit))
+
+    def part(self, first: int, last: int) -> _Job:
+        """The same of some of its batches."""
+        own = {v: 3 if axes in (I, J) else 2 for v, _, axes in self.source.loads}
+        given = [a[first:last] if v in own and a.ndim == own[v] else a for v, a in enumerate(self.arrays)]
+        if last - first == 1:
+            given = [a[0] if v in own and a.ndim == own[v] else a for v, a in enumerate(given)]
+        state = tuple(field[:, first * self.M : last * self.M] for field in self.state)
+        return replace(self, state=state, arrays=given, batches=last - first)
+
+    def blocks(self, cut: Cut) -> State:
         """Block after block; where memory runs out after all, once with fewer rows."""
         done: list[State] = []
         low, relieved = 0, False
@@ -213,12 +246,18 @@ class _Job:
                     if relieved or _of_the_host(error):
                         raise
                     relieved = True
+                    if self.batches > 1:
+                        break
                 else:
                     low = high
                     continue
                 mine.synchronize()  # what the failed try held is free now
                 release()
                 cut = cut.fewer(self.source)
+        if self.batches > 1 and not done:
+            release()
+            parts = [self.part(b, b + 1).blocks(replace(cut, rows=self.M)) for b in range(self.batches)]
+            return tuple(np.concatenate(fields, axis=1) for fields in zip(*parts, strict=True))
         return done[0] if len(done) == 1 else tuple(np.concatenate(parts, axis=1) for parts in zip(*done, strict=True))
 
     def block(self, mine: Streams, low: int, high: int, scratch: int) -> State:
@@ -235,31 +274,43 @@ class _Job:
             mine.send(target, np.ascontiguousarray(array))
             return target
 
-        cut = panels(source, self.N)
-        state = [sent(field[:, low:high]) for field in self.state]
+        cut, batches = panels(source, self.N), self.batches
+        ends = low + (batches - 1) * self.M + rows  # several batches come with all their rows
+        state = [sent(field[:, low:ends]) for field in self.state]
         given: list[Any] = [None] * (1 + max(source.read, default=-1))
         travelling = []
         for v, dim, axes in source.loads:
             if axes == J and on_host(self.arrays[v]):
-                travelling.append((v, [cupy.empty((cut[0][1], dim), source.dtype) for _ in cut[:2]]))
+                copies = batches if self.arrays[v].ndim == 3 else 1
+                travelling.append((v, [cupy.empty((copies * cut[0][1] * dim,), source.dtype) for _ in cut[:2]]))
             elif axes == J:
                 given[v] = cupy.ascontiguousarray(self.arrays[v])
             else:
-                given[v] = sent(self.arrays[v][low:high] if axes == I else self.arrays[v])
+                given[v] = sent(run(self.arrays[v], low, high) if axes == I else self.arrays[v])
         resident = [(v, given[v]) for v, _, axes in source.loads if axes == J and given[v] is not None]
         folded = [cupy.cuda.Event(disable_timing=True) for _ in cut[:2]]
-        for number, (begin, end) in enumerate(cut):
-            slot = number % 2
+        number = 0
+        for begin, end in cut:
+            met = all_met = None
+            if self.pattern is not None:
+                all_met = self.pattern.within(slice(0, self.M), slice(begin, end))
+                met = all_met.within(slice(low, high), slice(0, end - begin))
+                if not met.pairs:
+                    continue  # without being sent
+            slot, number = number % 2, number + 1
             mine.copy.wait_event(folded[slot])
             for v, buffers in travelling:
-                given[v] = buffers[slot][: end - begin]
-                mine.send(given[v], np.ascontiguousarray(self.arrays[v][begin:end]))
+                panel = np.ascontiguousarray(run(self.arrays[v], begin, end))
+                given[v] = buffers[slot][: panel.size].reshape(panel.shape)
+                mine.send(given[v], panel)
             for v, whole in resident:
-                given[v] = whole[begin:end]
+                given[v] = run(whole, begin, end)
             mine.compute.wait_event(mine.copy.record())
             launch(
                 source, device, state, given, rows, end - begin,
-                splits=splits_of_panel(source, self.M, end - begin),
+                items=None if met is None else met.items(batches), intervals=None if met is None else met.intervals,
+                strides=strides_of(source, given), batches=batches,
+                splits=splits_of_panel(source, self.M, end - begin, self.all_batches, all_met),
                 row0=self.i0 + low, column0=self.j0 + begin, scratch=scratch,
             )  # fmt: skip
             folded[slot].record(mine.compute)

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.formula.node import J
+from dred.formula.node import I, J
 from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import ITEM, Entry, Source
+from dred.kernel.pattern import Pattern
 
 # Declared, never measured, for splits are part of the result: blocks that fill a device, and estimated instructions
 # of one block (0.05 s of its share of a multiprocessor) and of one launch (0.2 s of a device).
@@ -61,9 +62,24 @@ def panels(source: Source, N: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + columns, N)) for begin in range(0, N, columns)]
 
 
-def splits_of_panel(source: Source, M: int, N: int) -> int:
-    """Splits of a panel of N columns, for all M rows of a call, of which a launch may see a few."""
-    return splits_of(source, -(-M // source.tile_rows), -(-N // source.tile_columns))
+def splits_of_panel(source: Source, M: int, N: int, batches: int = 1, pattern: Pattern | None = None) -> int:
+    """Splits of a panel of N columns, for all M rows of all batches of a call, of which a launch may see a few."""
+    if pattern is None:
+        return splits_of(source, batches * -(-M // source.tile_rows), -(-N // source.tile_columns))
+    tiles = -(-(pattern.blocks[:, 1] - pattern.blocks[:, 0]) // source.tile_rows)
+    lengths = -(-(pattern.intervals[:, 1] - pattern.intervals[:, 0]) // source.tile_columns)
+    upto = np.concatenate([[0], np.cumsum(lengths)])
+    longest = int((upto[pattern.ends] - upto[pattern.starts]).max(initial=0))
+    return splits_of(source, batches * int(tiles.sum()), longest)
+
+
+def strides_of(source: Source, arrays: Sequence[Any]) -> list[int]:
+    """Values from one batch to the next: 0 for those that all share, which have a dimension less."""
+    strides = [0] * len(arrays)
+    for v, _, axes in source.loads:
+        if arrays[v].ndim == (3 if axes in (I, J) else 2):
+            strides[v] = arrays[v].strides[0] // arrays[v].itemsize
+    return strides
 
 
 def least_scratch(source: Source) -> int:

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dred.errors import BackendError
 from dred.kernel import interpret
+from dred.kernel.batches import runs
 from dred.kernel.output import Output, empty
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 
 __all__ = [
@@ -88,7 +91,7 @@ def local(backend: str) -> str:
     return found if found != "cpu" or _llvm() else "numpy"
 
 
-def placed(found: str, spec: KernelSpec, M: int, N: int, local: bool = True) -> str:
+def placed(found: str, spec: KernelSpec, M: int, N: int, local: bool = True, pattern: Pattern | None = None) -> str:
     """The backend of one call, by its sizes: tiny problems of "cpu" go to the interpreter, "numpy".
 
     Parameters
@@ -100,15 +103,18 @@ def placed(found: str, spec: KernelSpec, M: int, N: int, local: bool = True) -> 
         All rows of the call, kept and reduced.
     local : bool
         Whether this process computes, so that without llvmlite the interpreter stands in, with a warning.
+    pattern : Pattern, optional
+        The pairs that are visited, if these are not all.
     """
     if found != "cpu":
         return found
-    return "numpy" if tiny(spec, M, N) or (local and not _llvm()) else "cpu"
+    return "numpy" if tiny(spec, M, N, pattern) or (local and not _llvm()) else "cpu"
 
 
-def tiny(spec: KernelSpec, M: int, N: int) -> bool:
+def tiny(spec: KernelSpec, M: int, N: int, pattern: Pattern | None = None) -> bool:
     """Whether a problem is so small that compiling it is not worth while: by its sizes alone."""
-    pairs = M * N + CALLS
+    pairs = M * N + CALLS if pattern is None else pattern.pairs + CALLS * len(pattern.intervals)
+    pairs *= spec.batches
     return pairs * spec.operations < TINY and pairs * interpret.cost(spec) < TINY  # the first is known at once
 
 
@@ -121,7 +127,7 @@ def _llvm() -> bool:
     warnings.warn(
         "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
         RuntimeWarning,
-        stacklevel=6,  # the call of the routine
+        stacklevel=7,  # the call of the routine
     )
     return False
 
@@ -134,12 +140,14 @@ def reduce(
     N: int,
     outputs: Sequence[Output],
     *,
+    pattern: Pattern | None = None,
     device_id: int = -1,
 ) -> tuple[NDArray[Any], ...]:
     """The arrays (M, ...) that are read off the state of all terms: `fold` of an empty state, then `finalize`."""
-    if backend == "numpy":
+    if backend == "numpy" and not spec.batch and pattern is None:
         return interpret.reduce(spec, spec.arrays(arrays), M, N, outputs)
-    return finalize(spec, fold(spec, backend, empty(spec, M), arrays, M, N, device_id=device_id), outputs)
+    state = fold(spec, backend, empty(spec, M), arrays, M, N, pattern=pattern, device_id=device_id)
+    return finalize(spec, state, outputs)
 
 
 def fold(
@@ -150,6 +158,7 @@ def fold(
     M: int,
     N: int,
     *,
+    pattern: Pattern | None = None,
     i0: int = 0,
     j0: int = 0,
     device_id: int = -1,
@@ -164,12 +173,15 @@ def fold(
     backend : str
         "cpu", "cuda" or "numpy".
     state : State
-        Of the M rows; never written to.
+        Of the M rows (of each element of the batch); never written to.
     arrays : sequence of ndarray
         By position, C-contiguous, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced
-        ones, (dim,) for parameters. Without those of `spec.constants`. For "cuda" they may also be cupy.ndarray.
+        ones, (dim,) for parameters, with the dimensions `spec.own` in front where there is a batch. Without those of
+        `spec.constants`. For "cuda" they may also be cupy.ndarray.
     M, N : int
         Rows kept and reduced.
+    pattern : Pattern, optional
+        Which of these columns each of these rows meets, of every element of the batch; default: all.
     i0, j0 : int
         Global row numbers of the first kept and the first reduced row.
     device_id : int
@@ -190,9 +202,17 @@ def fold(
         "cuda": {"device_id": device_id, "memory": memory},
         "cpu": {"threads": threads},
     }
+    more = own.get(backend, {}) | {"pattern": pattern, "i0": i0, "j0": j0}
     arrays = spec.arrays(arrays)
-    result: State = _module(backend).fold(spec, state, arrays, M, N, i0=i0, j0=j0, **own.get(backend, {}))
-    return result
+    if not spec.batch:
+        result: State = _module(backend).fold(spec, state, arrays, M, N, **more)
+        return result
+    parts: list[State] = []
+    for first, count, given in runs(spec, arrays):
+        rows = slice(first * M, (first + count) * M)
+        mine = tuple(field[:, rows] for field in state)
+        parts.append(_module(backend).fold(spec, mine, given, M, N, batches=count, **more))
+    return parts[0] if len(parts) == 1 else tuple(np.concatenate(fields, axis=1) for fields in zip(*parts, strict=True))
 
 
 def warm(spec: KernelSpec, backend: str) -> None:
@@ -212,6 +232,8 @@ def merge(spec: KernelSpec, left: State, right: State) -> State:
     return interpret.merge_states(spec, left, right)
 
 
-def finalize(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[NDArray[Any], ...]:
-    """The arrays (M, ...) that are read off a state."""
-    return tuple(output.read(spec, state) for output in outputs)
+def finalize(
+    spec: KernelSpec, state: State, outputs: Sequence[Output], by_row: bool = False
+) -> tuple[NDArray[Any], ...]:
+    """The arrays (M, ...) that are read off a state; with the dimensions of the batch in front, or behind the rows."""
+    return tuple((output.by_row if by_row else output.read)(spec, state) for output in outputs)

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.formula.node import I, J
 from dred.kernel.flat import Block, Program, Values, program, straight
 from dred.kernel.ir import Root
 from dred.kernel.lower import lower
 from dred.kernel.output import Output, empty
+from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 from dred.reductions import MONOIDS, NONE, stored
 
@@ -156,13 +158,26 @@ def fold(
     M: int,
     N: int,
     *,
+    batches: int = 1,
+    pattern: Pattern | None = None,
     i0: int = 0,
     j0: int = 0,
 ) -> State:
-    """See `dred.kernel.engine.fold`."""
+    """See `dred.kernel.engine.fold`, and of batches `dred.kernel.cpu.fold`."""
     new = tuple(field.copy() for field in state)
     with np.errstate(all="ignore"):
-        _fold(spec, new, arrays, M, N, (i0, j0))
+        if batches == 1 and pattern is None:
+            _fold(spec, new, arrays, M, N, (i0, j0))
+            return new
+        every = Pattern.whole(M, N) if pattern is None else pattern
+        for batch, low, high, first, last in every.items(batches).tolist():
+            mine = tuple(field[:, batch * M + low : batch * M + high] for field in new)
+            for start, stop in every.intervals[first:last].tolist():
+                given = list(arrays)
+                for v in spec.read:
+                    a = arrays[v.ind] if arrays[v.ind].ndim == (1 if v.cat == 2 else 2) else arrays[v.ind][batch]
+                    given[v.ind] = {0: a, I: a[low:high], J: a[start:stop]}[spec.level(v.cat)]
+                _fold(spec, mine, given, high - low, stop - start, (i0 + low, j0 + start))
     return new
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class Output:
         return tuple(Output(part, r.texts, K, r.truth, places) for r in entry.results)
 
     def read(self, spec: KernelSpec, state: State) -> Any:
-        """The array (M, ...) of a state, of NumPy or CuPy."""
+        """The array (M, ...) of a state, of NumPy or CuPy, with the dimensions of the batch in front."""
         with np.errstate(all="ignore"):
             return self.found(spec, state)
 
@@ -78,11 +79,22 @@ class Output:
             result = result.astype(array_type(spec.dtype if self.saved else spec.given or spec.dtype), copy=False)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
+        if spec.batch:
+            result = result.reshape(*spec.batch, len(result) // spec.batches, *result.shape[1:])
         return xp.ascontiguousarray(result)
 
+    def by_row(self, spec: KernelSpec, state: State) -> Any:
+        """The same with the rows in front, (M, *batch, ...); what is saved (M, values)."""
+        found = self.read(spec, state)
+        if spec.batch:
+            found = np.moveaxis(found, len(spec.batch), 0)
+            found = found.reshape(len(found), prod(found.shape[1:])) if self.saved else found
+            found = np.ascontiguousarray(found)
+        return found
+
     def empty(self, spec: KernelSpec) -> Any:
-        """The array of no rows: its dtype and its shape but for the first number."""
-        return self.read(spec, empty(spec, 0))
+        """The array of no rows, as `by_row` gives it: its dtype and its shape but for the first number."""
+        return self.by_row(spec, empty(spec, 0))
 
 
 def array_module(array: Any) -> Any:
@@ -91,7 +103,8 @@ def array_module(array: Any) -> Any:
 
 
 def empty(spec: KernelSpec, M: int) -> State:
-    """The state of M rows that have met no term: per field an array (size, M)."""
+    """The state of M rows that have met no term: per field an array (size, M), of all batches next to each other."""
+    M *= spec.batches
     return tuple([_filled((f.size, M), f.identity, stored(f.kind, spec.dtype, spec.acc)) for f in spec.fields])
 
 

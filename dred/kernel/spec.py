@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise, starmap
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,11 @@ class KernelSpec:
         Type of the arrays of a call and of its results, where that is not the compute type: "float16" or "bfloat16".
     left : tuple of int
         Positions of variables that earlier sweeps have left, which are of the compute type.
+    batch : tuple of int
+        Everything is repeated for each element of a batch of this shape. A state of M rows then is of those of the
+        first element, of those of the second, and so on.
+    own : tuple of (tuple of int)
+        For each variable the leading dimensions of its array, as many as the batch has: its sizes, or 1.
     """
 
     parts: tuple[Part, ...]
@@ -129,6 +134,8 @@ class KernelSpec:
     variables: tuple[Variable, ...] = ()
     given: str = ""
     left: tuple[int, ...] = ()
+    batch: tuple[int, ...] = ()
+    own: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.variables:
@@ -262,9 +269,29 @@ class KernelSpec:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
         return ((I, J, 0) if self.axis == 1 else (J, I, 0))[cat]
 
+    @property
+    def batches(self) -> int:
+        """Elements of the batch."""
+        return prod(self.batch)
+
+    def own_of(self, ind: int) -> tuple[int, ...]:
+        """The leading dimensions of the array at a position."""
+        return next((own for v, own in zip(self.variables, self.own, strict=False) if v.ind == ind), ())
+
+    def width(self, v: Variable) -> int:
+        """Values of a row of a variable, of all elements of the batch that its array has."""
+        return v.dim * prod(self.own_of(v.ind))
+
+    @property
+    def token(self) -> str:
+        """Content key of what is computed, the batch included; equal in every process."""
+        if not self.batch:
+            return self.digest
+        return hashlib.sha256(repr((self.digest, self.batch, self.own)).encode()).hexdigest()
+
     @cached_property
     def digest(self) -> str:
-        """Content key, equal in every process."""
+        """Content key of the kernel, which no batch changes; equal in every process."""
         parts = [
             (
                 p.monoid,
@@ -281,7 +308,7 @@ class KernelSpec:
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def __dask_tokenize__(self) -> str:
-        return self.digest
+        return self.token
 
 
 def _upwards(x: float, kind: Any) -> Any:

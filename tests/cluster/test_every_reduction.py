@@ -98,7 +98,7 @@ def test_shape_chunks_and_types_are_those_of_what_is_computed(case, dtype, axis)
 def test_a_wrong_offset_is_found(monkeypatch):
     """Row numbers that start at 0 in every block."""
     fold = engine.fold
-    monkeypatch.setattr(engine, "fold", lambda *args, i0, j0: fold(*args, i0=0, j0=0))
+    monkeypatch.setattr(engine, "fold", lambda *args, i0, j0, pattern: fold(*args, i0=0, j0=0))
     arrays = arrays_of(9, 11)
     case = next(c for c in CASES if c.reduction_op == "ArgMin")
     with dask.config.set(MANY), pytest.raises(AssertionError):

@@ -206,7 +206,7 @@ def test_variables_that_are_not_read_count_for_rows_and_chunks_alone():
 def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     """States that hold the numbers of their terms: in order and complete, whatever the lanes, steps and tree."""
 
-    def fold(spec, backend, state, arrays, M, N, *, i0, j0):
+    def fold(spec, backend, state, arrays, M, N, *, i0, j0, pattern):
         assert arrays[0][:, 0].tolist() == list(range(i0, i0 + M))
         assert arrays[1][:, 0].tolist() == list(range(j0, j0 + N))
         return (np.concatenate([state[0], np.tile(np.arange(j0, j0 + N), (M, 1))], axis=1),)
@@ -214,7 +214,7 @@ def test_every_row_meets_its_terms_in_order(monkeypatch, y_chunks, shape):
     monkeypatch.setattr(engine, "empty", lambda spec, M: (np.empty((M, 0), dtype=int),))
     monkeypatch.setattr(engine, "fold", fold)
     monkeypatch.setattr(engine, "merge", lambda spec, left, right: (np.concatenate([left[0], right[0]], axis=1),))
-    monkeypatch.setattr(engine, "finalize", lambda spec, state, outputs: state)
+    monkeypatch.setattr(engine, "finalize", lambda spec, state, outputs, by_row: state)
     spec = spec_of("x * y", ["x = Vi(1)", "y = Vj(1)"])
     x, y = (np.arange(n, dtype=float)[:, None] for n in (40, 90))
     arrays = da.from_array(x, chunks=(20, 1)), da.from_array(y, chunks=(y_chunks, 1))

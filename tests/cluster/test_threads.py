@@ -7,7 +7,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dred.cluster import tasks
-from dred.kernel import cpu, engine
+from dred.kernel import cpu, cpu_calls, engine
 from tests.cluster.local import PORT
 from tests.cluster.problems import arrays_of, dask_of, spec_of, summed
 
@@ -64,14 +64,14 @@ def test_folds_are_told_their_part(client, monkeypatch):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_folds_of_the_threaded_scheduler_share_the_threads(monkeypatch, workers):
     monkeypatch.setenv("DRED_NUM_THREADS", "3")
-    monkeypatch.setattr(cpu, "SHARE", 1.0)  # as if this little work were worth threads
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)  # as if this little work were worth threads
     calls, lock, now, most = cpu._calls, threading.Lock(), [0], [0]
 
-    def counted(*args):
+    def counted(*args, **named):
         with lock:
             now[0] += 1
             most[0] = max(most[0], now[0])
-        calls(*args)
+        calls(*args, **named)
         with lock:
             now[0] -= 1
 
@@ -87,7 +87,7 @@ def test_engine_hands_threads_to_the_cpu_alone(monkeypatch):
     for backend, name in engine._MODULES.items():
         module = __import__(name, fromlist=["fold"])
         monkeypatch.setattr(
-            module, "fold", lambda *args, b=backend, i0, j0, **more: told.update({b: more}), raising=False
+            module, "fold", lambda *args, b=backend, i0, j0, pattern, **more: told.update({b: more}), raising=False
         )
     for backend in engine._MODULES:
         engine.fold(spec_of(), backend, (), [], 0, 0, threads=5)

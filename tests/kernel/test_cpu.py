@@ -18,7 +18,7 @@ import pytest
 from dred.errors import BackendError, InputError
 from dred.formula.language import Variable, formula, read
 from dred.formula.oracle import dense
-from dred.kernel import coefficients, cpu, llvm, llvm_values
+from dred.kernel import coefficients, cpu, cpu_calls, llvm, llvm_values
 from dred.kernel import threads as turns
 from dred.kernel.lower import lower
 from dred.kernel.primitives import PRIMITIVES
@@ -181,15 +181,16 @@ def test_cuts_at_multiples_of_the_span_change_no_bit(name, D, dtype):
 
 
 def test_threads_and_calls_change_no_bit(monkeypatch):
-    monkeypatch.setattr(cpu, "SHARE", 1.0)  # as if this little work were worth threads
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)  # as if this little work were worth threads
     for name, D in [("gaussian", 3), ("outer", 33)]:
         spec = make(FORMULAS[name][0], D)
         M, N = 100, 5000
         arrays = data(spec, M, N)
         results = {fold(spec, arrays, M, N, threads=t).tobytes() for t in (1, 2, 3, 7)}
-        monkeypatch.setattr(cpu, "CALL", 1e4)  # and one call were to last a few microseconds
+        monkeypatch.setattr(cpu_calls, "CALL", 1e4)  # and one call were to last a few microseconds
         kernel = cpu.compiled(spec)
-        calls = [span for share in cpu._shares(kernel, M, [(0, N)], 3) for _, spans in share for span in spans]
+        shares = cpu_calls.whole(kernel.program.plan, kernel.cost, M, [(0, N)], 3)
+        calls = [call for share in shares for _, calls in share for call in calls]
         assert len(calls) > 3
         results |= {fold(spec, arrays, M, N, threads=t).tobytes() for t in (1, 2, 3)}
         assert len(results) == 1
@@ -215,15 +216,16 @@ def test_shares_cover_every_pair_once():
         (5000, 10000, 4, [10000]),
     ]:
         parts = list(zip([0, *cuts], cuts, strict=False))
-        shares = cpu._shares(kernel, M, parts, threads)
+        shares = cpu_calls.whole(kernel.program.plan, kernel.cost, M, parts, threads)
         assert 1 <= len(shares) <= threads
         seen = np.zeros((M, N), np.int8)
         for share in shares:
-            for part, spans in share:
-                for first, last, start, stop in spans:
+            for part, calls in share:
+                for call in calls:
+                    (_, first, last, *_), (start, stop) = call.items[0], call.intervals[0]
                     assert (start - parts[part][0]) % panel == 0
                     assert parts[part][0] <= start < stop <= parts[part][1]
-                    assert (last - first) * (stop - start) * kernel.cost <= cpu.CALL or stop - start <= panel
+                    assert (last - first) * (stop - start) * kernel.cost <= cpu_calls.CALL or stop - start <= panel
                     seen[first:last, start:stop] += 1
         assert (seen == 1).all()
 
@@ -246,7 +248,9 @@ def test_other_instruction_sets_give_the_same_bits(features):
         results = []
         for kernel in (here, there):
             out = empty(spec, 19)
-            cpu._calls(kernel, arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
+            cpu._calls(
+                kernel, arrays, out, [cpu_calls.Call.of(kernel.program.plan, 0, 19, 0, 70)], (0, 0), threading.Event()
+            )
             results.append(out[0].tobytes())
         assert results[0] == results[1]
 
@@ -444,7 +448,7 @@ def test_a_wrong_primitive_is_noticed(monkeypatch):
     kernel = lower(spec, cpu.UNROLL)
     broken = cpu.build(llvm.render(kernel, spec.dtype, spec.acc, spec.chain))
     out = empty(spec, 20)
-    cpu._calls(broken, arrays, out, [(0, 20, 0, 40)], (0, 0), threading.Event())
+    cpu._calls(broken, arrays, out, [cpu_calls.Call.of(broken.program.plan, 0, 20, 0, 40)], (0, 0), threading.Event())
     with pytest.raises(AssertionError):
         close(out[0].T, expected("gaussian", spec, arrays), "float32")
 
@@ -507,7 +511,9 @@ def test_code_made_in_haste_gives_the_same_bits(monkeypatch):
     for large in (cpu.LARGE, 0):
         monkeypatch.setattr(cpu, "LARGE", large)
         out = empty(spec, 19)
-        cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
+        cpu._calls(
+            cpu.build(program), arrays, out, [cpu_calls.Call.of(program.plan, 0, 19, 0, 70)], (0, 0), threading.Event()
+        )
         results.append(out[0].tobytes())
     assert results[0] == results[1]
 
@@ -524,7 +530,9 @@ def test_long_blocks_are_cut_without_a_change(name, monkeypatch):
         program = llvm.render(kernel, spec.dtype, spec.acc, spec.chain)
         cuts.append(program.text.count("br label %on"))
         out = (np.zeros((spec.fields[0].size, 19)),)
-        cpu._calls(cpu.build(program), arrays, out, [(0, 19, 0, 70)], (0, 0), threading.Event())
+        cpu._calls(
+            cpu.build(program), arrays, out, [cpu_calls.Call.of(program.plan, 0, 19, 0, 70)], (0, 0), threading.Event()
+        )
         results.append(out[0].tobytes())
     assert cuts[0] < 3 < cuts[1]
     assert results[0] == results[1]
@@ -552,7 +560,7 @@ def test_the_cache_keeps_the_kernels_used_last(monkeypatch):
 
 
 def test_folding_inside_the_threads_of_the_pool_does_not_block(monkeypatch):
-    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
     monkeypatch.setenv("DRED_NUM_THREADS", "4")
     monkeypatch.setattr(turns, "THREADS", 2)
     monkeypatch.setattr(turns, "_pool", None)
@@ -566,7 +574,7 @@ def test_folding_inside_the_threads_of_the_pool_does_not_block(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_folding_after_a_fork(monkeypatch):
-    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
     spec = make(FORMULAS["gaussian"][0])
     arrays = data(spec, 64, 64)
     want = fold(spec, arrays, 64, 64, threads=3).tobytes()

@@ -13,7 +13,7 @@ from dred.formula.op import Op
 from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.rewrite import build, expand
-from dred.kernel import cpu, cuda, engine, llvm
+from dred.kernel import cpu, cpu_calls, cuda, engine, llvm
 from dred.kernel.cuda_schedule import UNROLL
 from dred.kernel.cuda_source import rendered
 from dred.kernel.lower import lower
@@ -86,7 +86,9 @@ def test_on_the_cpu(name, dtype, unroll, axis):
     kept, reduced = rows(axis)
     state = engine.empty(s, kept)
     arrays = [np.ascontiguousarray(a, dtype) for a in problem(OPS[name]).arrays]
-    cpu._calls(kernel, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
+    cpu._calls(
+        kernel, arrays, state, [cpu_calls.Call.of(kernel.program.plan, 0, kept, 0, reduced)], (0, 0), threading.Event()
+    )
     assert_right(OPS[name], state[0], dtype, axis)
 
 

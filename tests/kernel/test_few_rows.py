@@ -8,7 +8,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.node import I, J
-from dred.kernel import cpu, cpu_schedule, engine, llvm
+from dred.kernel import cpu, cpu_calls, cpu_schedule, engine, llvm
 from dred.kernel.cpu_schedule import LANES, split
 from dred.kernel.lower import lower
 from dred.kernel.output import Output, empty
@@ -70,11 +70,11 @@ def test_threads_and_calls_change_no_bit(name, M, monkeypatch):
     rng = np.random.default_rng(0)
     arrays = [rng.normal(size=s).astype("f4") for s in ((M, 3), (20_000, 3), (20_000, 1))]
     arrays += [np.empty(0, "f4")] * 4
-    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
     monkeypatch.setattr(cpu_schedule, "PART", 1.0)
     assert len(split(spec, M, 20_000).parts) > 1
     found = {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2, 3, 7)}
-    monkeypatch.setattr(cpu, "CALL", 1e4)
+    monkeypatch.setattr(cpu_calls, "CALL", 1e4)
     found |= {fold(spec, arrays, M, 20_000, threads=t).tobytes() for t in (1, 2)}
     assert len(found) == 1
 

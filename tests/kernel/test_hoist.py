@@ -8,7 +8,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import coefficients, cpu, hoist
+from dred.kernel import coefficients, cpu, cpu_calls, hoist
 from dred.kernel.ir import FOLDS, IJ, walk
 from dred.kernel.lower import lower
 from dred.kernel.output import empty
@@ -39,7 +39,8 @@ def fold(spec, arrays, M, N, **how):
 def plain(spec, arrays, M, N):
     """By the kernel with all factors inside."""
     state = empty(spec, M)
-    cpu._calls(cpu.compiled(spec, hoist=False), arrays, state, [(0, M, 0, N)], (0, 0), threading.Event())
+    kernel = cpu.compiled(spec, hoist=False)
+    cpu._calls(kernel, arrays, state, [cpu_calls.Call.of(kernel.program.plan, 0, M, 0, N)], (0, 0), threading.Event())
     return state[0]
 
 
@@ -169,10 +170,15 @@ def again(monkeypatch):
     spans = []
     calls = cpu._calls
 
-    def noted(kernel, arrays, state, some, *more):
+    def noted(kernel, arrays, state, some, *more, **named):
         if not kernel.program.hoisted:
-            spans.extend(some)
-        return calls(kernel, arrays, state, some, *more)
+            spans.extend(
+                (*map(int, item[1:3]), *map(int, call.intervals[k]))
+                for call in some
+                for item in call.items
+                for k in range(item[3], item[4])
+            )
+        return calls(kernel, arrays, state, some, *more, **named)
 
     monkeypatch.setattr(cpu, "_calls", noted)
     return spans
@@ -208,7 +214,7 @@ def test_what_is_done_again_has_the_bits_of_the_plain_kernel(monkeypatch):
     arrays[1][5000] = np.inf
     found, want = fold(spec, arrays, M, N), plain(spec, arrays, M, N)
     assert found[:, 16:64].tobytes() == want[:, 16:64].tobytes()
-    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
     assert {fold(spec, arrays, M, N, threads=t).tobytes() for t in (1, 2, 3)} == {found.tobytes()}
 
 

@@ -9,7 +9,7 @@ import pytest
 from dred.errors import LimitError
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import cpu, engine, llvm
+from dred.kernel import cpu, cpu_calls, engine, llvm
 from dred.kernel.cuda_schedule import UNROLL
 from dred.kernel.cuda_source import rendered
 from dred.kernel.ir import walk
@@ -97,7 +97,9 @@ def test_on_the_cpu(text, unroll, axis):
     kernel = cpu.build(llvm.render(lower(spec, unroll), spec.dtype, spec.acc, spec.chain))
     state = engine.empty(spec, kept)
     arrays = [np.ascontiguousarray(a, dtype) for a in data()]
-    cpu._calls(kernel, arrays, state, [(0, kept, 0, reduced)], (0, 0), threading.Event())
+    cpu._calls(
+        kernel, arrays, state, [cpu_calls.Call.of(kernel.program.plan, 0, kept, 0, reduced)], (0, 0), threading.Event()
+    )
     assert_right(f, state[0], dtype, axis)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dred.errors import BackendError, OptionError
 from dred.formula.language import formula
-from dred.kernel import cpu, llvm, machine
+from dred.kernel import cpu, cpu_calls, llvm, machine
 from dred.kernel.lower import lower
 from dred.kernel.machine import NAMED, Machine
 from dred.kernel.output import empty
@@ -44,7 +44,14 @@ def computed(kernel, spec, M=37, N=150):
         rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
         arrays.append(rng.uniform(0.1, 1, (*rows, v.dim)).astype(spec.dtype))
     out = tuple(np.array(field, order="C") for field in empty(spec, M))
-    cpu._calls(kernel, spec.arrays(arrays), out, [(0, M, 0, N)], (0, 0), threading.Event())
+    cpu._calls(
+        kernel,
+        spec.arrays(arrays),
+        out,
+        [cpu_calls.Call.of(kernel.program.plan, 0, M, 0, N)],
+        (0, 0),
+        threading.Event(),
+    )
     return [field.tobytes() for field in out]
 
 

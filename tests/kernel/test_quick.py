@@ -9,7 +9,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.node import I
-from dred.kernel import cpu, cpu_schedule, hoist, llvm, lower
+from dred.kernel import cpu, cpu_calls, cpu_schedule, hoist, llvm, lower
 from dred.kernel.llvm_records import RecordText
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec, Part
@@ -357,9 +357,9 @@ def check_sweep(names, M, N, monkeypatch, dtype="float32", acc="float64", seed=0
                 a[..., M // 2] = rng.choice([np.inf, -np.inf, np.nan])
     with monkeypatch.context() as m:
         found = fold(spec, arrays, M, N, before, threads=1)
-        m.setattr(cpu, "SHARE", 1.0)
+        m.setattr(cpu_calls, "SHARE", 1.0)
         assert {packed(fold(spec, arrays, M, N, before, threads=t)) for t in (2, 3)} == {packed(found)}
-        m.setattr(cpu, "CALL", 1e4)
+        m.setattr(cpu_calls, "CALL", 1e4)
         assert len({packed(fold(spec, arrays, M, N, before, threads=t)) for t in (1, 3)}) == 1
     tolerance = 1e-11 if dtype == "float64" else 3e-5 if acc == "float64" else 2e-3
     for a, b in zip(found, plain(spec, arrays, M, N, before), strict=True):

@@ -7,7 +7,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.oracle import dense
-from dred.kernel import cpu, cpu_schedule, engine, llvm
+from dred.kernel import cpu, cpu_calls, cpu_schedule, engine, llvm
 from dred.kernel.lower import lower
 from dred.kernel.output import Output, empty
 from dred.kernel.spec import CHAIN, KernelSpec, Part
@@ -92,7 +92,7 @@ def test_edges_of_tiles_and_chains(case):
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_threads_calls_and_instruction_sets_change_no_bit(case, monkeypatch):
-    monkeypatch.setattr(cpu, "SHARE", 1.0)
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
     spec, _, _ = problem(case, 3, 1, "float32")
     M, N = 100, 5000
     arrays = spec.arrays(data(3, M, N, "float32"))
@@ -101,12 +101,12 @@ def test_threads_calls_and_instruction_sets_change_no_bit(case, monkeypatch):
         return b"".join(a.tobytes() for a in cpu.fold(spec, empty(spec, M), arrays, M, N, threads=threads))
 
     results = {run(t) for t in (1, 2, 3)}
-    monkeypatch.setattr(cpu, "CALL", 1e4)
+    monkeypatch.setattr(cpu_calls, "CALL", 1e4)
     results |= {run(t) for t in (1, 2, 3)}
     program = llvm.render(lower(spec, cpu.UNROLL, hoist=True), spec.dtype, spec.acc, spec.chain)
     generic = cpu.build(program, cpu="generic", features="")
     out = empty(spec, M)
-    cpu._calls(generic, arrays, out, [(0, M, 0, N)], (0, 0), threading.Event())
+    cpu._calls(generic, arrays, out, [cpu_calls.Call.of(generic.program.plan, 0, M, 0, N)], (0, 0), threading.Event())
     results.add(b"".join(a.tobytes() for a in out))
     assert len(results) == 1
 

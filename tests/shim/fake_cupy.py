@@ -468,11 +468,16 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
             return ndarray._of(self._view[(*keys, ...)], self._block)
         return _called(lambda a, k: a[k], (self, key), {})
 
+    def reshape(self, *shape):
+        if self.flags.c_contiguous:  # a view
+            return ndarray._of(self._view.reshape(*shape), self._block)
+        return _called(lambda a, s: a.reshape(*s), (self, shape), {})
+
     def __setitem__(self, key, value):
         _called(lambda a, k, v: a.__setitem__(k, v), (self, key, value), {})
 
     def __getattr__(self, name):
-        if name not in ("astype", "copy", "reshape", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min"):
+        if name not in ("astype", "copy", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min", "view"):
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         return lambda *args, **kwargs: _called(lambda a, *x, **y: getattr(a, name)(*x, **y), (self, *args), kwargs)
 
