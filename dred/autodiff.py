@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dred.cotangents import in_rows, like, sending_of
+from dred.cotangents import fit, in_rows, sending_of
 from dred.errors import DerivativeError, InputError, OptionError
 from dred.formula import pullback as rules
 from dred.formula.language import Formula, Variable
@@ -101,7 +101,7 @@ def vjp(
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, caller(backend, ranges), like)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, by(backend, ranges))
 
     return value, pullback
 
@@ -138,18 +138,13 @@ def _routine(routine: Any, name: str) -> Routine:
     )
 
 
-def caller(backend: str, ranges: Any) -> Callable[..., Any]:
-    """What computes a routine with some options."""
-    return lambda routine, *arrays: routine(*arrays, backend=backend, ranges=ranges)
-
-
 def pulled(
     routine: Routine,
     wrt: Sequence[int],
     args: Sequence[Any],
     cotangents: Sequence[Any],
     call: Callable[..., Any],
-    fitted: Callable[..., Any] | None,
+    fitted: Callable[[Any, Any, bool], Any] | None = fit,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order.
 
@@ -163,36 +158,35 @@ def pulled(
     call : callable
         `call(routine, *arrays)` computes a routine.
     fitted : callable or None
-        `dred.cotangents.like` for the arrays of this library. None: there is none, and the gradient by each variable
-        that needs it takes a sweep of its own, which adds its rows up.
+        Does what `fit` does. None: the library cannot add up as it should, and the gradient by a variable whose rows or
+        elements of the batch are to be added up takes a sweep of its own, which does it.
     """
+    sending = sending_of(routine.reduced)
     used = tuple(n for n, e in enumerate(cotangents) if e is not None)
-    if len(used) < len(cotangents):
-        routine, cotangents = part(routine, used), [cotangents[n] for n in used]
+    if len(used) < len(sending):
+        routine, sending = part(routine, used), [sending[n] for n in used]
+    given = [cotangents[n] for n in used]
     narrow = any(str(getattr(a, "dtype", "")).endswith("float16") for a in args)
-    leads = [_lead(routine, k, a) for k, a in enumerate(args)]
-    batch = np.broadcast_shapes(*leads)
     found: dict[int, Any] = {}
     groups: dict[int, list[int]] = {}
     for k in wrt:
         cat = routine.variables[k].cat
-        plain = cat < 2 and (leads[k] == batch or fitted is not None)
-        if routine.rows_added or not (plain or (fitted is not None and not narrow)):
-            found[k] = call(gradient(routine, k), *args, *cotangents)  # rows are added up before they are rounded
+        alone = fitted is None and (cat == 2 or any(a.ndim > 2 for a in args))
+        if routine.rows_added or (cat == 2 and narrow) or alone:  # rows are added up before they are rounded
+            found[k] = call(gradient(routine, k), *args, *given)
         else:
             groups.setdefault(cat % 2, []).append(k)
-    flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
-    for places in groups.values():
-        results = call(gradients(routine, tuple(places)), *args, *flat)
-        for k, rows in zip(places, results, strict=True):
-            added = routine.variables[k].cat == 2
-            found[k] = rows if fitted is None else fitted(rows, args[k], str(rows.dtype), added)
-    return tuple(found[k] for k in wrt)
+    flat, plain = [*map(in_rows, sending, given)], routine.flat(args)
+    for chosen in groups.values():
+        results = call(gradients(routine, tuple(chosen)), *plain, *flat)
+        for k, rows in zip(chosen, results, strict=True):
+            found[k] = rows if fitted is None else fitted(rows, plain[k], routine.variables[k].cat == 2)
+    return tuple(g if g.shape == args[k].shape else g.reshape(args[k].shape) for k in wrt for g in [found[k]])
 
 
-def _lead(routine: Routine, k: int, array: Any) -> tuple[int, ...]:
-    """The dimensions of an array in front of those of rows."""
-    return tuple(array.shape[: array.ndim - (1 if routine.variables[k].cat == 2 else 2)])
+def by(backend: str, ranges: Any) -> Callable[..., Any]:
+    """What computes a routine with arrays."""
+    return lambda routine, *arrays: routine(*arrays, backend=backend, ranges=ranges)
 
 
 @lru_cache(maxsize=128)
@@ -269,7 +263,8 @@ def jvp(
         raise OptionError("a gradient by a parameter adds its rows up: take the derivative of what it is a gradient of")
     moving = tuple(k for k, t in enumerate(tangents) if t is not None)
     pushed = pushforward(routine, moving)
-    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend, ranges=ranges)
+    given = [t for t in routine.flat(tangents) if t is not None]
+    results = pushed(*routine.flat(args), *given, backend=backend, ranges=ranges)
     value = routine(*args, backend=backend, ranges=ranges)
     count = len(routine.reduced)
     each = []
@@ -277,7 +272,7 @@ def jvp(
         tangent = results[n]
         for m in range(1, len(moving)):
             tangent = tangent + results[n + count * m]
-        fitted = like(tangent, first, str(tangent.dtype), added=False) if isinstance(routine, Gradient) else tangent
+        fitted = fit(tangent, first, False) if isinstance(routine, Gradient) else tangent
         each.append(fitted.reshape(first.shape))
     return value, tuple(each) if routine.several else each[0]
 
@@ -295,7 +290,7 @@ def all_arrays(routine: Routine, value: Any) -> list[Any]:
 
 
 def places(routine: Routine) -> list[int]:
-    """Where, among all arrays of what a call gives, those are that have a derivative."""
+    """Where, among all arrays of what a call gives, those that have a derivative are."""
     sending, place, found = sending_of(routine.reduced), 0, []
     for r in routine.reduced:
         if r in sending:
@@ -337,7 +332,7 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
         value, _ = vjp(routine, *args, backend=backend, ranges=ranges)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, caller(backend, ranges), like)
+        found = pulled(routine, places, args, ones, by(backend, ranges))
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 

@@ -10,9 +10,11 @@ import numpy as np
 
 from dred import genred
 from dred.autodiff import all_arrays, places, pulled
-from dred.errors import InputError
+from dred.cotangents import fit
+from dred.errors import InputError, OptionError
 from dred.inputs import check
 from dred.lazy.given import what
+from dred.ranges import Ranges
 from dred.routine import Routine
 
 try:
@@ -24,12 +26,14 @@ except ImportError as error:
 
 __all__ = ["Genred", "function"]
 
+_Options = tuple[str, Any]  # backend, and Ranges or None
+
 
 class Genred(genred.Genred):
     """`dred.Genred` of JAX arrays, for use with `jax.jit`, `jax.vmap`, `jax.grad` and `jax.vjp`.
 
     Parameters, results and errors are those of `dred.Genred`. A call takes arrays of JAX or NumPy and gives arrays of
-    JAX on the same device; besides, it takes `backend`, as `dred.Genred` does.
+    JAX on the same device; besides, it takes `backend`, as `dred.Genred` does, and `ranges` made by `dred.Ranges.of`.
 
     Notes
     -----
@@ -57,9 +61,9 @@ class Genred(genred.Genred):
            [12.]], dtype=float32)
     """
 
-    def __call__(self, *args: Any, backend: str = "auto") -> Any:  # type: ignore[override]
+    def __call__(self, *args: Any, backend: str = "auto", ranges: Any = None) -> Any:  # type: ignore[override]
         """Reduce arrays: one for each variable, in the order of their positions. See `dred.Genred`."""
-        return _call(self, backend, *args)
+        return _call(self, (backend, ranges), *args)
 
 
 def function(routine: Routine) -> Callable[..., Any]:
@@ -83,32 +87,34 @@ def function(routine: Routine) -> Callable[..., Any]:
            [1.3862944]], dtype=float32)
     """
 
-    def called(*args: Any, backend: str = "auto") -> Any:
-        return _call(routine, backend, *args)
+    def called(*args: Any, backend: str = "auto", ranges: Any = None) -> Any:
+        return _call(routine, (backend, ranges), *args)
 
     return called
 
 
-def _call(routine: Routine, backend: str, *args: Any) -> Any:
+def _call(routine: Routine, options: _Options, *args: Any) -> Any:
+    if not isinstance(options[1], Ranges | None):
+        raise OptionError("ranges: pass those that dred.Ranges.of(ranges, M, N) has made and checked")
     for k, (given, label) in enumerate(zip(args, routine.parsed.labels, strict=False)):
         if not isinstance(given, jax.Array | np.ndarray):
             raise InputError(f"argument {k} ({label}) is no array of JAX or NumPy but {what(given)}")
-    return routine.entries(_reducer(routine, backend)(*map(jnp.asarray, args)))
+    return routine.entries(_reducer(routine, options)(*map(jnp.asarray, args)))
 
 
 @lru_cache(maxsize=512)
-def _reducer(routine: Routine, backend: str) -> Callable[..., tuple[Any, ...]]:
+def _reducer(routine: Routine, options: _Options) -> Callable[..., tuple[Any, ...]]:
     """All arrays of the result of a routine, as a function that JAX differentiates by functions of the same kind."""
 
     @jax.custom_vjp  # type: ignore[untyped-decorator]
     def reduce(*arrays: Any) -> tuple[Any, ...]:
         if any(isinstance(array, jax.core.Tracer) for array in arrays):
             like = _like(routine, arrays)
-            host = _host(routine, backend, tuple(each.dtype for each in like))
+            host = _host(routine, options, tuple(each.dtype for each in like))
             return tuple(jax.pure_callback(host, like, *arrays, vmap_method="sequential"))
         on_host = all(device.platform == "cpu" for array in arrays for device in array.devices())
         given = map(np.asarray, arrays) if on_host else arrays  # by DLPack there is no bfloat16 in NumPy
-        found = all_arrays(routine, Routine.__call__(routine, *given, backend=backend))
+        found = all_arrays(routine, Routine.__call__(routine, *given, backend=options[0], ranges=options[1]))
         if not on_host:
             return tuple(map(jnp.from_dlpack, found))
         with jax.default_device(next(iter(arrays[0].devices())) if arrays else None):
@@ -125,10 +131,10 @@ def _reducer(routine: Routine, backend: str) -> Callable[..., tuple[Any, ...]]:
         found: dict[int, Any] = {}
         if any(e is not None for e in sent):
             wrt = [k for k, mark in enumerate(wanted) if mark is not None]
-            fitted = _fitted if jax.config.jax_enable_x64 else None
+            fitted = fit if jax.config.jax_enable_x64 else None
 
             def call(routine: Routine, *arrays: Any) -> Any:
-                return _call(routine, backend, *arrays)
+                return _call(routine, options, *arrays)
 
             found = dict(zip(wrt, pulled(routine, wrt, arrays, sent, call, fitted), strict=True))
         return tuple(found.get(k) for k in range(len(arrays)))
@@ -139,11 +145,13 @@ def _reducer(routine: Routine, backend: str) -> Callable[..., tuple[Any, ...]]:
 
 
 @lru_cache(maxsize=512)
-def _host(routine: Routine, backend: str, kinds: tuple[Any, ...]) -> Callable[..., tuple[Any, ...]]:
+def _host(routine: Routine, options: _Options, kinds: tuple[Any, ...]) -> Callable[..., tuple[Any, ...]]:
     """The routine on the host, with results of some types: one function, since JAX compiles for each anew."""
 
     def host(*arrays: Any) -> tuple[Any, ...]:
-        found = all_arrays(routine, Routine.__call__(routine, *map(np.asarray, arrays), backend=backend))
+        found = all_arrays(
+            routine, Routine.__call__(routine, *map(np.asarray, arrays), backend=options[0], ranges=options[1])
+        )
         return tuple(array.astype(kind, copy=False) for array, kind in zip(found, kinds, strict=True))
 
     return host
@@ -153,16 +161,5 @@ def _like(routine: Routine, arrays: Sequence[Any]) -> tuple[Any, ...]:
     """Shapes and types of the results of arrays of which there is nothing but shapes and types."""
     given = [np.empty(array.shape, array.dtype) for array in arrays]  # memory that nobody touches
     inputs = check(routine.parsed, routine.flat(given), routine.dtype)
-    return tuple(
-        jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(kind))
-        for shape, kind in routine.expected(inputs, given)
-    )
-
-
-def _fitted(rows: Any, variable: Any, dtype: str, added: bool) -> Any:
-    """`dred.cotangents.like` of JAX's arrays."""
-    if added:
-        rows = rows.sum(-2, dtype="float64").astype(rows.dtype)
-    lead = rows.ndim - variable.ndim
-    once = [d for d in range(rows.ndim) if d < lead or variable.shape[d - lead] < rows.shape[d]]
-    return rows.sum(once, dtype="float64").reshape(variable.shape).astype(rows.dtype) if once else rows
+    expected = routine.expected(inputs, given)
+    return tuple(jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(kind)) for shape, kind in expected)

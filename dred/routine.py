@@ -478,12 +478,12 @@ class Gradient(Routine):
         super().__init__(
             formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of.how, expand=of.expand
         )
-        self.rows_added, self._sending, self._place = v.cat == 2, sending, v.ind
+        self.rows_added, self._of, self._sending, self._place = v.cat == 2, of, sending, v.ind
 
     def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
         first = len(args) - len(self._sending)
-        return [*args[:first], *map(in_rows, self._sending, args[first:])] if first >= 0 else args
+        return [*self._of.flat(args[:first]), *map(in_rows, self._sending, args[first:])] if first >= 0 else args
 
     def _summed(self, inputs: Inputs) -> bool:
         return self.rows_added or (bool(inputs.batch) and inputs.own[self._place] != inputs.batch)

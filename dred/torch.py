@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import numpy as np
 from dred import genred
 from dred.autodiff import all_arrays, part, places, pulled, pushforward
 from dred.errors import InputError, OptionError
-from dred.inputs import native
 from dred.kernel.spec import array_type
-from dred.lazy import tensor as lazy
+from dred.lazy import tensor as lazily
 from dred.lazy.base import Lazy
-from dred.lazy.given import Library, Read, in_rows, read, what
+from dred.lazy.call import Call
+from dred.lazy.given import Read, what
 from dred.routine import Gradient, Routine
 
 try:
@@ -22,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError("dred.torch needs PyTorch: pip install torch", name="torch") from error
 
-__all__ = ["Genred", "LazyTensor", "Pm", "Vi", "Vj", "function"]
+__all__ = ["ComplexLazyTensor", "Genred", "LazyTensor", "Pm", "Vi", "Vj", "function"]
 
 
 class Genred(genred.Genred):
@@ -88,11 +89,87 @@ def function(routine: Routine) -> Callable[..., Any]:
     return called
 
 
-def LazyTensor(x: Any, axis: int | None = None, is_complex: bool = False) -> lazy.LazyTensor:
-    """`dred.LazyTensor` of a torch tensor: what its reductions give are tensors, with gradients by autograd.
+@dataclass(frozen=True, eq=False, repr=False)
+class _Call(Call):
+    """A reduction of a LazyTensor of tensors that has not been computed."""
 
-    It is made of tensors of the shapes that `dred.LazyTensor` takes, of complex ones too, and of tensors of no
-    dimension: parameters of one component. What it is combined with may be tensors, too.
+    def __call__(self, *args: Any, **how: Any) -> Any:
+        return self._result(_call(self.routine, *self._rows(args), **{**self.how, **how}))
+
+    def _rows(self, args: Sequence[Any]) -> list[Any]:
+        missing = sum(h.array is None for h in self.held)
+        if len(args) != missing:
+            raise InputError(f"the reduction takes {missing} tensors, got {len(args)}")
+        rest = iter(args)
+        found = [next(rest) if h.array is None else h.rows for h in self.held]
+        return [_real(x) if h.array is None and h.is_complex else x for x, h in zip(found, self.held, strict=True)]
+
+    def _result(self, found: Any) -> Any:
+        return torch.view_as_complex(found.unflatten(-1, (-1, 2))) if self.is_complex else found
+
+    def vjp(self, *wrt: Any, **how: Any) -> Any:
+        raise OptionError(
+            "autograd knows the gradients of a reduction of tensors: torch.autograd.grad(call(), tensors)"
+        )
+
+    def grad(self, *wrt: Any, **how: Any) -> Any:
+        return self.vjp()
+
+
+class _Lazy(Lazy):
+    """What LazyTensors of tensors do with tensors beside them."""
+
+    __slots__ = ()
+    _call = _Call
+
+    def __new__(cls, x: Any, axis: int | None = None, is_complex: bool = False) -> Any:
+        return _made(lazily.LazyTensor, x, axis, is_complex or cls.is_complex)
+
+    @property
+    def dtype(self) -> Any:
+        found = next((each.rows.dtype for each in self.held.values() if each.rows is not None), None)
+        return found.to_complex() if self.is_complex and found is not None else found
+
+    def call(self, operation: str, *args: Any) -> Any:
+        return super().call(operation, *map(_lazy, args))
+
+    def derived(self, name: str, *args: Any) -> Any:
+        return super().derived(name, *map(_lazy, args))
+
+    def power(self, other: Any) -> Any:
+        return super().power(_lazy(other))
+
+    def __rpow__(self, other: Any) -> Any:
+        return super().__rpow__(_lazy(other))
+
+    def reduction(self, reduction_op: str, other: Any = None, *args: Any, **how: Any) -> Any:
+        return super().reduction(reduction_op, _lazy(other), *args, **how)
+
+    def __matmul__(self, v: Any, **how: Any) -> Any:
+        if not isinstance(v, torch.Tensor) or not v.ndim:
+            return super().__matmul__(v, **how)
+        right = v[:, None] if v.ndim == 1 else v
+        found = super().__matmul__(Vj(right) if right.ndim == 2 else LazyTensor(right[..., None, :, :]), **how)
+        return found[..., 0] if v.ndim == 1 and self.D == 1 and isinstance(found, torch.Tensor) else found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        name = str(self.dtype or "float64").removeprefix("torch.")
+        return super().__array__(dtype or array_type(name), copy)
+
+    @staticmethod
+    def concatenate(tuple_of_lt: Sequence[Any], axis: int = -1) -> Any:
+        return lazily.LazyTensor.concatenate([*map(_lazy, tuple_of_lt)], axis)
+
+    @staticmethod
+    def cat(tuple_of_lt: Sequence[Any], dim: int = -1) -> Any:
+        return lazily.LazyTensor.cat([*map(_lazy, tuple_of_lt)], dim)
+
+
+class LazyTensor(_Lazy, lazily.LazyTensor):
+    """`dred.LazyTensor` of torch tensors: what its reductions give are tensors, with gradients by autograd.
+
+    It is made of tensors of the shapes that `dred.LazyTensor` takes, and of tensors of no dimension: parameters of one
+    component. All that it is combined with may be tensors, too. Of complex ones it is a `ComplexLazyTensor`.
 
     Examples
     --------
@@ -103,72 +180,69 @@ def LazyTensor(x: Any, axis: int | None = None, is_complex: bool = False) -> laz
     tensor([[0.8925],
             [0.8925]], grad_fn=<_ReduceBackward>)
     """
-    made: lazy.LazyTensor = Lazy._made(_read(x, axis, is_complex))
-    return made
+
+    __slots__ = ()
 
 
-def Vi(x_or_ind: Any, dim: int | None = None) -> lazy.LazyTensor:
+class ComplexLazyTensor(_Lazy, lazily.ComplexLazyTensor):
+    """`dred.ComplexLazyTensor` of torch tensors."""
+
+    __slots__ = ()
+
+
+_KINDS = {False: LazyTensor, True: ComplexLazyTensor}
+
+
+def Vi(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
     """A vector for each i: as `dred.Vi`, of a tensor."""
-    return _followed(lazy.Vi, x_or_ind, dim)
-
-
-def Vj(x_or_ind: Any, dim: int | None = None) -> lazy.LazyTensor:
-    """A vector for each j: as `dred.Vj`, of a tensor."""
-    return _followed(lazy.Vj, x_or_ind, dim)
-
-
-def Pm(x_or_ind: Any, dim: int | None = None) -> lazy.LazyTensor:
-    """A parameter: as `dred.Pm`, of a tensor."""
-    return _followed(lazy.Pm, x_or_ind, dim)
-
-
-def _followed(make: Callable[..., lazy.LazyTensor], x: Any, dim: int | None) -> lazy.LazyTensor:
-    """What `make` makes of the numbers of a tensor, but that it follows the tensor."""
-    if not isinstance(x, torch.Tensor):
-        return make(x, dim)
-    x = x if x.ndim else x.reshape(1)
-    made = make(_numbers(x), dim)
-    found: lazy.LazyTensor = Lazy._made(_following(Read(made.node, made.held, made.is_complex), x))
+    found: LazyTensor = _made(lazily.Vi, x_or_ind, dim)
     return found
 
 
-def _read(x: Any, axis: int | None = None, is_complex: bool = False) -> Read:
-    """What a LazyTensor is made of; of a tensor one that follows it."""
+def Vj(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
+    """A vector for each j: as `dred.Vj`, of a tensor."""
+    found: LazyTensor = _made(lazily.Vj, x_or_ind, dim)
+    return found
+
+
+def Pm(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
+    """A parameter: as `dred.Pm`, of a tensor."""
+    found: LazyTensor = _made(lazily.Pm, x_or_ind, dim)
+    return found
+
+
+def _lazy(x: Any) -> Any:
+    """A tensor as a LazyTensor, anything else as it is."""
+    return LazyTensor(x) if isinstance(x, torch.Tensor) else x
+
+
+def _made(make: Callable[..., Lazy], x: Any, *more: Any) -> Any:
+    """What `make` makes of an array of the tensor's shape, but that it holds the tensor."""
     if not isinstance(x, torch.Tensor):
-        return read(x, axis, is_complex)
-    x = x if x.ndim else x.reshape(1)
-    return _following(read(_numbers(x), axis, is_complex), x)
+        found = make(x, *more)
+        held = {n: each._replace(kinds=_KINDS) for n, each in found.held.items()}
+    else:
+        numbers = "complex128" if x.is_complex() else "float64"
+        found = make(np.empty(tuple(x.shape) or (1,), numbers), *more)  # memory that nobody touches
+        rows = _real(x) if x.is_complex() else x
+        held = {
+            n: each._replace(array=x, rows=rows.reshape(each.rows.shape), kinds=_KINDS)
+            for n, each in found.held.items()
+        }
+    return Lazy._made(Read(found.node, held, found.is_complex))
 
 
-def _following(found: Read, x: Any) -> Read:
-    """The formula of the numbers of a tensor, with the tensor in their place."""
-    held = {}
-    for n, h in found.held.items():
-        plain = torch.view_as_real(x).flatten(-2) if x.is_complex() else x
-        held[n] = h._replace(array=x, tensor=in_rows(plain, h.cat), library=LIBRARY)
-    return found._replace(held=held)
-
-
-def _numbers(x: Any) -> Any:
-    """The numbers of a tensor, without its gradients, as an array of NumPy or CuPy."""
-    return native(_array(x), "a tensor")
-
-
-def _tensor_of(rows: Any) -> Any:
-    return rows if isinstance(rows, torch.Tensor) else _tensor(rows, None)
-
-
-def _as_complex(found: Any) -> Any:
-    return torch.view_as_complex(found.unflatten(-1, (-1, 2)))
-
-
-LIBRARY = Library(_read, _tensor_of, function, _as_complex)
+def _real(x: Any) -> Any:
+    """Complex numbers as pairs of real ones: (..., D) as (..., 2 D)."""
+    return torch.view_as_real(x.resolve_conj()).flatten(-2)
 
 
 def _call(routine: Routine, *args: Any, **options: Any) -> Any:
     for k, (given, label) in enumerate(zip(args, routine.parsed.labels, strict=False)):
         if not isinstance(given, torch.Tensor):
             raise InputError(f"argument {k} ({label}) is no tensor but {what(given)}: use torch.as_tensor, or dred")
+    if isinstance(ranges := options.get("ranges"), tuple | list):
+        options["ranges"] = tuple(t.cpu().numpy() if isinstance(t, torch.Tensor) else t for t in ranges)
     if options.get("out") is not None:
         raise OptionError("out is not offered for tensors: results are new ones, which autograd follows")
     apply = _Reduce.apply
@@ -193,7 +267,8 @@ class _Reduce(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)  # of results that nobody reads
-        ctx.places, ctx.shapes = places(ctx.routine), [t.shape for t in output]
+        ctx.places = places(ctx.routine)
+        ctx.likes = [t.detach().to("meta") for t in output]  # their shapes
         ctx.mark_non_differentiable(*(t for k, t in enumerate(output) if k not in ctx.places))
 
     @staticmethod
@@ -206,22 +281,23 @@ class _Reduce(torch.autograd.Function):  # type: ignore[misc]
             def call(routine: Routine, *tensors: Any) -> Any:
                 return _call(routine, *tensors, **ctx.options)
 
-            found = dict(zip(wrt, pulled(ctx.routine, wrt, ctx.saved_tensors, sent, call, _like), strict=True))
+            found = dict(zip(wrt, pulled(ctx.routine, wrt, ctx.saved_tensors, sent, call, _fitted), strict=True))
         return None, None, *(found.get(k) for k in range(len(ctx.saved_tensors)))
 
     @staticmethod
     def jvp(ctx: Any, _routine: None, _options: None, *tangents: Any) -> tuple[Any, ...]:
-        moved: list[Any] = [None] * len(ctx.shapes)
+        moved: list[Any] = [None] * len(ctx.likes)
         moving = tuple(k for k, t in enumerate(tangents) if t is not None)
         if not ctx.places or not moving:
             return tuple(moved)
         pushed = pushforward(part(ctx.routine, tuple(range(len(ctx.places)))), moving)
-        results = _call(pushed, *ctx.saved_tensors, *(tangents[k] for k in moving), **ctx.options)
+        given = [t for t in ctx.routine.flat(tangents) if t is not None]
+        results = _call(pushed, *ctx.routine.flat(ctx.saved_tensors), *given, **ctx.options)
         for n, place in enumerate(ctx.places):
             rows = sum(results[n :: len(ctx.places)][1:], results[n])
             if isinstance(ctx.routine, Gradient):
-                rows = _like(rows, tangents[0].new_empty(ctx.shapes[place]), "", ctx.routine.rows_added)
-            moved[place] = rows.reshape(ctx.shapes[place])
+                rows = _fitted(rows, ctx.likes[place], ctx.routine.rows_added)
+            moved[place] = rows.reshape(ctx.likes[place].shape)
         return tuple(moved)
 
     @staticmethod
@@ -250,10 +326,9 @@ def _tensor(array: Any, device: Any) -> Any:
     return torch.from_numpy(array)
 
 
-def _like(rows: Any, variable: Any, dtype: str, added: bool) -> Any:
-    """`dred.cotangents.like` of tensors."""
-    if added:
-        rows = rows.sum(-2, dtype=torch.float64).to(rows.dtype)
-    if rows.shape == variable.shape:
-        return rows
-    return rows.double().sum_to_size(variable.shape).to(rows.dtype)
+def _fitted(rows: Any, variable: Any, added: bool) -> Any:
+    """The gradient by a variable of what is left for each row, and element of a batch."""
+    found = rows.sum(-2, dtype=torch.float64) if added else rows
+    if found.shape != variable.shape:
+        found = found.double().sum_to_size(variable.shape)
+    return found.to(rows.dtype)

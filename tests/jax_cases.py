@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 import dred
-from dred.errors import InputError
+from dred.errors import InputError, OptionError
 from dred.jax import Genred, function
 from dred.routine import Routine
 
@@ -126,6 +126,55 @@ def test_batches():
         for jit in (lambda f: f, jax.jit):
             found = [jit(jax.vmap(of(f), (0, *[None] * 5)))(several, *others) for f in (routine, dense)]
             close(*found)
+
+
+LEAD = [(2, 3), (3,), (2, 1), (), (3,), (2, 1)]  # dimensions of a batch, of each variable
+
+
+@pytest.mark.parametrize("bits", ["32", "64"])
+@pytest.mark.parametrize("name", ["Sum", "KMin", "LogSumExp"])
+def test_arrays_with_the_dimensions_of_a_batch(name, bits):
+    routine, dense = case(name)
+    rng = np.random.default_rng(1)
+    given = [rng.random((*lead, *t.shape)) - 0.4 for lead, t in zip(LEAD, arrays(), strict=True)]
+    tails = [t.ndim for t in arrays()]
+    jax.config.update("jax_enable_x64", bits == "64")
+    args = [*map(jnp.asarray, given)]
+
+    def elements(*args):
+        full = [jnp.broadcast_to(t, (2, 3, *t.shape[t.ndim - n :])) for t, n in zip(args, tails, strict=True)]
+        return jax.vmap(jax.vmap(dense))(*full)
+
+    rtol = 1e-9 if bits == "64" else 1e-4
+    for jit in (lambda f: f, jax.jit):
+        close(*(jit(f)(*args) for f in (routine, elements)), rtol)
+        close(*(jit(jax.grad(squares(f), EVERY))(*args) for f in (routine, elements)), rtol)
+
+    def twice(f):
+        return jax.grad(lambda *a: sum((t**2).sum() for t in jax.grad(squares(f), EVERY)(*a)), EVERY)(*args)
+
+    close(*map(twice, (routine, elements)), rtol)
+
+
+def test_ranges():
+    """Rows 0 and 1 meet columns 0 and 1, row 3 meets column 2."""
+    met = np.zeros((M, N, 1))
+    met[:2, :2], met[3, 2] = 1, 1
+    tables = ([[0, 2], [3, 4]], [1, 2], [[0, 2], [2, 3]], [[0, 2], [2, 3]], [1, 2], [[0, 2], [3, 4]])
+    ranges = dred.Ranges.of(tuple(map(np.array, tables)), M, N)
+    routine, _ = case("Sum")
+    args = arrays()
+
+    def some(*a):
+        return routine(*a, ranges=ranges)
+
+    def dense(*a):
+        return (met * vector(*a)).sum(1)
+
+    close(some(*args), dense(*args))
+    close(*(jax.jit(jax.grad(squares(f), EVERY))(*args) for f in (some, dense)))
+    text = "ranges: pass those that dred.Ranges.of(ranges, M, N) has made and checked"
+    refused(OptionError, text, lambda: routine(*args, ranges=tables))
 
 
 def test_inside_of_loops():

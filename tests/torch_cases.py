@@ -12,7 +12,7 @@ import dred
 from dred import autodiff
 from dred.errors import DtypeError, InputError, OptionError
 from dred.routine import Routine
-from dred.torch import Genred, LazyTensor, Pm, Vi, Vj, function
+from dred.torch import ComplexLazyTensor, Genred, LazyTensor, Pm, Vi, Vj, function
 
 # torch itself still calls what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
@@ -132,8 +132,7 @@ def test_forward_mode(name, axis, tiny):
 
 
 def test_gradcheck_can_fail(monkeypatch):
-    right = dred.torch._like
-    monkeypatch.setattr(dred.torch, "_like", lambda rows, *more: right(1.01 * rows, *more))
+    monkeypatch.setattr(dred.torch, "_fitted", lambda rows, variable, added: 1.01 * (rows.sum(0) if added else rows))
     with pytest.raises(GradcheckError):
         torch.autograd.gradcheck(case("Sum", 1)[0], arrays())
 
@@ -170,6 +169,81 @@ def test_functions_of_other_routines(text, names, tiny):
     e = torch.rand(4, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function(by_g), (*args, e))
     assert torch.autograd.gradgradcheck(function(by_g), (*args, e))
+
+
+def test_gradients_as_functions_of_cotangents_of_rankings(tiny):
+    routine, _ = case("KMin", 1)
+    e = torch.rand(M, 2, 2, dtype=torch.float64, requires_grad=True)
+    by_x = function(dred.Genred(VECTOR, ALIASES, "KMin", axis=1, opt_arg=2).grad("x"))
+    args = arrays()
+    (expected,) = torch.autograd.grad((e * routine(*args)).sum(), args[0], create_graph=True)
+    close([by_x(*args, e)], [expected])
+    close(*(torch.autograd.grad(out.square().sum(), (*args, e)) for out in (by_x(*args, e), expected)))
+    assert torch.autograd.gradcheck(by_x, (*args, e), fast_mode=True, check_forward_ad=True)
+
+
+# -- batches and ranges ------------------------------------------------------------------------------------------------
+
+LEAD = [(2, 3), (3,), (2, 1), (), (3,), (2, 1)]  # of each variable
+
+
+def batched(dtype=torch.float64, lead=LEAD):
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(*front, *t.shape) for front, t in zip(lead, arrays(), strict=True)]
+    found = [torch.rand(shape, generator=generator, dtype=torch.float64).sub(0.4).to(dtype) for shape in shapes]
+    return [t.requires_grad_() for t in found]
+
+
+def elements(dense, args):
+    """The dense function of each element of the batch."""
+    tails = [t.ndim for t in arrays()]
+    full = [t.expand(2, 3, *t.shape[t.ndim - tail :]) for t, tail in zip(args, tails, strict=True)]
+    return torch.stack([torch.stack([dense(*(t[k, m] for t in full)) for m in range(3)]) for k in range(2)])
+
+
+@pytest.mark.parametrize("name", ["Sum", "KMin", "LogSumExp"])
+def test_batches(name):
+    routine, dense = case(name, 1)
+    args = batched()
+    got, expected = routine(*args), elements(dense, args)
+    close([got], [expected])
+    gradients = [torch.autograd.grad(out.pow(2).sum(), args, create_graph=True) for out in (got, expected)]
+    close(*gradients)
+    close(*(torch.autograd.grad(sum(t.pow(2).sum() for t in found), args) for found in gradients))
+
+
+def test_gradcheck_of_batches(tiny):
+    routine, _ = case("Sum", 0)
+    assert torch.autograd.gradcheck(routine, batched(), fast_mode=True, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(routine, batched(), fast_mode=True, check_fwd_over_rev=True)
+
+
+def test_batches_of_half_precision():
+    routine, dense = case("Sum", 1)
+    args = batched(torch.float16)
+    found = torch.autograd.grad(routine(*args).sum(), args)
+    exact = [t.detach().double().requires_grad_() for t in args]
+    wanted = torch.autograd.grad(elements(dense, exact).sum(), exact)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.dtype, a.shape) == (torch.float16, b.shape)
+        torch.testing.assert_close(a.double(), b, rtol=5e-3, atol=5e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("of", [torch.as_tensor, np.asarray], ids=["tensors", "arrays"])
+def test_ranges(of):
+    """Rows 0 and 1 meet columns 0 and 1, row 3 meets column 2."""
+    met = torch.zeros(M, N, 1, dtype=torch.float64)
+    met[:2, :2], met[3, 2] = 1, 1
+    tables = ([[0, 2], [3, 4]], [1, 2], [[0, 2], [2, 3]], [[0, 2], [2, 3]], [1, 2], [[0, 2], [3, 4]])
+    ranges = tuple(map(of, tables))
+    routine, _ = case("Sum", 1)
+    args = arrays()
+    got, expected = routine(*args, ranges=ranges), (met * vector(*args)).sum(1)
+    close([got], [expected])
+    gradients = [torch.autograd.grad(out.pow(2).sum(), args, create_graph=True) for out in (got, expected)]
+    close(*gradients)
+    close(*(torch.autograd.grad(sum(t.pow(2).sum() for t in found), args) for found in gradients))
+    close([lazily(*args).sum(axis=1, ranges=ranges)], [expected])
 
 
 # -- what is computed --------------------------------------------------------------------------------------------------
@@ -384,8 +458,8 @@ def lazily(x, y, a, b, p, g):
 def test_lazy_tensors_are_dense_ones():
     args = arrays()
     K, dense = lazily(*args), vector(*args)
-    assert (type(K), repr(K)) == (dred.LazyTensor, "LazyTensor(M=4, N=3, D=2, float64)")
-    assert K.dtype == np.float64
+    assert (type(K), repr(K)) == (LazyTensor, "LazyTensor(M=4, N=3, D=2, torch.float64)")
+    assert K.dtype == torch.float64
     pairs = [
         (K.sum(axis=1), dense.sum(1)),
         (K.sum(0), dense.sum(0)),
@@ -426,11 +500,44 @@ def test_tensors_beside_lazy_tensors(k, shape):
     x = (torch.rand(4, 2, dtype=torch.float64) + 0.5).requires_grad_()
     t = (torch.rand(shape, dtype=torch.float64) + 0.5).requires_grad_()
     got = OPERANDS[k](Vi(x), t)
-    assert type(got) is dred.LazyTensor
+    assert type(got) is LazyTensor
     dense = OPERANDS[k](x[:, None], t).expand(4, 3 if 3 in shape else 1, 2)
     found, expected = got.sum(axis=1), dense.sum(1)
     close([found], [expected])
     close(*(torch.autograd.grad(out.sum(), (x, t)) for out in (found, expected)))
+
+
+def test_complex_lazy_tensors():
+    generator = torch.Generator().manual_seed(3)
+    x, y, b = (torch.randn(shape, generator=generator, dtype=torch.complex128, requires_grad=True)
+               for shape in ((4, 2), (3, 2), (3, 1)))  # fmt: skip
+    t = torch.rand(4, 1, dtype=torch.float64, requires_grad=True)
+    K = (0.3j * Vi(t) * (Vi(x) * Vj(y).conj()).sum(-1)).exp()
+    assert (type(K), repr(K)) == (ComplexLazyTensor, "ComplexLazyTensor(M=4, N=3, D=1, torch.complex128)")
+    dense = torch.exp(0.3j * t * (x @ y.conj().T))
+    for got, expected in (
+        (K @ b, dense @ b),
+        (K.sum(axis=0), dense.sum(0)[:, None]),
+        (abs(K).sum(axis=1), dense.abs().sum(1, keepdim=True)),
+        (K.real.logsumexp(axis=1), dense.real.logsumexp(1, keepdim=True)),
+    ):
+        close([got], [expected])
+        close(*(torch.autograd.grad(out.abs().square().sum(), (x, y, b, t), materialize_grads=True, retain_graph=True)
+                for out in (got, expected)))  # fmt: skip
+    late = (ComplexLazyTensor((0, 2, 0)) * Vj(y)).sum(-1).sum(axis=1)
+    close([late(x)], [(x @ y.T).sum(1, keepdim=True)])
+
+
+def test_lazy_batches():
+    x, y = (torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 4, 1, 3), (1, 5, 3)))
+    b = torch.rand(2, 5, 2, dtype=torch.float64, requires_grad=True)
+    K = (-((LazyTensor(x) - LazyTensor(y)) ** 2).sum(-1)).exp()
+    dense = torch.exp(-(x - y).square().sum(-1))
+    assert K.shape == (2, 4, 5)
+    for got, expected in ((K @ b, dense @ b), (K.sum(axis=2), dense.sum(2)[..., None])):
+        close([got], [expected])
+        close(*(torch.autograd.grad(out.square().sum(), (x, y, b), materialize_grads=True, retain_graph=True)
+                for out in (got, expected)))  # fmt: skip
 
 
 def test_lazy_variables_and_calls():
@@ -440,57 +547,20 @@ def test_lazy_variables_and_calls():
     close([late(x)], [(-Vi(x).sqdist(Vj(y))).exp().sum(axis=1)])
     call = (Vi(x) | Vj(y)).sum(axis=1, call=False)
     close([call()], [(x @ y.T).sum(1, keepdim=True)], rtol=1e-5)
+    refused(
+        OptionError,
+        "autograd knows the gradients of a reduction of tensors: torch.autograd.grad(call(), tensors)",
+        lambda: call.grad(x),
+    )
+    refused(InputError, "the reduction takes 1 tensors, got 0", late)
+    assert torch.equal(pickle.loads(pickle.dumps(Vi(x) | Vj(y))).sum(axis=1), call())
     mixed = dred.Vi(0, 2) * Vj(y)  # a variable of dred beside one of dred.torch
-    assert type(mixed) is dred.LazyTensor
+    assert type(mixed) is LazyTensor
     assert mixed.sum(axis=1)(x).requires_grad
     plain = (dred.Vi(0, 2) * dred.Vj(1, 2)).sum(axis=1)
     assert function(plain.routine)(x, y).requires_grad
-    assert dred.LazyTensor.concatenate([Vi(x), x[:, None]]).sum(axis=0).requires_grad
+    assert type(LazyTensor.concatenate([Vi(x), x[:, None]])) is LazyTensor
     assert Pm(torch.tensor(2.0)).node.dim == 1
-
-
-def test_arrays_of_numpy_beside_tensors():
-    x = torch.rand(4, 1, requires_grad=True)
-    found = (Vi(x) * dred.Vj(np.ones((3, 1), "float32"))).sum(axis=1)
-    close([found], [3 * x])
-    close(torch.autograd.grad(found.sum(), x), [torch.full((4, 1), 3.0)])
-
-
-def test_batches():
-    generator = torch.Generator().manual_seed(7)
-
-    def leaf(*shape):
-        return torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
-
-    x, y, p, b = leaf(2, 1, 4, 1, 3), leaf(3, 1, 5, 3), leaf(2, 3, 1, 1, 1), leaf(5, 2)
-    K = (-LazyTensor(p) * LazyTensor(x).sqdist(LazyTensor(y))).exp()
-    dense = (-p[..., 0] * (x - y).square().sum(-1)).exp()
-    assert K.shape == dense.shape
-    for got, expected in ((K @ b, dense @ b), (K.logsumexp(axis=3), dense.logsumexp(3, keepdim=True))):
-        close([got], [expected])
-        first, second = (
-            torch.autograd.grad(out.square().sum(), (x, y, p), create_graph=True) for out in (got, expected)
-        )
-        close(first, second)
-        totals = [sum(g.square().sum() for g in each) for each in (first, second)]
-        close(*(torch.autograd.grad(total, (x, y, p), retain_graph=True) for total in totals))
-
-
-def test_complex_tensors():
-    x = torch.rand(4, 1, dtype=torch.complex128, requires_grad=True)
-    y = torch.rand(3, 1, dtype=torch.float64, requires_grad=True)
-    got, expected = (1j * Vi(x) * Vj(y)).exp().sum(axis=1), (1j * x * y.T).exp().sum(1, keepdim=True)
-    close([got], [expected])
-    close(*(torch.autograd.grad(out.abs().square().sum(), (x, y)) for out in (got, expected)))
-
-
-def test_ranges():
-    ranges = dred.from_matrix([[0, 2], [2, 4]], [[0, 1], [1, 3]], np.eye(2))
-    x, y = torch.rand(4, 1, dtype=torch.float64, requires_grad=True), torch.rand(3, 1, dtype=torch.float64)
-    mask = torch.tensor([[1.0, 0, 0]] * 2 + [[0, 1.0, 1.0]] * 2, dtype=torch.float64)
-    got, expected = (Vi(x) * Vj(y)).exp().sum(axis=1, ranges=ranges), ((x * y.T).exp() * mask).sum(1, keepdim=True)
-    close([got], [expected])
-    close(*(torch.autograd.grad(out.square().sum(), x) for out in (got, expected)))
 
 
 def test_dense_arrays_of_lazy_tensors():
@@ -545,6 +615,7 @@ def test_what_is_no_tensor_is_refused():
     routine = Genred(*PRODUCT, axis=1)
     what = "is no tensor but numpy.ndarray of shape (3, 1): use torch.as_tensor, or dred"
     refused(InputError, f"argument 1 (y) {what}", lambda: routine(x, y.numpy()))
+    refused(InputError, f"argument 1 (Vj(1,1)) {what}", lambda: (Vi(x) * dred.Vj(y.numpy())).sum(axis=1))
     refused(InputError, "the routine takes 2 arrays (x, y), got 1", lambda: routine(x))
     refused(
         OptionError,

@@ -20,7 +20,7 @@ from dred.formula.rewrite import expand
 from dred.inputs import kind_of, native
 from dred.lazy import indexing, kinds, pairs
 from dred.lazy.call import Call, places, routine
-from dred.lazy.given import Held, Library, Read, read, renamed, what
+from dred.lazy.given import Held, Read, read, renamed, what
 from dred.lazy.refused import REFUSED
 from dred.reductions import REDUCTIONS
 
@@ -42,6 +42,7 @@ class Lazy:
     held: Mapping[Node, Held]
     is_complex: ClassVar[bool]
     _kinds: ClassVar[dict[bool, type[Any]]] = {}
+    _call: ClassVar[type[Call]] = Call  # what a reduction is
 
     def __init_subclass__(cls, is_complex: bool | None = None) -> None:
         if is_complex is not None:
@@ -55,7 +56,8 @@ class Lazy:
     @staticmethod
     def _made(read: Read) -> Any:
         """A LazyTensor, or a ComplexLazyTensor."""
-        self = object.__new__(Lazy._kinds[read.is_complex])
+        of = next((each.kinds for each in read.held.values() if each.kinds), Lazy._kinds)
+        self = object.__new__(of[read.is_complex])
         object.__setattr__(self, "node", read.node)
         object.__setattr__(self, "held", read.held)
         return self
@@ -230,7 +232,7 @@ class Lazy:
             Too many arguments or too few, dimensions that do not fit, or complex numbers where they have no meaning.
         """
         op, first = OPS[operation], len(OPS[operation].args)
-        parts = together(args[:first])
+        parts = [lazy(each) for each in args[:first]]
         words = [*op.attrs, *[""] * len(args)]
         statics = [indexing.static(word in op.lists, each) for word, each in zip(words, args[first:], strict=False)]
         nodes, attrs = arguments(op, [*(part.node for part in parts), *statics], {})
@@ -250,7 +252,7 @@ class Lazy:
             Another number of arguments, or dimensions that do not fit.
         """
         words = derive.counted(derive.DERIVED[name].signature, [self, *args])
-        parts = together([self, *args])
+        parts = [self, *map(lazy, args)]
         if "v" in words and parts[1].node.op != "Var":
             what_it_is = "an expression" if isinstance(args[0], Lazy) else what(args[0])
             raise ArgumentError(
@@ -266,13 +268,12 @@ class Lazy:
         return self.power(other)
 
     def __rpow__(self, other: Any) -> Self:
-        base, _ = together([other, self])
-        found: Self = base.power(self)  # type: ignore[assignment]
+        found: Self = lazy(other).power(self)  # type: ignore[assignment]
         return found
 
     def power(self, other: Any) -> Self:
         """To the power of a number or of a LazyTensor; of complex numbers, of an integer."""
-        _, exponent = together([self, other])
+        exponent = lazy(other)
         return self._like(kinds.power(self.node, self.is_complex, exponent.node, exponent.is_complex), exponent)
 
     def conj(self) -> Self:
@@ -311,20 +312,16 @@ class Lazy:
         if isinstance(v, Lazy):
             product = self.call("Mult", self, v)
             return product.reduction("Sum", axis=product.nbatchdims + 1, **how)
-        library = library_of([self])
-        array = native(v, "the right side of @") if library is None else v
-        if (library is None and kind_of(array) is None) or not getattr(array, "ndim", 0):
+        array = native(v, "the right side of @")
+        if kind_of(array) is None or array.ndim == 0:
             raise InputError(f"the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got {what(v)}")
-        ndim, making = array.ndim, read if library is None else library.read
-        if ndim < 3:
-            right = Lazy._made(making(array[:, None] if ndim == 1 else array, 1))
-        elif array.shape[-2] == 1 and self._rows(1) not in (None, 1):  # which would pass for a parameter
-            raise InputError(f"the right side of @ has 1 row for {self._rows(1)} of j")
-        else:
-            right = Lazy._made(making(array[(*[slice(None)] * (ndim - 2), None)], None))
+        rows = array[:, None] if array.ndim == 1 else array
+        right = Lazy._made(
+            read(rows, 1) if rows.ndim == 2 else read(rows[(*[slice(None)] * (rows.ndim - 2), None)], None)
+        )
         product = self.call("Mult", self, right)
         found = product.reduction("Sum", axis=product.nbatchdims + 1, **how)
-        if ndim > 1 or self.D > 1 or isinstance(found, Call):
+        if array.ndim > 1 or self.D > 1 or isinstance(found, Call):
             return found
         return found[(*[slice(None)] * (found.ndim - 1), 0)]
 
@@ -418,7 +415,7 @@ class Lazy:
             raise OptionError(f"unknown reduction {reduction_op!r}: there are {', '.join(REDUCTIONS)}")
         if optional_flags:
             raise OptionError(f"optional_flags={optional_flags!r}: no compiler is called that would take them")
-        parts = together([self] if other is None else [self, other])
+        parts = [self] if other is None else [self, lazy(other)]
         over, first = axis if dim is None else dim, max(part.nbatchdims for part in parts)
         if (axis is not None and dim is not None) or isinstance(over, bool) or over not in (first, first + 1):
             raise OptionError(
@@ -440,7 +437,8 @@ class Lazy:
         )  # fmt: skip
         how = {"backend": backend, "device_id": device_id, "ranges": ranges, "out": out}
         lost = {n: h for n, h in everything.items() if n not in new}
-        found = Call(chosen, tuple(held), is_complex, how, {n: new[n].attrs[0] for n in new}, lost)
+        kind = next((part._call for part in parts if part._call is not Call), Call)
+        found = kind(chosen, tuple(held), is_complex, how, {n: new[n].attrs[0] for n in new}, lost)
         return found() if call and all(h.array is not None for h in held) else found
 
     def _over(self, name: str, axis: int, dim: int | None, how: Mapping[str, Any]) -> Any:
@@ -455,17 +453,9 @@ class Lazy:
         return self.call(name, self)
 
 
-def library_of(args: Sequence[Any]) -> Library | None:
-    """The library whose tensors what is made of these is to follow, if any."""
-    found = (h.library for x in args if isinstance(x, Lazy) for h in x.held.values())
-    return next((library for library in found if library is not None), None)
-
-
-def together(args: Sequence[Any]) -> list[Lazy]:
-    """Several LazyTensors, or what they are made of: as the library of one of them reads that."""
-    library = library_of(args)
-    making = read if library is None else library.read
-    return [x if isinstance(x, Lazy) else Lazy._made(making(x, None)) for x in args]
+def lazy(x: Any) -> Lazy:
+    """A LazyTensor as it is, anything else as one."""
+    return x if isinstance(x, Lazy) else Lazy._made(read(x, None))
 
 
 def joined(tensors: Sequence[Any], axis: int = -1) -> Any:
@@ -476,7 +466,7 @@ def joined(tensors: Sequence[Any], axis: int = -1) -> Any:
     OptionError, InputError
         Another axis, or nothing.
     """
-    parts = together(tensors)
+    parts = [*map(lazy, tensors)]
     last = max((part.nbatchdims for part in parts), default=0) + 2
     if axis not in (last, -1):
         raise OptionError(f"axis={axis!r}: components are concatenated, which is axis=-1 or {last}")

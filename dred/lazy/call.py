@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import add
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from dred import autodiff, options
-from dred.cotangents import like, sending_of
+from dred.cotangents import sending_of
 from dred.errors import DerivativeError, DtypeError, InputError, OptionError
 from dred.formula.language import Formula, Variable
 from dred.formula.node import Node, canonical, toposort, var
 from dred.formula.pullback import Reduced
 from dred.inputs import native
 from dred.lazy import pairs
-from dred.lazy.given import COMPLEX, Held, Library, what
+from dred.lazy.given import COMPLEX, Held, what
 from dred.routine import Routine
 
 
@@ -86,37 +86,21 @@ class Call:
                 raise InputError("out must be C-contiguous and complex, as the result is")
             self.routine(*self._rows(args), **{**chosen, "out": pairs.as_real(out, "out")})
             return out
-        library = self._library
-        if library is None:
-            return self._result(self.routine(*self._rows(args), **chosen))
-        rest = self._missing(args)
-        each = [next(rest) if h.array is None else h.rows if h.tensor is None else h.tensor for h in self.held]
-        return self._result(library.function(self.routine)(*map(library.tensor, each), **chosen), library)
-
-    @property
-    def _library(self) -> Library | None:
-        """The one whose tensors the result is to follow, if any."""
-        return next((h.library for h in self.held if h.library is not None), None)
+        return self._result(self.routine(*self._rows(args), **chosen))
 
     def _rows(self, args: Sequence[Any]) -> list[Any]:
         """The arrays of all variables, as the routine takes them."""
-        rest = self._missing(args)
-        return [_real(next(rest), f"argument {k}", h) if h.array is None else h.rows for k, h in enumerate(self.held)]
-
-    def _missing(self, args: Sequence[Any]) -> Iterator[Any]:
-        """The arrays that are passed, which must be as many as are missing."""
         missing = sum(h.array is None for h in self.held)
         if len(args) != missing:
             raise InputError(f"the reduction takes {missing} arrays, got {len(args)}")
-        return iter(args)
+        rest = iter(args)
+        return [_real(next(rest), f"argument {k}", h) if h.array is None else h.rows for k, h in enumerate(self.held)]
 
-    def _result(self, found: Any, library: Library | None = None) -> Any:
+    def _result(self, found: Any) -> Any:
         """What the routine gives, as the LazyTensor's numbers."""
         if isinstance(found, tuple):
-            return tuple(self._result(each, library) for each in found)
-        if not self.is_complex:
-            return found
-        return pairs.as_complex(found) if library is None else library.as_complex(found)
+            return tuple(map(self._result, found))
+        return pairs.as_complex(found) if self.is_complex else found
 
     def vjp(
         self, *wrt: Any, backend: str | None = None, ranges: Any = None
@@ -163,8 +147,12 @@ class Call:
                 raise InputError(f"the pullback takes 1 cotangent, got {len(cotangents)}")
             each = sorted({k for _, places in wanted for k in places})
             e = _real(cotangents[0], "the cotangent", Held(is_complex=self.is_complex))
-            rows, call = [h.rows for h in self.held], autodiff.caller(how["backend"], how["ranges"])
-            pulled = autodiff.pulled(self.routine, each, rows, [e], call, like) if each else ()
+            rows = [h.rows for h in self.held]
+            pulled = (
+                autodiff.pulled(self.routine, each, rows, [e], autodiff.by(how["backend"], how["ranges"]))
+                if each
+                else ()
+            )
             found = dict(zip(each, pulled, strict=True))
             totals = [
                 reduce(add, [found[k] for k in places]) if places else np.zeros_like(h.rows) for h, places in wanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -23,27 +23,6 @@ COMPLEX = 1 << 19  # and of complex ones they are counted from here
 _numbers = itertools.count(FIRST)
 
 
-class Library(NamedTuple):
-    """A library whose tensors results are to follow, such as PyTorch for its gradients.
-
-    Attributes
-    ----------
-    read : callable
-        As `read` of this module, of whatever a LazyTensor is combined with.
-    tensor : callable
-        An array of rows, or a tensor, as a tensor.
-    function : callable
-        A function of tensors for a routine.
-    as_complex : callable
-        Pairs of real numbers in the last dimension of a tensor as complex ones.
-    """
-
-    read: Callable[..., Read]
-    tensor: Callable[[Any], Any]
-    function: Callable[[Any], Callable[..., Any]]
-    as_complex: Callable[[Any], Any]
-
-
 class Held(NamedTuple):
     """What a variable holds.
 
@@ -59,8 +38,8 @@ class Held(NamedTuple):
         Whether its numbers are complex: `dim` is twice their number.
     cat : int
         0: a vector for each i; 1: for each j; 2: a parameter.
-    tensor, library : tensor and Library, or None
-        The rows as a tensor that results are to follow, and whose it is.
+    kinds : mapping of bool to class, optional
+        The classes of LazyTensors that hold it, of real and of complex numbers, where it is for another library.
     """
 
     array: Any = None
@@ -68,8 +47,7 @@ class Held(NamedTuple):
     rows: Any = None
     is_complex: bool = False
     cat: int = 2
-    tensor: Any = None
-    library: Library | None = None
+    kinds: Mapping[bool, type[Any]] | None = None
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -156,17 +134,12 @@ def _array(x: Any, axis: int | None) -> Read:
     if not 1 <= dim <= MAX_DIM:
         limit = MAX_DIM // 2 if of_complex else MAX_DIM
         raise DimensionError(f"vectors of {shape[-1]} components: they have 1 to {limit}")
-    rows = in_rows(array, cat)
+    rows = array
+    if array.ndim > 2:  # without the dimensions of 1 that say what it is
+        every = slice(None)
+        rows = array[(*[every] * (array.ndim - 3), *((every, 0), (0, every), (0, 0))[cat], every)]
     node = var(next(_numbers), int(dim), cat)
     return Read(node, {node: Held(x, shape, rows, of_complex, cat)}, of_complex)
-
-
-def in_rows(array: Any, cat: int) -> Any:
-    """An array of more than two dimensions without those of 1 that say what it is."""
-    if array.ndim < 3:
-        return array
-    every = slice(None)
-    return array[(*[every] * (array.ndim - 3), *((every, 0), (0, every), (0, 0))[cat], every)]
 
 
 def renamed(held: Mapping[Node, Held]) -> dict[Node, Node]:

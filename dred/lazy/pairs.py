@@ -44,9 +44,10 @@ def complex_type(dtype: Any) -> str:
     DtypeError
         There is none.
     """
-    if str(dtype) not in COMPLEX:
+    name = str(dtype).rpartition(".")[2]  # torch.float64
+    if name not in COMPLEX:
         raise DtypeError(f"complex numbers are made of float32 or float64, got arrays of {dtype}: convert them")
-    return COMPLEX[str(dtype)]
+    return COMPLEX[name]
 
 
 def _viewed(array: Any, dtype: str) -> Any:
