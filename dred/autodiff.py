@@ -45,16 +45,19 @@ class Derived(Routine):
         super().__init__(formula, aliases, made, several=True, dtype=of.dtype, how=of.how, expand=of.expand)
 
 
-def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Callable[..., tuple[Any, ...]]]:
+def vjp(routine: Any, *args: Any, backend: str = "auto", **how: Any) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
     ----------
-    routine : Genred, Reduction, or a gradient
+    routine : Genred, Reduction, a gradient, or KernelSolve
+        Of the last one, see `KernelSolve.vjp`.
     *args : arrays
         As in a call; dask arrays stay lazy.
     backend : str
         As in a call.
+    **how
+        Of `KernelSolve`: the options of its call.
 
     Returns
     -------
@@ -80,6 +83,11 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
     >>> by_x.ravel(), by_y.ravel(), by_p
     (array([24., 24.]), array([6., 6., 6.]), array([36.]))
     """
+    if not isinstance(routine, Routine):
+        own: tuple[Any, Callable[..., tuple[Any, ...]]] = routine.vjp(*args, backend=backend, **how)
+        return own
+    if how:
+        raise OptionError(f"{next(iter(how))} is an option of KernelSolve, not of the derivative of a reduction")
     sending = sending_of(routine.reduced)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
@@ -95,7 +103,12 @@ def vjp(routine: Routine, *args: Any, backend: str = "auto") -> tuple[Any, Calla
 
 
 def pulled(
-    routine: Routine, wrt: Sequence[int], args: Sequence[Any], cotangents: Sequence[Any], backend: str
+    routine: Routine,
+    wrt: Sequence[int],
+    args: Sequence[Any],
+    cotangents: Sequence[Any],
+    backend: str,
+    ranges: Any = None,
 ) -> tuple[Any, ...]:
     """The gradients by the variables at some positions, in their order."""
     narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
@@ -104,12 +117,12 @@ def pulled(
     for k in wrt:
         cat = routine.variables[k].cat
         if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend)
+            found[k] = routine.grad(k)(*args, *cotangents, backend=backend, ranges=ranges)
         else:
             groups.setdefault(cat % 2, []).append(k)
     flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
     for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend)
+        results = gradients(routine, tuple(places))(*args, *flat, backend=backend, ranges=ranges)
         for k, rows in zip(places, results, strict=True):
             found[k] = like(rows, args[k], str(rows.dtype), added=routine.variables[k].cat == 2)
     return tuple(found[k] for k in wrt)
