@@ -51,22 +51,40 @@ ENDINGS: Mapping[int, Ending] = {
 
 
 class Space(Protocol):
-    """Where vectors are, (*batch, M, D), and how they are computed with."""
+    """Where vectors are, (*batch, M, D), and how they are computed with. Numbers of systems are (*batch, 1, values)."""
 
     def apply(self, p: Any) -> Any:
         """The matrix times vectors, in float64."""
 
-    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
-        """Scalar products in float64, one for each system: (*batch, 1, D) or (*batch, 1, 1)."""
+    def reduce(self, routine: Any, given: Any, ranges: Any) -> Any:
+        """What a routine gives for some inputs and ranges."""
 
     def map(self, function: Callable[..., Any], like: Any, *arrays: Any) -> Any:
-        """An element-wise function of vectors and numbers, which gives something of the shape and type of `like`."""
+        """A function of rows of vectors and of numbers; `like` is an array of its shape and type, or (width, type)."""
+
+    def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
+        """The sum of what a function gives for some rows of vectors: numbers (*batch, 1, width) of float64."""
+
+    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
+        """Scalar products in float64, one for each system: (*batch, 1, D) or (*batch, 1, 1)."""
 
     def settle(self, vectors: Sequence[Any], numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Numbers]]:
         """Computes both, wherever; the numbers come to this process. The one time to wait of an iteration."""
 
     def put(self, numbers: Any) -> Any:
         """Numbers of this process as arrays beside the vectors."""
+
+    def spread(self, rows: Any) -> Any:
+        """Rows (*batch, M, width) of this process as vectors."""
+
+    def rows(self, arrays: Sequence[Any], numbers: Any) -> list[Any]:
+        """Of arrays (..., M, width), some rows (*batch, k, width), by their numbers (*batch, k), in this process."""
+
+    def largest(self, d: Any, flat: bool) -> Any:
+        """The number of the row with the largest sum, (*batch); flat: of the component, among those of all rows."""
+
+    def stacked(self, columns: Any, width: int) -> Any:
+        """(k, *batch, M, D) as (*batch, M, width * k), of the first components, in float64."""
 
 
 # Element-wise functions of an iteration. A step of 0 says that a system does not move, a turn of -1 that it is to rest.

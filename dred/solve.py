@@ -6,15 +6,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dred import conjugate, preconditioners
+from dred import preconditioners
 from dred.autodiff import pulled
-from dred.conjugate import ENDINGS, SOLVED, Found, Iteration, Limits, Numbers, Space
+from dred.conjugate import ENDINGS, SOLVED, Found, Iteration, Limits, Numbers
 from dred.cotangents import like
 from dred.errors import ArgumentError, DimensionError, DtypeError, InputError, OptionError, SolveError
 from dred.formula.language import Reader
@@ -24,7 +25,7 @@ from dred.genred import Genred
 from dred.inputs import Inputs, check
 from dred.kernel import engine
 from dred.kernel.output import array_module
-from dred.options import checked_dtype
+from dred.preconditioners import System
 from dred.ranges import Ranges
 from dred.routine import Routine
 from dred.run import REDUCERS, configured, run_parts
@@ -327,13 +328,18 @@ class KernelSolve:
             raise InputError(f"the matrix must be square, but there are {M:,} rows for i and {N:,} for j")
         if how.rank is not None and how.rank > M:
             raise OptionError(f"rank={how.rank} is more than the {M:,} rows of the matrix")
+        name = engine.named(backend)
+        if name == "auto":
+            name = "cuda" if device_id >= 0 else configured()
         pairs = None if ranges is None else Ranges.of(ranges, M, N)
+        call = Call(routine, self.place, inputs, float(how.alpha), self.axes, pairs)
         if inputs.kind == "dask":
-            from dred.cluster.solver import Lazily as make
+            from dred.cluster.solver import Lazily as made
         else:
-            make = Here
-        space, b = make.of(self, inputs, backend, device_id, pairs, float(how.alpha))
-        precondition = preconditioners.of(self, space, how, pairs)
+            made = Here
+        space, b = made.of(call, name, device_id)
+        system = System(routine, self.place, self.kind, space, inputs, b, call.alpha, pairs)
+        precondition = preconditioners.of(how.preconditioner, system, how.rank, int(how.seed))
         told = _Told(how)
         found = Iteration(
             space, b, precondition, Limits(float(how.eps), int(how.maxiter), how.on_failure == "warn"), told
@@ -378,6 +384,38 @@ class KernelSolve:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a call computes with.
+
+    Attributes
+    ----------
+    routine : Routine
+        K a.
+    place : int
+        Position of a among its arguments.
+    inputs : Inputs
+        With b there.
+    alpha : float
+    axes : tuple of int
+        Over which scalar products add up.
+    ranges : Ranges or None
+    """
+
+    routine: Routine
+    place: int
+    inputs: Inputs
+    alpha: float
+    axes: tuple[int, ...]
+    ranges: Ranges | None
+
+    def given(self, p: Any) -> Inputs:
+        """The inputs with vectors of the whole batch in the place of b."""
+        arrays = tuple(p if k == self.place else a for k, a in enumerate(self.inputs.arrays))
+        own = tuple(self.inputs.batch if k == self.place else o for k, o in enumerate(self.inputs.own))
+        return self.inputs._replace(arrays=arrays, own=own)
+
+
 def _place(routine: Routine, name: str | int) -> int:
     """The position of the variable that is meant."""
     known: dict[Any, int] = {word: k for k, word in enumerate(routine.parsed.names) if word}
@@ -390,67 +428,77 @@ def _place(routine: Routine, name: str | int) -> int:
     return known[name]
 
 
-class Here(Space):
-    """Vectors of this process: of NumPy, or of CuPy on a device.
+@dataclass(frozen=True, eq=False)
+class Here:
+    """Vectors of this process, of NumPy, or of CuPy on a device: a `conjugate.Space`.
 
-    Parameters
+    Attributes
     ----------
-    solver : KernelSolve
-    inputs : Inputs
-        With b in its place.
+    call : Call
     reduce : callable
-        The sum of a formula for some inputs.
-    alpha : float
+        The sum of a formula, for some inputs and ranges.
     """
 
-    def __init__(self, solver: KernelSolve, inputs: Inputs, reduce: Callable[[Inputs], Any], alpha: float) -> None:
-        self.solver, self.inputs, self.reduce, self.alpha = solver, inputs, reduce, alpha
+    call: Call
+    reduce: Callable[[Routine, Inputs, Ranges | None], Any]
 
     @classmethod
-    def of(
-        cls, solver: KernelSolve, inputs: Inputs, backend: str, device_id: int, ranges: Ranges | None, alpha: float
-    ) -> tuple[Space, Any]:
+    def of(cls, call: Call, backend: str, device_id: int) -> tuple[Here, Any]:
         """The space of a call, and b in it."""
-        name = engine.named(backend)
-        if name == "auto":
-            name = "cuda" if device_id >= 0 else configured()
-        b = inputs.arrays[solver.place]
-        M, D = b.shape[-2:]
-        xp = array_module(b)
-        full = xp.ascontiguousarray(xp.broadcast_to(b, (*inputs.batch, M, D)))
-        made = REDUCERS[inputs.kind]
+        b, inputs = call.inputs.arrays[call.place], call.inputs
+        xp, made = array_module(b), REDUCERS[inputs.kind]
 
-        def reduce(routine: Routine, given: Inputs) -> Any:
+        def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
             planned = routine.sweeps(given.dtype)
-            return run_parts(planned, routine.variables, given, ranges, lambda part, _: made(name, device_id, part))[0]
+            return run_parts(planned, routine.variables, given, ranges, lambda part, _: made(backend, device_id, part))[0]
 
-        return cls(solver, inputs, reduce, alpha), full
+        return cls(call, reduce), xp.ascontiguousarray(xp.broadcast_to(b, (*inputs.batch, *b.shape[-2:])))
 
     def apply(self, p: Any) -> Any:
-        given = replaced(self.inputs, self.solver.place, p)
-        return self.reduce(self.solver.routine, given).astype("float64") + self.alpha * p
-
-    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
-        with np.errstate(all="ignore"):
-            products = (array_module(a).multiply(a, b, dtype="float64") for a, b in pairs)
-            return [product.sum(axis=self.solver.axes, keepdims=True) for product in products]
+        call = self.call
+        return self.reduce(call.routine, call.given(p), call.ranges).astype("float64") + call.alpha * p
 
     def map(self, function: Callable[..., Any], like: Any, *arrays: Any) -> Any:
         with np.errstate(all="ignore"):
             return function(*arrays)
 
+    def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
+        return self.map(function, None, *arrays)
+
+    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
+        return [self.map(partial(product, axes=self.call.axes), None, a, b) for a, b in pairs]
+
     def settle(self, vectors: Sequence[Any], numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Numbers]]:
         return vectors, [n if isinstance(n, np.ndarray) else n.get() for n in numbers]
 
     def put(self, numbers: Any) -> Any:
-        return array_module(self.inputs.arrays[self.solver.place]).asarray(numbers)
+        return array_module(self.call.inputs.arrays[self.call.place]).asarray(numbers)
+
+    spread = put
+
+    def rows(self, arrays: Sequence[Any], numbers: Any) -> list[Any]:
+        xp, batch = array_module(arrays[0]), self.call.inputs.batch
+        places = xp.asarray(numbers)[..., None]
+        found = (xp.take_along_axis(xp.broadcast_to(a, (*batch, *a.shape[-2:])), places, axis=-2) for a in arrays)
+        return [a if isinstance(a, np.ndarray) else a.get() for a in found]
+
+    def largest(self, d: Any, flat: bool) -> Any:
+        found = (d.reshape(*d.shape[:-2], -1) if flat else d.sum(-1)).argmax(-1)
+        return found if isinstance(found, np.ndarray | np.integer) else found.get()
+
+    def stacked(self, columns: Any, width: int) -> Any:
+        return stacked(columns, width)
 
 
-def replaced(inputs: Inputs, place: int, p: Any) -> Inputs:
-    """Inputs with vectors of the whole batch at a position."""
-    arrays = tuple(p if k == place else a for k, a in enumerate(inputs.arrays))
-    own = tuple(inputs.batch if k == place else o for k, o in enumerate(inputs.own))
-    return inputs._replace(arrays=arrays, own=own)
+def product(a: Any, b: Any, axes: tuple[int, ...]) -> Any:
+    """A scalar product in float64."""
+    return array_module(a).multiply(a, b, dtype="float64").sum(axis=axes, keepdims=True)
+
+
+def stacked(columns: Any, width: int) -> Any:
+    """(k, *batch, rows, D) as (*batch, rows, width * k), of the first components, in float64."""
+    found = array_module(columns).moveaxis(columns[..., :width].astype("float64"), 0, -1)
+    return found.reshape(*found.shape[:-2], -1)
 
 
 class _Told:
