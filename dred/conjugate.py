@@ -65,8 +65,8 @@ class Space(Protocol):
     def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
         """The sum of what a function gives for some rows of vectors: numbers (*batch, 1, width) of float64."""
 
-    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
-        """Scalar products in float64, one for each system: (*batch, 1, D) or (*batch, 1, 1)."""
+    def dots(self, *pairs: tuple[Any, Any]) -> Any:
+        """Scalar products in float64, one beside another: of each pair (*batch, 1, D) or (*batch, 1, 1)."""
 
     def settle(self, vectors: Sequence[Any], numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Numbers]]:
         """Computes both, wherever; the numbers come to this process. The one time to wait of an iteration."""
@@ -90,17 +90,25 @@ class Space(Protocol):
 # Element-wise functions of an iteration. A step of 0 says that a system does not move, a turn of -1 that it is to rest.
 
 
-def _step(pq: Any, pp: Any, qq: Any, rz: Any, largest: Any, tiny: float) -> Any:
-    """How far a system moves along p; rz is 0 where it rests."""
-    xp = array_module(pq)
+def _parts(numbers: Any, count: int) -> tuple[Any, ...]:
+    """Numbers that stand one beside another."""
+    width = numbers.shape[-1] // count
+    return tuple(numbers[..., k * width : (k + 1) * width] for k in range(count))
+
+
+def _step(dots: Any, given: Any, tiny: float) -> Any:
+    """How far a system moves along p, of p'Ap, p'p and (Ap)'(Ap); r'z is 0 where it rests."""
+    xp = array_module(dots)
+    (pq, pp, qq), (rz, largest, _) = _parts(dots, 3), _parts(given, 3)
     bound = tiny * xp.fmax(largest, xp.sqrt(qq / xp.where(rz > 0, pp, 1.0))) * pp
     moves = (rz > 0) & (pq > bound) & xp.isfinite(pq)
     return xp.where(moves, rz / xp.where(moves, pq, 1.0), 0.0)
 
 
-def _turn(step: Any, rr: Any, new: Any, rz: Any, goal: Any) -> Any:
-    """How much of p is in the next direction."""
-    xp = array_module(rr)
+def _turn(step: Any, dots: Any, given: Any) -> Any:
+    """How much of p is in the next direction, of r'r and r'z."""
+    xp = array_module(dots)
+    (rr, new), (rz, _, goal) = _parts(dots, 2), _parts(given, 3)
     goes = (step != 0) & (rr > goal) & (new > 0)
     return xp.where(goes, new / xp.where(goes, rz, 1.0), -1.0)
 
@@ -209,7 +217,8 @@ class Iteration:
         """Iterate to the end."""
         space, b = self.space, self.b
         z = self.precondition(b)
-        (b, p), (square, rz) = space.settle([b, self._like(z)], space.dots((b, b), (b, z)))
+        (b, p), (dots,) = space.settle([b, self._like(z)], [space.dots((b, b), (b, z))])
+        self.b, (square, rz) = b, _parts(dots, 2)
         self.scale = np.sqrt(square)
         self.status = np.where(np.isfinite(square), RUNNING, NOT_FINITE).astype(np.int8)
         self.status[square == 0] = SOLVED
@@ -244,7 +253,8 @@ class Iteration:
         exact = space.map(_rest, q, self.b, q)
         r = self._like(exact)
         z = self.precondition(r)
-        vectors, (true, rz) = space.settle([x, r, self._like(z)], space.dots((exact, exact), (r, z)))
+        vectors, (dots,) = space.settle([x, r, self._like(z)], [space.dots((exact, exact), (r, z))])
+        true, rz = _parts(dots, 2)
         return vectors, rz, true
 
     def _descend(self, x: Any, r: Any, p: Any, rz: Numbers) -> tuple[Any, Any]:
@@ -259,18 +269,20 @@ class Iteration:
     def _iterate(self, x: Any, r: Any, p: Any, rz: Numbers) -> tuple[Sequence[Any], Numbers]:
         """One iteration: vectors and numbers are computed together, at its end."""
         space, active = self.space, self.status == RUNNING
-        old, goal = space.put(np.where(active, rz, 0.0)), space.put(self.goal)
+        given = space.put(np.concatenate([np.where(active, rz, 0.0), self.largest, self.goal], axis=-1))
         q = space.apply(p)
-        pq, pp, qq = space.dots((p, q), (p, p), (q, q))
-        step = space.map(partial(_step, tiny=self.tiny), pq, pq, pp, qq, old, space.put(self.largest))
+        first = space.dots((p, q), (p, p), (q, q))
+        width = int(rz.shape[-1])
+        step = space.map(partial(_step, tiny=self.tiny), (width, "float64"), first, given)
         x, r = space.map(_forth, x, x, step, p), space.map(_back, r, r, step, q)
         z = self.precondition(r)
-        rr, new = space.dots((r, r), (r, z))
-        turn = space.map(_turn, pq, step, rr, new, old, goal)
+        second = space.dots((r, r), (r, z))
+        turn = space.map(_turn, (width, "float64"), step, second, given)
         p = space.map(_direction, p, z, turn, p)
-        vectors, numbers = space.settle([x, r, p], [pq, pp, qq, rr, new])
-        self._account(active, *numbers)
-        return vectors, numbers[-1]
+        vectors, (dots, more) = space.settle([x, r, p], [first, second])
+        rr, new = _parts(more, 2)
+        self._account(active, *_parts(dots, 3), rr, new)
+        return vectors, new
 
     @property
     def goal(self) -> Numbers:

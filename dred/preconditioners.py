@@ -327,8 +327,8 @@ def cholesky(system: System, rank: int, seed: int) -> Precondition:
         at = space.largest(d, coupled)
         S, parts = (at // width, at % width) if coupled else (at, None)
         reduced = _reduced(system)
-        arrays = [*(system.inputs.arrays[p] for p in reduced), d, *([] if L is None else [L])]
-        *few, pivot, row = [*space.rows(arrays, S[..., None]), *([np.zeros(())] if L is None else [])]
+        arrays = [*(system.inputs.arrays[p] for p in reduced), d, d if L is None else L]
+        *few, pivot, row = space.rows(arrays, S[..., None])
         if coupled:
             pick = partial(np.take_along_axis, indices=parts[..., None, None], axis=-1)
             pivot = pick(pivot)

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -333,11 +333,7 @@ class KernelSolve:
             name = "cuda" if device_id >= 0 else configured()
         pairs = None if ranges is None else Ranges.of(ranges, M, N)
         call = Call(routine, self.place, inputs, float(how.alpha), self.axes, pairs)
-        if inputs.kind == "dask":
-            from dred.cluster.solver import Lazily as made
-        else:
-            made = Here
-        space, b = made.of(call, name, device_id)
+        space, b = (lazily if inputs.kind == "dask" else here)(call, name, device_id)
         system = System(routine, self.place, self.kind, space, inputs, b, call.alpha, pairs)
         precondition = preconditioners.of(how.preconditioner, system, how.rank, int(how.seed))
         told = _Told(how)
@@ -442,18 +438,6 @@ class Here:
     call: Call
     reduce: Callable[[Routine, Inputs, Ranges | None], Any]
 
-    @classmethod
-    def of(cls, call: Call, backend: str, device_id: int) -> tuple[Here, Any]:
-        """The space of a call, and b in it."""
-        b, inputs = call.inputs.arrays[call.place], call.inputs
-        xp, made = array_module(b), REDUCERS[inputs.kind]
-
-        def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
-            planned = routine.sweeps(given.dtype)
-            return run_parts(planned, routine.variables, given, ranges, lambda part, _: made(backend, device_id, part))[0]
-
-        return cls(call, reduce), xp.ascontiguousarray(xp.broadcast_to(b, (*inputs.batch, *b.shape[-2:])))
-
     def apply(self, p: Any) -> Any:
         call = self.call
         return self.reduce(call.routine, call.given(p), call.ranges).astype("float64") + call.alpha * p
@@ -465,8 +449,9 @@ class Here:
     def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
         return self.map(function, None, *arrays)
 
-    def dots(self, *pairs: tuple[Any, Any]) -> Sequence[Any]:
-        return [self.map(partial(product, axes=self.call.axes), None, a, b) for a, b in pairs]
+    def dots(self, *pairs: tuple[Any, Any]) -> Any:
+        each = [self.map(partial(product, axes=self.call.axes), None, a, b) for a, b in pairs]
+        return array_module(each[0]).concatenate(each, axis=-1)
 
     def settle(self, vectors: Sequence[Any], numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Numbers]]:
         return vectors, [n if isinstance(n, np.ndarray) else n.get() for n in numbers]
@@ -490,6 +475,43 @@ class Here:
         return stacked(columns, width)
 
 
+def here(call: Call, backend: str, device_id: int) -> tuple[Here, Any]:
+    """The space of a call with arrays of this process, and b in it."""
+    inputs, b = call.inputs, call.inputs.arrays[call.place]
+    xp, made = array_module(b), REDUCERS[inputs.kind]
+
+    def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
+        planned = routine.sweeps(given.dtype)
+        return run_parts(planned, routine.variables, given, ranges, lambda part, _: made(backend, device_id, part))[0]
+
+    return Here(call, reduce), xp.ascontiguousarray(xp.broadcast_to(b, (*inputs.batch, *b.shape[-2:])))
+
+
+def lazily(call: Call, backend: str, device_id: int) -> tuple[Any, Any]:
+    """The space of a call with dask arrays, which are computed once, and b in it."""
+    from dred.cluster import solver
+
+    REDUCERS["dask"](backend, device_id, call.inputs)
+    arrays = solver.kept(call.inputs.arrays)
+    call = replace(call, inputs=call.inputs._replace(arrays=tuple(arrays)))
+    plans: dict[Any, Any] = {}
+
+    def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
+        def made(part: Inputs, place: tuple[slice, ...]) -> Any:
+            return solver.reducer(backend, plans, place)
+
+        return run_parts(routine.sweeps(given.dtype), routine.variables, given, ranges, made)[0]
+
+    result = reduce(call.routine, call.inputs, call.ranges)  # its chunks are wanted
+    b = solver.like_result(arrays[call.place], call.inputs.batch, result)
+    plans.clear()  # of b in other chunks
+
+    def matrix(p: Any) -> Any:
+        return reduce(call.routine, call.given(p), call.ranges)
+
+    return solver.Blocks(result.chunks, call.axes, product, stacked, matrix, reduce, call.alpha), b
+
+
 def product(a: Any, b: Any, axes: tuple[int, ...]) -> Any:
     """A scalar product in float64."""
     return array_module(a).multiply(a, b, dtype="float64").sum(axis=axes, keepdims=True)
@@ -497,7 +519,7 @@ def product(a: Any, b: Any, axes: tuple[int, ...]) -> Any:
 
 def stacked(columns: Any, width: int) -> Any:
     """(k, *batch, rows, D) as (*batch, rows, width * k), of the first components, in float64."""
-    found = array_module(columns).moveaxis(columns[..., :width].astype("float64"), 0, -1)
+    found = np.moveaxis(columns[..., :width].astype("float64"), 0, -1)
     return found.reshape(*found.shape[:-2], -1)
 
 

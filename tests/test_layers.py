@@ -115,6 +115,7 @@ ORDER = [
     "dred.cluster.runs",
     "dred.cluster.batch",
     "dred.cluster.compute",
+    "dred.cluster.solver",
     "dred.cluster.plugin",
     "dred.cluster.nans",
     "dred.cluster.connect",
