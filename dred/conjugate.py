@@ -281,7 +281,8 @@ class Iteration:
         p = space.map(_direction, p, z, turn, p)
         vectors, (dots, more) = space.settle([x, r, p], [first, second])
         rr, new = _parts(more, 2)
-        self._account(active, *_parts(dots, 3), rr, new)
+        pq, pp, qq = _parts(dots, 3)
+        self._account(active, pq, pp, qq, rr, new)
         return vectors, new
 
     @property

@@ -7,7 +7,7 @@ an array (*batch, rows, width), so that it can be computed block by block, where
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -309,44 +309,37 @@ def _rotated(C: Any, F: Any, kind: str, width: int) -> Any:
 
 def jacobi(system: System, rank: int, seed: int) -> Precondition:
     """The diagonal of alpha Id + K."""
-    inverse = system.space.map(
-        partial(_inverse, alpha=system.alpha), (system.width, "float64"), diagonal(system)
-    )
+    inverse = system.space.map(partial(_inverse, alpha=system.alpha), (system.width, "float64"), diagonal(system))
     ((inverse,), _) = system.space.settle([inverse], [])
     return lambda r: system.space.map(_times, (int(r.shape[-1]), "float64"), r, inverse)
 
 
 def cholesky(system: System, rank: int, seed: int) -> Precondition:
     """Some columns of the Cholesky decomposition of K, those with the largest pivots first."""
-    space, width, coupled = system.space, system.width, system.kind == COUPLED
+    space, width, coupled, reduced = system.space, system.width, system.kind == COUPLED, _reduced(system)
     (d,), _ = space.settle([diagonal(system)], [])
-    start, L = d, None
+    start = d
+    known: list[Any] = []  # the columns so far
     noise = NOISE * float(np.finfo(system.inputs.dtype).eps)
     top = np.zeros((*system.inputs.batch, 1, 1))
-    for _ in range(rank):
-        at = space.largest(d, coupled)
+    for k in range(rank):
+        at = space.largest(d, coupled)[..., None]
         S, parts = (at // width, at % width) if coupled else (at, None)
-        reduced = _reduced(system)
-        arrays = [*(system.inputs.arrays[p] for p in reduced), d, d if L is None else L]
-        *few, pivot, row = space.rows(arrays, S[..., None])
-        if coupled:
-            pick = partial(np.take_along_axis, indices=parts[..., None, None], axis=-1)
-            pivot = pick(pivot)
-            if L is not None:
-                split = row.reshape(*row.shape[:-1], width, -1)
-                row = np.take_along_axis(split, parts[..., None, None, None], axis=-2)[..., 0, :]
+        *few, pivot, row = space.rows([*(system.inputs.arrays[p] for p in reduced), d, *(known or [d])], S)
+        if parts is not None:
+            pivot = np.take_along_axis(pivot, parts[..., None], axis=-1)
+            split = row.reshape(*row.shape[:-1], width, -1)
+            row = np.take_along_axis(split, parts[..., None, None], axis=-2)[..., 0, :]
         top = np.maximum(top, pivot)
         with np.errstate(all="ignore"):
             scale = np.where(pivot > noise * top, 1 / np.sqrt(pivot), 0.0)
-        u = columns(system, S[..., None], dict(zip(reduced, few, strict=True)), None if parts is None else parts[..., None])
-        k = 0 if L is None else int(L.shape[-1]) // width
-        given = [] if L is None else [L]
-        L = space.map(
-            partial(_appended, width=width), (width * (k + 1), "float64"), u, space.put(row), space.put(scale), *given
-        )
+        u = columns(system, S, dict(zip(reduced, few, strict=True)), parts)
+        next_one = partial(_appended, width=width)
+        L = space.map(next_one, (width * (k + 1), "float64"), u, space.put(row), space.put(scale), *known)
         d = space.map(partial(_less, width=width), (width, "float64"), d, L)
         (L, d), _ = space.settle([L, d], [])
-    return _low_rank(system, L, start)
+        known = [L]
+    return _low_rank(system, known[0], start)
 
 
 def nystrom(system: System, rank: int, seed: int) -> Precondition:
@@ -432,7 +425,9 @@ def chosen(name: str | None, rank: int | None) -> None:
         raise OptionError(f"preconditioner={name!r}: it is None, {', '.join(map(repr, PRECONDITIONERS))}")
     ranked = name is not None and PRECONDITIONERS[name].ranked
     if ranked and rank is None:
-        raise OptionError(f"preconditioner={name!r} needs rank=, the number of columns of the matrix that it is made of")
+        raise OptionError(
+            f"preconditioner={name!r} needs rank=, the number of columns of the matrix that it is made of"
+        )
     if rank is not None and not ranked:
         raise OptionError(f"rank={rank}: preconditioner={name!r} has none, leave it out")
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +19,16 @@ from dred.formula.language import Reader
 from dred.formula.linear import COUPLED, linearity
 from dred.formula.node import var
 from dred.genred import Genred
-from dred.inputs import Inputs, check
+from dred.inputs import check
 from dred.kernel import engine
-from dred.kernel.output import array_module
 from dred.preconditioners import System
 from dred.ranges import Ranges
 from dred.routine import Routine
-from dred.run import REDUCERS, configured, run_parts
+from dred.run import configured
+from dred.solve_options import Options, Told
+from dred.vectors import Call, here, lazily
 
 TYPES = ("float32", "float64")
-QUIET = 30.0  # seconds between two lines of a log
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,42 +50,6 @@ class SolveInfo:
     residuals: Numbers
     residual: Numbers
     converged: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How systems are solved: see `KernelSolve.__call__`."""
-
-    alpha: float = 1e-10
-    eps: float = 1e-6
-    maxiter: int = 1000
-    preconditioner: str | None = None
-    rank: int | None = None
-    seed: int = 0
-    callback: Callable[[int, float], Any] | None = None
-    progress: bool = False
-    on_failure: str = "raise"
-
-    def __post_init__(self) -> None:
-        whole = {"maxiter": 1, "rank": 1, "seed": 0}
-        for name, least in (("alpha", 0.0), ("eps", 0.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-                raise OptionError(f"{name}={value!r}: it is a number")
-            if not least <= value < np.inf or (name == "eps" and value == 0):
-                wanted = "positive" if name == "eps" else "0 or positive"
-                raise OptionError(f"{name}={value!r}: it is {wanted}, and finite")
-        for name, least in whole.items():
-            value = getattr(self, name)
-            if (name, value) != ("rank", None) and (
-                isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least
-            ):
-                raise OptionError(f"{name}={value!r}: it is an integer of {least} or more")
-        if self.on_failure not in ("raise", "warn"):
-            raise OptionError(f"on_failure={self.on_failure!r}: it is 'raise' or 'warn'")
-        if self.callback is not None and not callable(self.callback):
-            raise OptionError(f"callback={self.callback!r}: it is called with an iteration and a residual")
-        preconditioners.chosen(self.preconditioner, self.rank)
 
 
 class KernelSolve:
@@ -184,7 +145,12 @@ class KernelSolve:
             message = error.message.replace(f"Var({v.ind},{v.dim},{v.cat})", name)
             raise ArgumentError(message, text, (0, len(text)), error.hint) from None
         self.routine, self.place = routine, place
-        self.formula, self.aliases, self.axis, self.dtype = routine.formula, routine.aliases, routine.axis, routine.dtype
+        self.formula, self.aliases, self.axis, self.dtype = (
+            routine.formula,
+            routine.aliases,
+            routine.axis,
+            routine.dtype,
+        )
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -264,8 +230,8 @@ class KernelSolve:
     ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
         """The solution, and the function that pulls a cotangent of it back to the arguments and to alpha.
 
-        With the cotangent e, s solves (alpha Id + K) s = e: the gradient by b is s, that by alpha -(s | a), and those by
-        other variables are the gradients of -(s | K a).
+        With the cotangent e, s solves (alpha Id + K) s = e: the gradient by b is s, that by alpha -(s | a), and those
+        by other variables are the gradients of -(s | K a).
 
         Parameters
         ----------
@@ -297,7 +263,9 @@ class KernelSolve:
 
         def pullback(e: Any) -> tuple[Any, ...]:
             if tuple(e.shape) != tuple(a.shape):
-                raise InputError(f"the cotangent has shape {tuple(e.shape)}: expected {tuple(a.shape)}, as the solution")
+                raise InputError(
+                    f"the cotangent has shape {tuple(e.shape)}: expected {tuple(a.shape)}, as the solution"
+                )
             s, _ = self._solved(self._with(args, e), backend, device_id, ranges, options)
             gradients = pulled(self.routine, others, self._with(args, a), (s,), backend, ranges)
             found = {k: -g for k, g in zip(others, gradients, strict=True)}
@@ -333,10 +301,10 @@ class KernelSolve:
             name = "cuda" if device_id >= 0 else configured()
         pairs = None if ranges is None else Ranges.of(ranges, M, N)
         call = Call(routine, self.place, inputs, float(how.alpha), self.axes, pairs)
-        space, b = (lazily if inputs.kind == "dask" else here)(call, name, device_id)
-        system = System(routine, self.place, self.kind, space, inputs, b, call.alpha, pairs)
+        space, b, call = (lazily if inputs.kind == "dask" else here)(call, name, device_id)
+        system = System(routine, self.place, self.kind, space, call.inputs, b, call.alpha, pairs)
         precondition = preconditioners.of(how.preconditioner, system, how.rank, int(how.seed))
-        told = _Told(how)
+        told = Told(how)
         found = Iteration(
             space, b, precondition, Limits(float(how.eps), int(how.maxiter), how.on_failure == "warn"), told
         ).run()
@@ -380,169 +348,13 @@ class KernelSolve:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """What a call computes with.
-
-    Attributes
-    ----------
-    routine : Routine
-        K a.
-    place : int
-        Position of a among its arguments.
-    inputs : Inputs
-        With b there.
-    alpha : float
-    axes : tuple of int
-        Over which scalar products add up.
-    ranges : Ranges or None
-    """
-
-    routine: Routine
-    place: int
-    inputs: Inputs
-    alpha: float
-    axes: tuple[int, ...]
-    ranges: Ranges | None
-
-    def given(self, p: Any) -> Inputs:
-        """The inputs with vectors of the whole batch in the place of b."""
-        arrays = tuple(p if k == self.place else a for k, a in enumerate(self.inputs.arrays))
-        own = tuple(self.inputs.batch if k == self.place else o for k, o in enumerate(self.inputs.own))
-        return self.inputs._replace(arrays=arrays, own=own)
-
-
 def _place(routine: Routine, name: str | int) -> int:
     """The position of the variable that is meant."""
     known: dict[Any, int] = {word: k for k, word in enumerate(routine.parsed.names) if word}
     known |= {k: k for k in range(len(routine.variables))}
     if isinstance(name, str) and "(" in name:
         node = Reader(()).value(name, Reader(()).call)
-        known |= {name: v.ind for v in routine.variables if var(*v) is node}
+        known.update((name, v.ind) for v in routine.variables if var(*v) is node)
     if isinstance(name, bool) or name not in known:
         raise OptionError(f"varinvalias={name!r}: the formula has no such variable, but {', '.join(map(repr, known))}")
     return known[name]
-
-
-@dataclass(frozen=True, eq=False)
-class Here:
-    """Vectors of this process, of NumPy, or of CuPy on a device: a `conjugate.Space`.
-
-    Attributes
-    ----------
-    call : Call
-    reduce : callable
-        The sum of a formula, for some inputs and ranges.
-    """
-
-    call: Call
-    reduce: Callable[[Routine, Inputs, Ranges | None], Any]
-
-    def apply(self, p: Any) -> Any:
-        call = self.call
-        return self.reduce(call.routine, call.given(p), call.ranges).astype("float64") + call.alpha * p
-
-    def map(self, function: Callable[..., Any], like: Any, *arrays: Any) -> Any:
-        with np.errstate(all="ignore"):
-            return function(*arrays)
-
-    def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
-        return self.map(function, None, *arrays)
-
-    def dots(self, *pairs: tuple[Any, Any]) -> Any:
-        each = [self.map(partial(product, axes=self.call.axes), None, a, b) for a, b in pairs]
-        return array_module(each[0]).concatenate(each, axis=-1)
-
-    def settle(self, vectors: Sequence[Any], numbers: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Numbers]]:
-        return vectors, [n if isinstance(n, np.ndarray) else n.get() for n in numbers]
-
-    def put(self, numbers: Any) -> Any:
-        return array_module(self.call.inputs.arrays[self.call.place]).asarray(numbers)
-
-    spread = put
-
-    def rows(self, arrays: Sequence[Any], numbers: Any) -> list[Any]:
-        xp, batch = array_module(arrays[0]), self.call.inputs.batch
-        places = xp.asarray(numbers)[..., None]
-        found = (xp.take_along_axis(xp.broadcast_to(a, (*batch, *a.shape[-2:])), places, axis=-2) for a in arrays)
-        return [a if isinstance(a, np.ndarray) else a.get() for a in found]
-
-    def largest(self, d: Any, flat: bool) -> Any:
-        found = (d.reshape(*d.shape[:-2], -1) if flat else d.sum(-1)).argmax(-1)
-        return found if isinstance(found, np.ndarray | np.integer) else found.get()
-
-    def stacked(self, columns: Any, width: int) -> Any:
-        return stacked(columns, width)
-
-
-def here(call: Call, backend: str, device_id: int) -> tuple[Here, Any]:
-    """The space of a call with arrays of this process, and b in it."""
-    inputs, b = call.inputs, call.inputs.arrays[call.place]
-    xp, made = array_module(b), REDUCERS[inputs.kind]
-
-    def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
-        planned = routine.sweeps(given.dtype)
-        return run_parts(planned, routine.variables, given, ranges, lambda part, _: made(backend, device_id, part))[0]
-
-    return Here(call, reduce), xp.ascontiguousarray(xp.broadcast_to(b, (*inputs.batch, *b.shape[-2:])))
-
-
-def lazily(call: Call, backend: str, device_id: int) -> tuple[Any, Any]:
-    """The space of a call with dask arrays, which are computed once, and b in it."""
-    from dred.cluster import solver
-
-    REDUCERS["dask"](backend, device_id, call.inputs)
-    arrays = solver.kept(call.inputs.arrays)
-    call = replace(call, inputs=call.inputs._replace(arrays=tuple(arrays)))
-    plans: dict[Any, Any] = {}
-
-    def reduce(routine: Routine, given: Inputs, ranges: Ranges | None) -> Any:
-        def made(part: Inputs, place: tuple[slice, ...]) -> Any:
-            return solver.reducer(backend, plans, place)
-
-        return run_parts(routine.sweeps(given.dtype), routine.variables, given, ranges, made)[0]
-
-    result = reduce(call.routine, call.inputs, call.ranges)  # its chunks are wanted
-    b = solver.like_result(arrays[call.place], call.inputs.batch, result)
-    plans.clear()  # of b in other chunks
-
-    def matrix(p: Any) -> Any:
-        return reduce(call.routine, call.given(p), call.ranges)
-
-    return solver.Blocks(result.chunks, call.axes, product, stacked, matrix, reduce, call.alpha), b
-
-
-def product(a: Any, b: Any, axes: tuple[int, ...]) -> Any:
-    """A scalar product in float64."""
-    return array_module(a).multiply(a, b, dtype="float64").sum(axis=axes, keepdims=True)
-
-
-def stacked(columns: Any, width: int) -> Any:
-    """(k, *batch, rows, D) as (*batch, rows, width * k), of the first components, in float64."""
-    found = np.moveaxis(columns[..., :width].astype("float64"), 0, -1)
-    return found.reshape(*found.shape[:-2], -1)
-
-
-class _Told:
-    """Says how far an iteration is, to a callback and on stderr: one line that changes, or some lines of a log."""
-
-    def __init__(self, how: Options) -> None:
-        self.how, self.last, self.said = how, time.monotonic(), np.inf
-        self.changes = sys.stderr.isatty()
-
-    def __call__(self, iteration: int, residuals: Numbers) -> None:
-        worst = float(np.max(residuals))
-        if iteration and self.how.callback is not None:
-            self.how.callback(iteration, worst)
-        if not self.how.progress:
-            return
-        line = f"dred: iteration {iteration}, relative residual {worst:.3g} of {self.how.eps:.3g}"
-        if self.changes:
-            print(f"\r{line:70}", end="", file=sys.stderr, flush=True)
-        elif not worst > self.said / 10 or time.monotonic() - self.last >= QUIET:
-            print(line, file=sys.stderr, flush=True)
-            self.said, self.last = worst, time.monotonic()
-
-    def close(self) -> None:
-        if self.how.progress and self.changes:
-            print(file=sys.stderr)

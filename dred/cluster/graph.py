@@ -112,7 +112,7 @@ def lazily(
     label: str,
     pattern: Pattern | None,
 ) -> Plan:
-    """The plan of a lazy result. Parameters and errors are those of `plan`; PlanError: it cannot be lazy, or fits not."""
+    """The plan of a lazy result. Parameters and errors are those of `plan`; PlanError: it cannot be lazy."""
     chosen = plan(spec, arrays, outputs, backend, label=label, pattern=pattern)
     explain.refuse(chosen)
     if chosen.feed == "waves":

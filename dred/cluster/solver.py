@@ -31,7 +31,7 @@ Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]
 
 
 def reducer(backend: str, plans: dict[Any, Plan], place: Any) -> Reducer:
-    """What makes sweeps lazy, as `graph.reduce` does: plans are made once, and used again for arrays of equal chunks."""
+    """What makes sweeps lazy, as `graph.reduce` does: plans are made once, for arrays of equal chunks."""
 
     def reduce(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         spec, outputs = sweep.spec, sweep.outputs
@@ -178,7 +178,6 @@ class Blocks:
         """As in `conjugate.Space`."""
         (found,) = computed((d.reshape(*d.shape[:-2], -1) if flat else d.sum(-1)).argmax(-1))
         return np.asarray(found)
-
 
     def stacked(self, columns: Any, width: int) -> Any:
         """As in `conjugate.Space`."""
