@@ -63,7 +63,7 @@ def test_public_names():
     assert all(issubclass(e, DredError) for name, e in vars(dred).items() if name.endswith("Error"))
 
 
-@pytest.mark.parametrize("name", ["ComplexLazyTensor", "KernelSolve"])
+@pytest.mark.parametrize("name", ["ComplexLazyTensor"])
 def test_names_of_keops_that_are_not_offered(name):
     message = (
         f"dred does not offer {name} yet. Formulas are texts: "

@@ -24,6 +24,7 @@ from dred.errors import InputError
 from dred.kernel.pattern import Pattern
 from dred.sweeps import Sweep
 
+NAME = "dred-solve"  # of tasks
 ARITY = 8  # of the sums of blocks
 LONGEST = 16  # settlements, after which vectors come through this process and forget how they were computed
 
@@ -108,7 +109,7 @@ class Blocks:
 
     def _map(self, function: Callable[..., Any], chunks: Any, dtype: Any, *arrays: Any) -> Any:
         meta = np.empty((0,) * len(chunks), dtype)
-        return da.map_blocks(partial(_quietly, function), *arrays, chunks=chunks, dtype=dtype, meta=meta)
+        return da.map_blocks(partial(_quietly, function), *arrays, token=NAME, chunks=chunks, dtype=dtype, meta=meta)
 
     def total(self, function: Callable[..., Any], width: int, *arrays: Any) -> Any:
         """As in `conjugate.Space`."""
