@@ -21,6 +21,7 @@ from dred.errors import (
     LimitError,
     OptionError,
     PlanError,
+    SolveError,
     StoreError,
     UnknownNameError,
     VariableError,
@@ -43,21 +44,21 @@ if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
     from dred.cluster.plugin import warm
     from dred.lazy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
+    from dred.solve import KernelSolve, SolveInfo
 else:  # to type checkers, the names that are not there do not exist
     # loaded when they are asked for: dask.array takes half a second, distributed a whole one
     _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
     _LAZY = ("ComplexLazyTensor", "LazyTensor", "Pm", "Vi", "Vj")
-    _NOT_YET = ("KernelSolve",)
+    _SOLVING = ("KernelSolve", "SolveInfo")
 
     def __getattr__(name):
-        """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
+        """What is loaded late."""
         if name in _ON_DASK:
             return getattr(import_module(f"dred.cluster.{_ON_DASK[name]}"), name)
         if name in _LAZY:
             return getattr(import_module("dred.lazy"), name)
-        if name in _NOT_YET:
-            example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
-            raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
+        if name in _SOLVING:
+            return getattr(import_module("dred.solve"), name)
         raise AttributeError(f"module 'dred' has no attribute {name!r}")
 
 
@@ -79,6 +80,7 @@ __all__ = [
     "Genred",
     "IndexRangeError",
     "InputError",
+    "KernelSolve",
     "LazyTensor",
     "LimitError",
     "OptionError",
@@ -86,6 +88,8 @@ __all__ = [
     "Pm",
     "Ranges",
     "Reduction",
+    "SolveError",
+    "SolveInfo",
     "StoreError",
     "UnknownNameError",
     "VariableError",

@@ -47,18 +47,21 @@ class Derived(Routine):
 
 
 def vjp(
-    routine: Any, *args: Any, backend: str = "auto", ranges: Any = None
+    routine: Any, *args: Any, backend: str = "auto", ranges: Any = None, **how: Any
 ) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
     ----------
-    routine : Genred, Reduction, or a gradient; or a reduction of a LazyTensor, made with `call=False`
+    routine : Genred, Reduction, a gradient, or KernelSolve; or a reduction of a LazyTensor, made with `call=False`
+        Of a solver, see `KernelSolve.vjp`.
     *args : arrays
         As in a call; dask arrays stay lazy. Of a LazyTensor's reduction, which has its arrays: by which of them, or of
         the variables that they made, the same objects; by default all, in the order of its `arrays`.
     backend, ranges
         As in a call; by default those of a LazyTensor's reduction.
+    **how
+        Of `KernelSolve`: the options of its call.
 
     Returns
     -------
@@ -89,9 +92,12 @@ def vjp(
     [(2, 1)]
     """
     if not isinstance(routine, Routine):
-        found: tuple[Any, Callable[..., tuple[Any, ...]]]
-        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend, ranges=ranges)
+        given = {"backend": backend, "ranges": ranges} | how
+        given = {word: value for word, value in given.items() if value not in (None, "auto")}
+        found: tuple[Any, Callable[..., tuple[Any, ...]]] = _held(routine, "vjp").vjp(*args, **given)
         return found
+    if how:
+        raise OptionError(f"{next(iter(how))} is an option of KernelSolve, not of the derivative of a reduction")
     sending = sending_of(routine.reduced)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))

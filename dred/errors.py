@@ -192,6 +192,23 @@ class WorkersLostError(DredError, RuntimeError):
         )
 
 
+class SolveError(DredError, RuntimeError):
+    """A linear system that was not solved.
+
+    Parameters
+    ----------
+    message : str
+    info : dred.SolveInfo
+        Iterations and residuals until then.
+    solution : array
+        What they came to, in which other systems of the call may be solved.
+    """
+
+    def __init__(self, message: str, info: Any = None, solution: Any = None) -> None:
+        self.info, self.solution = info, solution
+        super().__init__(message)
+
+
 class FoldError(DredError, RuntimeError):
     """A task of a plan failed where it ran.
 

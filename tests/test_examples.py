@@ -20,6 +20,7 @@ PNG = b"\x89PNG"
 # Those that share `where.py`: a small size, and what they then print.
 SMALL = {
     "density.py": ("--size 1000", "1,000 points: bandwidth 0.0343, leave-one-out log-likelihood of a point 0.9023"),
+    "gaussian_process.py": ("--size 300", "300 samples, 37 systems: "),
     "gaussian_mixture.py": ("--size 2000", "2,000 points: log-likelihood -9034.99 -> -7243.7"),
     "kmeans.py": ("--size 3000 --clusters 5", "3,000 points, 5 centres: inertia"),
     "mmd.py": ("--size 1000", "normal and uniform: p = 0.005 of all kernels"),
@@ -27,6 +28,7 @@ SMALL = {
     "neighbours.py": ("--size 2000", "500 x 2,000 pairs, 4 reductions"),
     "multiscale.py": ("--size 2000", "2,000 x 2,000 points in"),
     "registration.py": ("--size 1000", "4 pairs of 250 points: median error"),
+    "ridge_regression.py": ("--size 200", "200 patients, 40 of them new: 0.4857 of their variance is predicted"),
     "sinkhorn.py": ("--size 200 --steps 1", "step 1: divergence"),
 }
 

@@ -99,6 +99,20 @@ def reduce(
         One for each output, of its dtype and shape (M, *batch, ...), or (M, width) where it is saved, all over the same
         fold tasks. M (N) is 1 where there is no kept (reduced) variable.
     """
+    chosen = lazily(spec, arrays, outputs, backend, label=label, pattern=pattern)
+    return build(spec, inputs.prepare(spec, arrays, chosen), outputs, chosen)
+
+
+def lazily(
+    spec: KernelSpec,
+    arrays: Sequence[Any],
+    outputs: Sequence[Output],
+    backend: str,
+    *,
+    label: str,
+    pattern: Pattern | None,
+) -> Plan:
+    """The plan of a lazy result. Parameters and errors are those of `plan`; PlanError: it cannot be lazy."""
     chosen = plan(spec, arrays, outputs, backend, label=label, pattern=pattern)
     explain.refuse(chosen)
     if chosen.feed == "waves":
@@ -107,7 +121,7 @@ def reduce(
             "worker, more than dred.plan.y-budget in dask's configuration allows. Store them where all workers read "
             "them and pass dred.from_file(...); or call routine.compute(...), which folds them in waves; or raise it"
         )
-    return build(spec, inputs.prepare(spec, arrays, chosen), outputs, chosen)
+    return chosen
 
 
 def unknown(spec: KernelSpec, outputs: Sequence[Output], plan: Plan) -> tuple[da.Array, ...]:

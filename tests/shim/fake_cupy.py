@@ -465,7 +465,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, key):
         keys = key if isinstance(key, tuple) else (key,)
         if all(isinstance(k, slice | int | type(...) | None) for k in keys):  # a view: nothing is done on the device
-            return ndarray._of(self._view[(*keys, ...)], self._block)
+            whole = keys if any(k is ... for k in keys) else (*keys, ...)  # never a scalar
+            return ndarray._of(self._view[whole], self._block)
         return _called(lambda a, k: a[k], (self, key), {})
 
     def reshape(self, *shape):
