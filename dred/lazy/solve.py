@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dred.errors import InputError, OptionError
+from dred.errors import InputError
 from dred.formula.derive import limited, substitute
 from dred.formula.language import Variable
 from dred.inputs import kind_of, native
@@ -63,10 +63,6 @@ def solved(
     >>> bool(np.allclose(K @ a + 0.1 * a, b, atol=1e-5))
     True
     """
-    if K.is_complex:
-        raise OptionError(
-            "systems of complex numbers are not solved: solve for their real and imaginary parts together"
-        )
     array = native(b, "the right side")
     if kind_of(array) is None or array.ndim == 0:
         raise InputError(f"the right side of solve is an array (..., M, D) or (M,), got {what(b)}")
