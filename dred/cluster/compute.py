@@ -130,7 +130,7 @@ def here(results: Sequence[da.Array], targets: Sequence[Any] | None) -> tuple[An
     if targets is None:
         return tuple(found)
     for target, result in zip(targets, found, strict=True):
-        target[...] = result
+        target[0 : len(result)] = result
     return tuple(targets)
 
 
