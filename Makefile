@@ -13,7 +13,7 @@ help:
 	@echo "make soak       the long run before a release"
 	@echo "make lint       ruff and mypy;   make format   ruff format"
 	@echo "make doctest    the examples in docstrings, README and docs"
-	@echo "make docs       docs/operations.md, printed from the tables"
+	@echo "make docs       docs/operations.md and the types of LazyTensor's methods, printed from the tables"
 	@echo "make bench      dred beside its peers: those of .venv (.venv/bin/pip install '.[bench]' for all of them)"
 	@echo "make bench-gpu  the same on a GPU, with the rates aimed at; without one each kernel's registers and instructions"
 	@echo "make clean      remove .venv, caches and the demo's output"
@@ -61,12 +61,14 @@ format: venv
 	$(BIN)/ruff check --fix .
 
 doctest: venv
-	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' dred $(wildcard README.md docs/*.md)
+	$(BIN)/python -m pytest --doctest-modules --doctest-glob='*.md' --ignore=dred/torch.py --ignore=dred/jax.py dred $(wildcard README.md docs/*.md)
 
 docs: venv
 	mkdir -p docs
 	$(BIN)/python -m dred.formula.catalogue >docs/operations.tmp
 	mv docs/operations.tmp docs/operations.md
+	$(BIN)/python -m dred.lazy.stubs >dred/lazy/methods.tmp
+	mv dred/lazy/methods.tmp dred/lazy/methods.pyi
 
 bench: venv
 	for script in $(filter-out benchmarks/peers.py benchmarks/gpu%.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done

@@ -29,30 +29,36 @@ from dred.errors import (
 )
 from dred.generic import generic_argkmin, generic_argmin, generic_logsumexp, generic_sum
 from dred.genred import Genred, Reduction
+from dred.ranges import (
+    Ranges,
+    cluster_centroids,
+    cluster_ranges,
+    cluster_ranges_centroids,
+    from_matrix,
+    grid_cluster,
+    sort_clusters,
+    swap_axes,
+)
 
 if TYPE_CHECKING:
     from dred.cluster.arrays import from_array, from_file
     from dred.cluster.plugin import warm
-    from dred.lazy import LazyTensor, Pm, Vi, Vj
+    from dred.lazy import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
     from dred.solve import KernelSolve, SolveInfo
 else:  # to type checkers, the names that are not there do not exist
     # loaded when they are asked for: dask.array takes half a second, distributed a whole one
     _ON_DASK = {"from_array": "arrays", "from_file": "arrays", "warm": "plugin"}
-    _LAZY = ("LazyTensor", "Pm", "Vi", "Vj")
+    _LAZY = ("ComplexLazyTensor", "LazyTensor", "Pm", "Vi", "Vj")
     _SOLVING = ("KernelSolve", "SolveInfo")
-    _NOT_YET = ("ComplexLazyTensor",)
 
     def __getattr__(name):
-        """What is loaded late. Names of KeOps say what is there instead: an ImportError, the one that is not hidden."""
+        """What is loaded late."""
         if name in _ON_DASK:
             return getattr(import_module(f"dred.cluster.{_ON_DASK[name]}"), name)
         if name in _LAZY:
             return getattr(import_module("dred.lazy"), name)
         if name in _SOLVING:
             return getattr(import_module("dred.solve"), name)
-        if name in _NOT_YET:
-            example = 'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
-            raise ImportError(f"dred does not offer {name} yet. Formulas are texts: {example}", name="dred")
         raise AttributeError(f"module 'dred' has no attribute {name!r}")
 
 
@@ -62,6 +68,7 @@ __all__ = [
     "AliasError",
     "ArgumentError",
     "BackendError",
+    "ComplexLazyTensor",
     "DerivativeError",
     "DimensionError",
     "DredError",
@@ -79,6 +86,7 @@ __all__ = [
     "OptionError",
     "PlanError",
     "Pm",
+    "Ranges",
     "Reduction",
     "SolveError",
     "SolveInfo",
@@ -88,15 +96,22 @@ __all__ = [
     "Vi",
     "Vj",
     "WorkersLostError",
+    "cluster_centroids",
+    "cluster_ranges",
+    "cluster_ranges_centroids",
     "from_array",
     "from_file",
+    "from_matrix",
     "generic_argkmin",
     "generic_argmin",
     "generic_logsumexp",
     "generic_sum",
     "grad",
+    "grid_cluster",
     "hessian_vector_product",
     "jvp",
+    "sort_clusters",
+    "swap_axes",
     "value_and_grad",
     "vjp",
     "warm",

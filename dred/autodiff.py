@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dred.cotangents import in_rows, like, sending_of
+from dred.cotangents import fit, in_rows, sending_of
 from dred.errors import DerivativeError, InputError, OptionError
 from dred.formula import pullback as rules
 from dred.formula.language import Formula, Variable
 from dred.formula.node import var
 from dred.formula.pullback import Reduced
+from dred.reductions import REDUCTIONS
 from dred.routine import Gradient, Routine
 
 Wrt = Sequence[str | int] | str | int | None
@@ -45,17 +46,20 @@ class Derived(Routine):
         super().__init__(formula, aliases, made, several=True, dtype=of.dtype, how=of.how, expand=of.expand)
 
 
-def vjp(routine: Any, *args: Any, backend: str = "auto", **how: Any) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
+def vjp(
+    routine: Any, *args: Any, backend: str = "auto", ranges: Any = None, **how: Any
+) -> tuple[Any, Callable[..., tuple[Any, ...]]]:
     """The value of a routine, and the function that pulls cotangents back to its arguments.
 
     Parameters
     ----------
-    routine : Genred, Reduction, a gradient, or KernelSolve
-        Of the last one, see `KernelSolve.vjp`.
+    routine : Genred, Reduction, or a gradient; or a reduction of a LazyTensor, made with `call=False`; or
+        KernelSolve, see `KernelSolve.vjp`
     *args : arrays
-        As in a call; dask arrays stay lazy.
-    backend : str
-        As in a call.
+        As in a call; dask arrays stay lazy. Of a LazyTensor's reduction, which has its arrays: by which of them, or of
+        the variables that they made, the same objects; by default all, in the order of its `arrays`.
+    backend, ranges
+        As in a call; by default those of a LazyTensor's reduction.
     **how
         Of `KernelSolve`: the options of its call.
 
@@ -82,24 +86,61 @@ def vjp(routine: Any, *args: Any, backend: str = "auto", **how: Any) -> tuple[An
     >>> by_x, by_y, by_p = pullback(np.ones((2, 1)))
     >>> by_x.ravel(), by_y.ravel(), by_p
     (array([24., 24.]), array([6., 6., 6.]), array([36.]))
+    >>> call = (dred.Vi(x) * dred.Vj(y)).exp().sum(axis=1, call=False)
+    >>> value, pullback = dred.vjp(call, x)
+    >>> [gradient.shape for gradient in pullback(np.ones((2, 1)))]
+    [(2, 1)]
     """
     if not isinstance(routine, Routine):
-        own: tuple[Any, Callable[..., tuple[Any, ...]]] = routine.vjp(*args, backend=backend, **how)
-        return own
+        found: tuple[Any, Callable[..., tuple[Any, ...]]]
+        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend, ranges=ranges, **how)
+        return found
     if how:
         raise OptionError(f"{next(iter(how))} is an option of KernelSolve, not of the derivative of a reduction")
     sending = sending_of(routine.reduced)
     if not sending:
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
         raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
-    value = routine(*args, backend=backend)
+    value = routine(*args, backend=backend, ranges=ranges)
 
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
-        return pulled(routine, range(len(routine.variables)), args, cotangents, backend)
+        return pulled(routine, range(len(routine.variables)), args, cotangents, by(backend, ranges))
 
     return value, pullback
+
+
+def _held(call: Any, name: str) -> Any:
+    """What has a pullback of its own: a reduction of a LazyTensor.
+
+    Raises
+    ------
+    OptionError
+        It is neither that nor a routine.
+    """
+    if not hasattr(call, "vjp"):
+        raise OptionError(
+            f"dred.{name} takes a routine, such as Genred, or a reduction of a LazyTensor, made with call=False; got "
+            f"{type(call).__name__}"
+        )
+    return call
+
+
+def _routine(routine: Any, name: str) -> Routine:
+    """A routine, where there must be one.
+
+    Raises
+    ------
+    OptionError
+    """
+    if isinstance(routine, Routine):
+        return routine
+    _held(routine, name)
+    raise OptionError(
+        f"dred.{name} takes a routine; of a reduction of a LazyTensor, which has its arrays, take its methods vjp and "
+        "grad, or its routine"
+    )
 
 
 def pulled(
@@ -107,25 +148,67 @@ def pulled(
     wrt: Sequence[int],
     args: Sequence[Any],
     cotangents: Sequence[Any],
-    backend: str,
-    ranges: Any = None,
+    call: Callable[..., Any],
+    fitted: Callable[[Any, Any, bool], Any] | None = fit,
 ) -> tuple[Any, ...]:
-    """The gradients by the variables at some positions, in their order."""
-    narrow = any(str(getattr(a, "dtype", "")) in ("float16", "bfloat16") for a in args)
+    """The gradients by the variables at some positions, in their order.
+
+    Parameters
+    ----------
+    routine : Routine
+    wrt : sequence of int
+    args : sequence of arrays
+    cotangents : sequence of (array or None)
+        Of each reduction that has a derivative; None: its result does not count. One is given at least.
+    call : callable
+        `call(routine, *arrays)` computes a routine.
+    fitted : callable or None
+        Does what `fit` does. None: the library cannot add up as it should, and the gradient by a variable whose rows or
+        elements of the batch are to be added up takes a sweep of its own, which does it.
+    """
+    sending = sending_of(routine.reduced)
+    used = tuple(n for n, e in enumerate(cotangents) if e is not None)
+    if len(used) < len(sending):
+        routine, sending = part(routine, used), [sending[n] for n in used]
+    given = [cotangents[n] for n in used]
+    narrow = any(str(getattr(a, "dtype", "")).endswith("float16") for a in args)
     found: dict[int, Any] = {}
     groups: dict[int, list[int]] = {}
     for k in wrt:
         cat = routine.variables[k].cat
-        if routine.rows_added or (cat == 2 and narrow):  # rows are added up before they are rounded
-            found[k] = routine.grad(k)(*args, *cotangents, backend=backend, ranges=ranges)
+        alone = fitted is None and (cat == 2 or any(a.ndim > 2 for a in args))
+        if routine.rows_added or (cat == 2 and narrow) or alone:  # rows are added up before they are rounded
+            found[k] = call(gradient(routine, k), *args, *given)
         else:
             groups.setdefault(cat % 2, []).append(k)
-    flat = [*map(in_rows, sending_of(routine.reduced), cotangents)]
-    for places in groups.values():
-        results = gradients(routine, tuple(places))(*args, *flat, backend=backend, ranges=ranges)
-        for k, rows in zip(places, results, strict=True):
-            found[k] = like(rows, args[k], str(rows.dtype), added=routine.variables[k].cat == 2)
-    return tuple(found[k] for k in wrt)
+    flat, plain = [*map(in_rows, sending, given)], routine.flat(args)
+    for chosen in groups.values():
+        results = call(gradients(routine, tuple(chosen)), *plain, *flat)
+        for k, rows in zip(chosen, results, strict=True):
+            found[k] = rows if fitted is None else fitted(rows, plain[k], routine.variables[k].cat == 2)
+    return tuple(g if g.shape == args[k].shape else g.reshape(args[k].shape) for k in wrt for g in [found[k]])
+
+
+def by(backend: str, ranges: Any) -> Callable[..., Any]:
+    """What computes a routine with arrays."""
+    return lambda routine, *arrays: routine(*arrays, backend=backend, ranges=ranges)
+
+
+@lru_cache(maxsize=128)
+def part(routine: Routine, chosen: tuple[int, ...]) -> Routine:
+    """Of the reductions that have a derivative some, as one routine."""
+    sending = sending_of(routine.reduced)
+    reduced = rules.together([sending[n] for n in chosen], len(routine.variables))
+    return Routine(
+        routine.parsed, routine.aliases, reduced, several=True, dtype=routine.dtype, how=routine.how,
+        expand=routine.expand,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=128)
+def gradient(routine: Routine, place: int) -> Gradient:
+    """The gradient by one variable, made once."""
+    return routine.grad(place)
 
 
 @lru_cache(maxsize=128)
@@ -140,7 +223,9 @@ def gradients(routine: Routine, places: tuple[int, ...]) -> Derived:
     return Derived(routine, given, reduced, "cotangent")
 
 
-def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto") -> tuple[Any, Any]:
+def jvp(
+    routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backend: str = "auto", ranges: Any = None
+) -> tuple[Any, Any]:
     """The value of a routine, and its derivative in a direction.
 
     Parameters
@@ -150,7 +235,7 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         As in a call.
     tangents : sequence of (array or None)
         For each argument its direction, an array like it; None: it stays.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -173,6 +258,7 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
     >>> dred.jvp(routine, (x, y), (np.ones((2, 1)), None))[1].ravel()
     array([7., 7.])
     """
+    routine = _routine(routine, "jvp")
     if len(tangents) != len(routine.variables) or all(t is None for t in tangents):
         raise InputError(
             f"the routine takes {len(routine.variables)} arguments and as many tangents, one at least; got "
@@ -182,15 +268,16 @@ def jvp(routine: Routine, args: Sequence[Any], tangents: Sequence[Any], *, backe
         raise OptionError("a gradient by a parameter adds its rows up: take the derivative of what it is a gradient of")
     moving = tuple(k for k, t in enumerate(tangents) if t is not None)
     pushed = pushforward(routine, moving)
-    results = pushed(*args, *(t for t in tangents if t is not None), backend=backend)
-    value = routine(*args, backend=backend)
+    given = [t for t in routine.flat(tangents) if t is not None]
+    results = pushed(*routine.flat(args), *given, backend=backend, ranges=ranges)
+    value = routine(*args, backend=backend, ranges=ranges)
     count = len(routine.reduced)
     each = []
     for n, first in enumerate(first_arrays(routine, value)):
         tangent = results[n]
         for m in range(1, len(moving)):
             tangent = tangent + results[n + count * m]
-        fitted = like(tangent, first, str(tangent.dtype), added=False) if isinstance(routine, Gradient) else tangent
+        fitted = fit(tangent, first, False) if isinstance(routine, Gradient) else tangent
         each.append(fitted.reshape(first.shape))
     return value, tuple(each) if routine.several else each[0]
 
@@ -199,6 +286,22 @@ def first_arrays(routine: Routine, value: Any) -> list[Any]:
     """Of what a call gave, the array of each reduction, the first one of a pair."""
     entries = value if routine.several else (value,)
     return [entry[0] if isinstance(entry, tuple) else entry for entry in entries]
+
+
+def all_arrays(routine: Routine, value: Any) -> list[Any]:
+    """Of what a call gave, all arrays."""
+    entries = value if routine.several else (value,)
+    return [array for entry in entries for array in (entry if isinstance(entry, tuple) else (entry,))]
+
+
+def places(routine: Routine) -> list[int]:
+    """Where, among all arrays of what a call gives, those that have a derivative are."""
+    sending, place, found = sending_of(routine.reduced), 0, []
+    for r in routine.reduced:
+        if r in sending:
+            found.append(place)
+        place += len(REDUCTIONS[r.name].results)
+    return found
 
 
 @lru_cache(maxsize=128)
@@ -217,6 +320,7 @@ def pushforward(routine: Routine, moving: tuple[int, ...]) -> Derived:
 
 def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[..., Any]:
     """What `grad` and `value_and_grad` return."""
+    routine = _routine(routine, "value_and_grad" if with_value else "grad")
     names: Mapping[Any, int] = {
         **{k: k for k in range(len(routine.variables))},
         **{name: k for k, name in enumerate(routine.parsed.names) if name},
@@ -229,11 +333,11 @@ def grad_of(routine: Routine, wrt: Wrt = None, *, with_value: bool) -> Callable[
 
     sending = sending_of(routine.reduced)
 
-    def function(*args: Any, backend: str = "auto") -> Any:
-        value, _ = vjp(routine, *args, backend=backend)
+    def function(*args: Any, backend: str = "auto", ranges: Any = None) -> Any:
+        value, _ = vjp(routine, *args, backend=backend, ranges=ranges)
         results = zip(routine.reduced, first_arrays(routine, value), strict=True)
         ones = [np.ones_like(first) for r, first in results if r in sending]
-        found = pulled(routine, places, args, ones, backend)
+        found = pulled(routine, places, args, ones, by(backend, ranges))
         gradient = found[0] if isinstance(wrt, str | int) else found
         return (value, gradient) if with_value else gradient
 
@@ -274,7 +378,13 @@ def value_and_grad(routine: Routine, wrt: Wrt = None) -> Callable[..., Any]:
 
 
 def hessian_vector_product(
-    routine: Routine, wrt: str | int, args: Sequence[Any], vector: Any, cotangents: Sequence[Any], backend: str = "auto"
+    routine: Routine,
+    wrt: str | int,
+    args: Sequence[Any],
+    vector: Any,
+    cotangents: Sequence[Any],
+    backend: str = "auto",
+    ranges: Any = None,
 ) -> Any:
     """The derivative of a gradient in a direction of its own variable.
 
@@ -289,7 +399,7 @@ def hessian_vector_product(
         The direction, like the argument.
     cotangents : sequence of arrays
         Of the sum of all cotangents times results the second derivative is taken.
-    backend : str
+    backend, ranges
         As in a call.
 
     Returns
@@ -305,8 +415,8 @@ def hessian_vector_product(
     >>> dred.hessian_vector_product(routine, "x", (x, y), np.ones((2, 1)), [np.ones((2, 1))]).ravel()
     array([6., 6.])
     """
-    gradient = routine.grad(wrt)
+    gradient = _routine(routine, "hessian_vector_product").grad(wrt)
     place = wrt if isinstance(wrt, int) else routine.parsed.names.index(wrt)
     tangents: list[Any] = [None] * len(gradient.variables)
     tangents[place] = vector
-    return jvp(gradient, (*args, *cotangents), tangents, backend=backend)[1]
+    return jvp(gradient, (*args, *cotangents), tangents, backend=backend, ranges=ranges)[1]

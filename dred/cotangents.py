@@ -48,3 +48,8 @@ def like(rows: Any, variable: Any, dtype: str, added: bool) -> Any:
         found = rows.sum(axis=-2, dtype="float64") if added else rows
         found = found.sum(axis=once, dtype="float64", keepdims=True)[(0,) * lead]
         return found.astype(array_type(dtype))
+
+
+def fit(rows: Any, variable: Any, added: bool) -> Any:
+    """The same, of the type of the rows."""
+    return like(rows, variable, str(rows.dtype), added)

@@ -14,6 +14,11 @@ from dred.formula.language import Formula, Variable
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
 _KINDS = {np.dtype(name): name for name in DTYPES[1:]}
+_FOLLOWED = {
+    "torch": "with gradients, which this routine would lose: use Genred, LazyTensor or function of dred.torch, or pass"
+    " its detach()",
+    "jax": "that JAX traces: use Genred or function of dred.jax",
+}
 _PLURAL = ("i-variables", "j-variables")
 
 
@@ -73,15 +78,16 @@ def native(array: Any, label: str) -> Any:
     if isinstance(array, np.ndarray) or kind_of(array) is not None:
         return array
     name = f"{type(array).__module__}.{type(array).__qualname__}"
-    where = CUDA
-    if hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__"):
-        where = array.__dlpack_device__()[0]
-    else:
+    if library := _followed(array):
+        raise InputError(f"{label} is a {name} {_FOLLOWED[library]}")
+    dlpack = hasattr(type(array), "__dlpack__") and hasattr(type(array), "__dlpack_device__")
+    if not dlpack:
         try:
             array.__cuda_array_interface__  # noqa: B018
         except Exception:  # there is none, or its library says that it cannot be had
             return array
     try:
+        where = array.__dlpack_device__()[0] if dlpack else CUDA
         if where in HOST:
             return np.from_dlpack(array)
         if where in (CUDA, CUDA_MANAGED):
@@ -98,6 +104,15 @@ def native(array: Any, label: str) -> Any:
         f"{label} is a {name} on a device of DLPack's type {int(where)}: pass arrays in the host's memory or on a CUDA"
         " device"
     )
+
+
+def _followed(array: Any) -> str:
+    """The library that would lose sight of an array: one with gradients or tangents, or one that stands for others."""
+    torch, jax = (sys.modules.get(library) for library in _FOLLOWED)
+    if torch and isinstance(array, torch.Tensor):
+        tangent = torch.autograd.forward_ad.unpack_dual(array).tangent
+        return "torch" if array.requires_grad or tangent is not None else ""
+    return "jax" if jax and isinstance(array, jax.core.Tracer) else ""
 
 
 def check(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs:

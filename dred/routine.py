@@ -251,7 +251,7 @@ class Routine:
 
     def _plans(self, args: Sequence[Any], backend: str, ranges: Any, there: bool = True) -> tuple[Any, ...]:
         """The plan of each sweep."""
-        inputs = check(self.parsed, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
         if inputs.kind != "dask":
             raise InputError("a plan is made for dask arrays: NumPy and CuPy arrays are computed in this process")
         from dred.cluster import graph
@@ -324,7 +324,7 @@ class Routine:
         array([[6.],
                [6.]])
         """
-        inputs = check(self.parsed, self._flat(args), self.dtype)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
         name = engine.named(backend)
         if inputs.kind != "dask":
             if store is not None:
@@ -334,7 +334,7 @@ class Routine:
             return self(*args, backend=backend, out=out, ranges=ranges)
         from dred.cluster import compute
 
-        given = None if out is None else targets(out, self._expected(inputs, args), self.several)
+        given = None if out is None else targets(out, self.expected(inputs, args), self.several)
         told, later = progress if callable(progress) else None, self._summed(inputs)
         with compute.said(self._plans(args, backend, ranges) if progress else (), told) as meter:
 
@@ -345,7 +345,7 @@ class Routine:
             results = run_parts(self.sweeps(inputs.dtype), self.variables, inputs, ranges, reducer)
         if later:
             results = compute.here(self._fitted(results, inputs, args), given)
-        return self._entries(results if given is None else given)
+        return self.entries(results if given is None else given)
 
     def __call__(
         self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, out: Any = None
@@ -401,8 +401,8 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
-        inputs = check(self.parsed, self._flat(args), self.dtype)
-        given = () if out is None else targets(out, self._expected(inputs, args), self.several, plain=inputs.kind)
+        inputs = check(self.parsed, self.flat(args), self.dtype)
+        given = () if out is None else targets(out, self.expected(inputs, args), self.several, plain=inputs.kind)
         make, planned = REDUCERS[inputs.kind], self.sweeps(inputs.dtype)
         results = run_parts(planned, self.variables, inputs, ranges, lambda part, _: make(name, int(device_id), part))
         results = self._fitted(results, inputs, args)
@@ -410,9 +410,9 @@ class Routine:
             for target, result in zip(given, results, strict=True):
                 target[...] = result
             results = given
-        return self._entries(results)
+        return self.entries(results)
 
-    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+    def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments as the variables of the formula: rows of numbers."""
         return args
 
@@ -424,13 +424,13 @@ class Routine:
         """The results as they are given, of what sweeps leave."""
         return results
 
-    def _expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+    def expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
         """Shape and type of each array that a call gives."""
         last = self.sweeps(inputs.dtype)[-1]
         empty = (output.empty(last.spec) for output in last.outputs)
         return [((*inputs.batch, inputs.rows[1 - self.axis], *a.shape[1:]), a.dtype) for a in empty]
 
-    def _entries(self, results: tuple[Any, ...]) -> Any:
+    def entries(self, results: tuple[Any, ...]) -> Any:
         """What a call gives: the array or arrays of a reduction, or a tuple of them for several."""
         if len(results) == 1 and not self.several:
             return results[0]
@@ -478,12 +478,12 @@ class Gradient(Routine):
         super().__init__(
             formula, (*of.aliases, *map(str, given)), (reduced,), dtype=of.dtype, how=of.how, expand=of.expand
         )
-        self.rows_added, self._sending, self._place = v.cat == 2, sending, v.ind
+        self.rows_added, self._of, self._sending, self._place = v.cat == 2, of, sending, v.ind
 
-    def _flat(self, args: Sequence[Any]) -> Sequence[Any]:
+    def flat(self, args: Sequence[Any]) -> Sequence[Any]:
         """The arguments, of which cotangents of rankings of vectors, (M, K, dim), are written as rows."""
         first = len(args) - len(self._sending)
-        return [*args[:first], *map(in_rows, self._sending, args[first:])] if first >= 0 else args
+        return [*self._of.flat(args[:first]), *map(in_rows, self._sending, args[first:])] if first >= 0 else args
 
     def _summed(self, inputs: Inputs) -> bool:
         return self.rows_added or (bool(inputs.batch) and inputs.own[self._place] != inputs.batch)
@@ -493,7 +493,7 @@ class Gradient(Routine):
             return results
         return tuple(like(rows, args[self._place], inputs.dtype, self.rows_added) for rows in results)
 
-    def _expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+    def expected(self, inputs: Inputs, args: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
         return [(tuple(map(int, args[self._place].shape)), array_type(inputs.dtype))]
 
     def __repr__(self) -> str:

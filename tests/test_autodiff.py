@@ -221,3 +221,27 @@ def test_errors(case):
     with pytest.raises(kind) as error:
         act(routine_of("Sum"), arrays_of())
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_second_derivatives_of_rankings_of_vectors(axis):
+    """Cotangents of the first derivative are (rows, K, dim), and stay arguments of the second one."""
+    routine, args = routine_of("KMin", axis), arrays_of()
+    (e,) = like(routine, args)
+    assert e.ndim == 3
+    for first, place in (("x", 0), ("p", 3)):
+        gradient = routine.grad(first)
+        u, directions = arrays_of(3)[place], [*arrays_of(7), like(routine, args, 5)[0]]
+        _, pullback = dred.vjp(gradient, *args, e)
+        found = pullback(u)
+        assert [g.shape for g in found] == [a.shape for a in (*args, e)]
+        by_hand = [gradient.grad(k)(*args, e, u) for k in range(5)]
+        for a, b in zip(found, by_hand, strict=False):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+        h = 1e-6
+        ahead, behind = (float((gradient(*moved([*args, e], directions, s * h)) * u).sum()) for s in (1, -1))
+        got = sum(float((g * t).sum()) for g, t in zip(found, directions, strict=True))
+        assert got == pytest.approx((ahead - behind) / (2 * h), rel=1e-5, abs=1e-7)
+    _, tangent = dred.jvp(routine.grad("x"), (*args, e), directions)
+    ahead, behind = (routine.grad("x")(*moved([*args, e], directions, s * h)) for s in (1, -1))
+    np.testing.assert_allclose(tangent, (ahead - behind) / (2 * h), rtol=1e-5, atol=1e-6)

@@ -144,6 +144,22 @@ def test_gradients_are_summed_over_what_elements_share(case, lazily):
         np.testing.assert_allclose(single[k], found[k], rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_that_are_waited_for(tmp_path):
+    routine, arrays = problem(*GRADIENTS[1])
+    rng = np.random.default_rng(5)
+    e = rng.normal(size=routine(*arrays).shape)
+    lazy = [da.from_array(a, chunks=tuple(max(1, n - 1) for n in a.shape)) for a in arrays]
+    told = []
+    with dask.config.set(MANY):
+        for k, a in enumerate(arrays):
+            want, out = routine.grad(k)(*arrays, e), np.full_like(a, np.nan)
+            assert routine.grad(k).compute(*lazy, e, out=out, store=tmp_path / str(k), progress=told.append) is out
+            np.testing.assert_allclose(out, want, rtol=1e-12)
+            np.testing.assert_allclose(routine.grad(k).compute(*lazy, e), want, rtol=1e-12)
+            pairs = sum(plan.pairs for plan in routine.grad(k).plan(*lazy, e))
+            assert told[-1].done == told[-1].total == pairs >= 6 * 5 * 6  # of six elements
+
+
 def test_directions_of_batches():
     routine, arrays = problem(*GRADIENTS[0])
     rng = np.random.default_rng(3)

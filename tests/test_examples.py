@@ -26,6 +26,8 @@ SMALL = {
     "mmd.py": ("--size 1000", "normal and uniform: p = 0.005 of all kernels"),
     "n_body.py": ("--size 500 --steps 40", "500 bodies, 40 steps: energy -0.293311, changed by"),
     "neighbours.py": ("--size 2000", "500 x 2,000 pairs, 4 reductions"),
+    "multiscale.py": ("--size 2000", "2,000 x 2,000 points in"),
+    "registration.py": ("--size 1000", "4 pairs of 250 points: median error"),
     "ridge_regression.py": ("--size 200", "200 patients, 40 of them new: 0.4857 of their variance is predicted"),
     "sinkhorn.py": ("--size 200 --steps 1", "step 1: divergence"),
 }

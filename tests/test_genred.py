@@ -3,8 +3,6 @@
 import dataclasses
 import inspect
 import pickle
-import subprocess
-import sys
 
 import dask
 import numpy as np
@@ -61,19 +59,6 @@ def test_the_signature_is_that_of_keops():
 def test_public_names():
     assert all(hasattr(dred, name) for name in dred.__all__)
     assert all(issubclass(e, DredError) for name, e in vars(dred).items() if name.endswith("Error"))
-
-
-@pytest.mark.parametrize("name", ["ComplexLazyTensor"])
-def test_names_of_keops_that_are_not_offered(name):
-    message = (
-        f"dred does not offer {name} yet. Formulas are texts: "
-        'Genred("Exp(-SqDist(x, y))", ["x = Vi(3)", "y = Vj(3)"], axis=1)'
-    )
-    with pytest.raises(ImportError) as caught:
-        getattr(dred, name)
-    assert str(caught.value) == message
-    done = subprocess.run([sys.executable, "-c", f"from dred import {name}"], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == f"ImportError: {message}"
 
 
 def test_names_that_are_nowhere():

@@ -99,8 +99,11 @@ def reducer(
         if last:
             for array in spooled:
                 spool.release(source_of(array))
-            rows = (plan.out_chunks, -1)
-            return tuple(da.from_array(array, chunks=rows) for array in found) if chunked else tuple(found)
+            if not chunked:
+                return tuple(found)
+            return tuple(
+                da.from_array(a, chunks={0: plan.out_chunks, **dict.fromkeys(range(1, a.ndim), -1)}) for a in found
+            )
         left = tuple(from_array(array, chunks=(plan.out_chunks, -1)) for array in found)
         spooled.extend(left)
         known.update({name_of(array): tokenize(identity, n) for n, array in enumerate(left)})

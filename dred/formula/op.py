@@ -101,6 +101,9 @@ class Op:
         Values at special points, by component.
     method : str
         Name of the method on lazy tensors; by default the name in lower case.
+    kinds : str
+        Which of its arguments and its result are complex vectors, as pairs of numbers ("c"), or real ones ("r"):
+        "rc->c". By default all are real.
     """
 
     signature: str
@@ -119,6 +122,7 @@ class Op:
     example: tuple[Dims, Attrs] | None = None
     special: tuple[tuple[tuple[float, ...], float], ...] = ()
     method: str = ""
+    kinds: str = ""
     name: str = field(init=False)
     args: tuple[str, ...] = field(init=False)
     attrs: tuple[str, ...] = field(init=False)
@@ -153,6 +157,8 @@ class Op:
                 raise EntryError(self.name, f"{what} is a tuple, one text or None for each argument")
             if not callable(texts) and texts and len(texts) != len(self.args):
                 raise EntryError(self.name, f"{what} has {len(texts)} texts for {len(self.args)} arguments")
+        if self.kinds and not re.fullmatch(f"[rc]{{{len(self.args)}}}->[rc]", self.kinds):
+            raise EntryError(self.name, f"kinds={self.kinds!r}: a letter, r or c, for each argument and the result")
         if [bool(self.partial), bool(self.vjp), bool(self.macro)].count(True) != bool(self.args or self.macro):
             raise EntryError(self.name, "its derivative is in one of partial, vjp and macro; None where nothing flows")
 

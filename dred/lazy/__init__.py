@@ -1,6 +1,5 @@
 """Formulas as arithmetic on arrays: `LazyTensor`, and the variables that it is made of."""
 
-from dred.lazy import methods as methods
-from dred.lazy.tensor import LazyTensor, Pm, Vi, Vj
+from dred.lazy.tensor import ComplexLazyTensor, LazyTensor, Pm, Vi, Vj
 
-__all__ = ["LazyTensor", "Pm", "Vi", "Vj"]
+__all__ = ["ComplexLazyTensor", "LazyTensor", "Pm", "Vi", "Vj"]

@@ -31,6 +31,11 @@ BAD = [  # fields beside signature, doc and reference -> message
     ("Foo(f)", {"meaning": "f", "partial": "1"}, "Foo: partial is a tuple, one text or None for each argument"),
     ("Foo(f)", {"meaning": "f", "partial": ("1", "1")}, "Foo: partial has 2 texts for 1 arguments"),
     ("Foo(f, g)", {"meaning": "f", "vjp": ("e",)}, "Foo: vjp has 1 texts for 2 arguments"),
+    (
+        "Foo(f)",
+        {"meaning": "f", "partial": ("1",), "kinds": "cc->c"},
+        "Foo: kinds='cc->c': a letter, r or c, for each argument and the result",
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from dred.kernel.output import Output, empty
 from dred.kernel.pattern import Pattern
 from dred.reductions import NONE, REDUCTIONS
 from tests.kernel.test_reductions_cpu import EVERY, FEW, check, problem, wanted
+from tests.shim import fake_cupy, shim
 
 BACKENDS = ("numpy", "cpu")
 
@@ -116,6 +117,32 @@ def test_batches_are_problems_of_their_own(case, backend, batch, own):
             check(case, [a[place] for a in found], wanted(case, f, g, axis, mine), dtype)
             if patterned:
                 check(case, [a[place] for a in some], expected(case, f, g, axis, mine, patterned), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
+@pytest.mark.parametrize("case", FEW, ids=str)
+@pytest.mark.parametrize(("batch", "own"), [((), ((), (), ())), SHAPES[1]], ids=str)
+def test_on_a_device(monkeypatch, case, batch, own):
+    """Batches and patterns of every sort of state, whatever the memory: panels, blocks of rows, splits of columns."""
+    rng = np.random.default_rng(6)
+    for axis, dtype, M, N in [(1, "float32", 150, 700), (0, "float64", 90, 137)]:
+        spec, f, g = problem(case, 2, axis, dtype)
+        arrays = points(rng, spec, own, M, N)
+        kept, reduced = (M, N) if axis == 1 else (N, M)
+        pattern = pattern_of(rng, kept, reduced)
+        results = []
+        for memory in ("1e9", "2e5"):
+            monkeypatch.setenv("DRED_CUDA_MEMORY", memory)
+            with fake_cupy.installed(memory=1 << 24):
+                for met in (pattern, None):
+                    found = computed(case, batched(spec, batch, own), arrays, kept, reduced, "cuda", pattern=met)
+                    results.append([a.tobytes() for a in found])
+                    for place in np.ndindex(*batch):
+                        mine = [np.broadcast_to(a, (*batch, *a.shape[len(batch) :]))[place] for a in arrays]
+                        want = expected(case, f, g, axis, mine, met) if met else wanted(case, f, g, axis, mine)
+                        check(case, [a[place] for a in found], want, dtype)
+        assert results[:2] == results[2:]
 
 
 def test_one_call_takes_all_batches_that_lie_at_equal_distances():

@@ -1,11 +1,14 @@
 """LazyTensor: what NumPy does with broadcast arrays, and what the tables say."""
 
+import copy
+import pickle
+
 import dask.array as da
 import numpy as np
 import pytest
 
 import dred
-from dred import Genred, LazyTensor, Pm, Vi, Vj
+from dred import ComplexLazyTensor, Genred, LazyTensor, Pm, Vi, Vj
 from dred.errors import ArgumentError, DimensionError, DtypeError, IndexRangeError, InputError, OptionError
 from dred.formula.construct import make
 from dred.formula.language import read as formula
@@ -13,8 +16,8 @@ from dred.formula.node import var
 from dred.formula.ops import OPS
 from dred.formula.oracle import dense
 from dred.formula.rewrite import expand
-from dred.lazy import call, methods
-from dred.lazy.given import constant
+from dred.lazy import call, made
+from dred.lazy.given import COMPLEX, constant
 from dred.reductions import REDUCTIONS
 
 M, N = 7, 11
@@ -90,7 +93,7 @@ def test_scalar_products_and_matrices():
 
 
 def formula_of(text):
-    return LazyTensor._of(formula(text, []))
+    return LazyTensor._of(formula(text, []), False)
 
 
 @pytest.mark.parametrize(
@@ -115,21 +118,40 @@ def test_concatenation():
     np.testing.assert_array_equal(np.asarray(u.concat(v).concat(q)), expected)
 
 
+# Operations whose first argument is not that of the method: for each argument, which one of the method's it is.
+ORDER = {
+    **dict.fromkeys(("SqNormIso", "SqNormDiag", "SymSqNorm", "WeightedSqNorm", "ComplexRealScal"), (1, 0)),
+    "WeightedSqDist": (2, 0, 1),
+}
+
+
 @pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.args])
 def test_every_operation_is_a_method(name):
     """Its node is that of the formula language."""
     op = OPS[name]
     dims, attrs = op.example or ((3,) * len(op.args), (1,) * len(op.attrs))
-    variables = [var(k, dim, k % 3) for k, dim in enumerate(dims)]
-    tensors = [LazyTensor((k, dim, k % 3)) for k, dim in enumerate(dims)]
-    order = methods._ORDER.get(name, tuple(range(len(dims))))
+    letters = op.kinds.partition("->")[0] or "r" * len(dims)
+    variables = [
+        var(COMPLEX + k if letter == "c" else k, dim, k % 3)
+        for k, (dim, letter) in enumerate(zip(dims, letters, strict=True))
+    ]
+    tensors = [
+        ComplexLazyTensor((k, dim // 2, k % 3)) if letter == "c" else LazyTensor((k, dim, k % 3))
+        for k, (dim, letter) in enumerate(zip(dims, letters, strict=True))
+    ]
+    order = ORDER.get(name, tuple(range(len(dims))))
     first, *others = [tensors[order.index(k)] for k in range(len(order))]
-    by_hand = {"Sum", "Max", "Min", "ArgMax", "ArgMin"}
-    if name in by_hand and op.method == name.lower():
-        assert first.call(name, *tensors).node is expand(name, variables, attrs)
-        return
-    assert getattr(first, op.method)(*others, *attrs).node is expand(name, variables, attrs)
-    assert getattr(LazyTensor, op.method).__doc__
+    wanted = expand(name, variables, attrs)
+    assert first.call(name, *tensors, *attrs).node is wanted
+    method = getattr(type(first), op.method)
+    if name in ("ComplexReal", "ComplexImag"):
+        assert getattr(first, op.method).node is wanted
+    elif name in ("Elem", "Sum"):
+        assert getattr(first, op.method)(*attrs).node is wanted
+    else:
+        assert method(first, *others, *attrs).node is wanted
+        assert method(first, *others, *attrs).is_complex == op.kinds.endswith("->c")
+    assert method.__doc__
 
 
 def test_methods_whose_own_tensor_is_not_the_first_argument():
@@ -146,7 +168,7 @@ def test_methods_whose_own_tensor_is_not_the_first_argument():
     ]:
         np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12)
     knots = np.arange(6.0)
-    spline = Vi(np.full((2, 1), 2.25)).bspline(knots, 1)  # hats
+    spline = Pm(knots).bspline(Vi(np.full((2, 1), 2.25)), 1)  # hats
     np.testing.assert_allclose(np.asarray(spline)[0, 0], [0, 0.75, 0.25, 0], rtol=1e-12)
 
 
@@ -177,15 +199,15 @@ def test_every_reduction_is_a_method(name, axis):
     weight = Vi(X) * 0 + Vj(Y) ** 2 + 1 if needs else None
     g = np.broadcast_to(y**2 + 1, (M, N, 3)) if needs else None
     given = PARAMETERS[entry.parameter]
-    called = getattr(lazy, methods.called(name))
+    called = getattr(lazy, made.called(name))
     found = called(*given, *([weight] if needs else []), axis=axis)
     expected = entry.numpy(
         plain, g, axis, {"K": 3, "ddof": 0, "edges": PARAMETERS["edges"][0], "": None}[entry.parameter]
     )
     for got, want in zip(*([found], [expected]) if not isinstance(found, tuple) else (found, expected), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
-    again = getattr(lazy, f"{methods.called(name)}_reduction")
-    options = {"opt_arg": given[0]} if given else {}
+    again = getattr(lazy, f"{made.called(name)}_reduction")
+    options = {"K": 3} if entry.parameter == "K" else {"edges": given[0]} if given else {}
     repeated = again(dim=axis, weight=weight, **options) if needs else again(dim=axis, **options)
     for got, want in zip(*([repeated], [found]) if not isinstance(found, tuple) else (repeated, found), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -197,7 +219,8 @@ def test_weights_of_logsumexp_may_be_left_out():
     np.testing.assert_allclose(lazy.logsumexp(axis=1), np.log(np.exp(plain).sum(1)), rtol=1e-13)
     expected = np.log((np.exp(plain) * B).sum(1))
     np.testing.assert_allclose(lazy.logsumexp(axis=1, weight=Vj(B)), expected, rtol=1e-12)
-    np.testing.assert_allclose(lazy.logsumexp(Vj(B), axis=1), expected, rtol=1e-12)
+    np.testing.assert_allclose(lazy.logsumexp(1, None, Vj(B)), expected, rtol=1e-12)
+    np.testing.assert_allclose(lazy.logsumexp_reduction(weight=Vj(B), dim=1), expected, rtol=1e-12)
 
 
 def test_long_expressions():
@@ -283,8 +306,10 @@ def test_an_array_is_passed_once_and_a_routine_is_made_once():
     assert (call.routine.cache_info().misses, call.routine.cache_info().hits) == (1, 2)
     twice = (Vi(X) * Vi(X) + Vj(Y)).sum(axis=1, call=False)
     assert [array.shape for array in twice.arrays] == [(M, 3), (N, 3)]
+    assert [held.array is array for held, array in zip(twice.held, (X, Y), strict=True)] == [True, True]
     both = (Vi(X) - Vj(X)).sqnorm2().sum(axis=1, call=False)  # of two categories
-    assert len(both.arrays) == 2
+    assert len(both.held) == 2
+    assert len(both.arrays) == 1
     assert len(lazy.arrays) == 2
 
 
@@ -332,14 +357,15 @@ CASES = {
         "(M, 1, D) or (1, N, D)",
     ),
     "batches": (
-        lambda: LazyTensor(np.zeros((2, 3, 1, 4))),
+        lambda: repr(LazyTensor(np.zeros((2, 3, 1, 4))) + LazyTensor(np.zeros((3, 1, 5, 4)))),
         InputError,
-        "an array of shape (2, 3, 1, 4): batch dimensions are not supported, pass (M, 1, D) or (1, N, D)",
+        "batch dimensions must be equal or 1: arrays have (2,) and (3,)",
     ),
     "i and j": (
         lambda: LazyTensor(np.zeros((2, 3, 4))),
         InputError,
-        "an array of shape (2, 3, 4) varies with i and with j: pass (M, 1, D) or (1, N, D)",
+        "an array of shape (2, 3, 4) varies with i and with j: pass (..., M, 1, D) or (..., 1, N, D), with the "
+        "dimensions of a batch in front",
     ),
     "axis": (lambda: LazyTensor(X, axis=2), InputError, "axis=2: it is 0, a row for each i, or 1, a row for each j"),
     "axis of three": (
@@ -369,12 +395,12 @@ CASES = {
     "arguments": (
         lambda: Vi(X).sqdist(),
         ArgumentError,
-        "SqDist takes 2 arguments, got 1\nit is SqDist(f, g)",
+        "sqdist: missing a required argument: 'other'\nit is sqdist(other)",
     ),
     "index": (
-        lambda: Vi(X)[0],
+        lambda: Vi(X)[0, :, :],
         IndexRangeError,
-        "x[0]: only components are taken, as in x[:, :, 2] and x[..., 1:4]",
+        "x[0, :, :]: only components are taken, as in x[:, :, 2] and x[..., 1:4]",
     ),
     "index of i": (
         lambda: Vi(X)[2:4, :, 0],
@@ -438,7 +464,7 @@ CASES = {
     "matrix": (
         lambda: Vi(X) @ "b",
         InputError,
-        "the right side of @ is a LazyTensor or an array (N, E) or (N,), got builtins.str",
+        "the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got builtins.str",
     ),
 }
 
@@ -460,8 +486,25 @@ def test_names_of_keops_import():
     from dred import LazyTensor as again
 
     assert again is LazyTensor is dred.LazyTensor
-    with pytest.raises(ImportError, match="dred does not offer ComplexLazyTensor yet"):
-        from dred import ComplexLazyTensor  # noqa: F401
+
+
+def test_copies_are_of_other_variables():
+    """The numbers of variables are those of a process: what comes from another one must not mean its own."""
+    lazy = Vi(X) * 2 - Vj(Y)
+    for again in (pickle.loads(pickle.dumps(lazy)), copy.deepcopy(lazy), copy.copy(lazy)):
+        assert not {*again.held} & {*lazy.held}
+        np.testing.assert_array_equal(np.asarray(again), np.asarray(lazy))
+    assert type(pickle.loads(pickle.dumps(1j * lazy))) is ComplexLazyTensor
+    symbolic = pickle.loads(pickle.dumps(Vi(0, 3) + Vj(Y)))
+    np.testing.assert_allclose(symbolic.sum(axis=1)(X), N * X + Y.sum(0), rtol=1e-13)
+
+
+def test_rows_that_nobody_knows():
+    array = da.from_array(X, chunks=(2, 3))
+    lazy = Vi(array[array[:, 0] > -9]) - Vj(Y)
+    assert lazy.shape == (None, N, 3)
+    with pytest.raises(InputError, match="has unknown chunk sizes: call its compute_chunk_sizes"):
+        lazy.sum(axis=1)
 
 
 def test_constants_are_exact():

@@ -478,7 +478,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         _called(lambda a, k, v: a.__setitem__(k, v), (self, key, value), {})
 
     def __getattr__(self, name):
-        if name not in ("astype", "copy", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min"):
+        if name not in ("astype", "copy", "sum", "all", "any", "ravel", "fill", "transpose", "max", "min", "view"):
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
         return lambda *args, **kwargs: _called(lambda a, *x, **y: getattr(a, name)(*x, **y), (self, *args), kwargs)
 
