@@ -53,8 +53,8 @@ def vjp(
 
     Parameters
     ----------
-    routine : Genred, Reduction, a gradient, or KernelSolve; or a reduction of a LazyTensor, made with `call=False`
-        Of a solver, see `KernelSolve.vjp`.
+    routine : Genred, Reduction, or a gradient; or a reduction of a LazyTensor, made with `call=False`; or
+        KernelSolve, see `KernelSolve.vjp`
     *args : arrays
         As in a call; dask arrays stay lazy. Of a LazyTensor's reduction, which has its arrays: by which of them, or of
         the variables that they made, the same objects; by default all, in the order of its `arrays`.
@@ -92,9 +92,8 @@ def vjp(
     [(2, 1)]
     """
     if not isinstance(routine, Routine):
-        given = {"backend": backend, "ranges": ranges} | how
-        given = {word: value for word, value in given.items() if value not in (None, "auto")}
-        found: tuple[Any, Callable[..., tuple[Any, ...]]] = _held(routine, "vjp").vjp(*args, **given)
+        found: tuple[Any, Callable[..., tuple[Any, ...]]]
+        found = _held(routine, "vjp").vjp(*args, backend=None if backend == "auto" else backend, ranges=ranges, **how)
         return found
     if how:
         raise OptionError(f"{next(iter(how))} is an option of KernelSolve, not of the derivative of a reduction")

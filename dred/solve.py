@@ -226,7 +226,7 @@ class KernelSolve:
         return (solution, info) if return_info else solution
 
     def vjp(
-        self, *args: Any, backend: str = "auto", device_id: int = -1, ranges: Any = None, **how: Any
+        self, *args: Any, backend: str | None = None, device_id: int = -1, ranges: Any = None, **how: Any
     ) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
         """The solution, and the function that pulls a cotangent of it back to the arguments and to alpha.
 
@@ -257,7 +257,7 @@ class KernelSolve:
         >>> by_b.ravel().round(6), float(np.round(by_alpha, 6))
         (array([0.5, 0. ]), -1.083333)
         """
-        options = Options(**how)
+        options, backend = Options(**how), backend or "auto"
         a, _ = self._solved(args, backend, device_id, ranges, options)
         others = [k for k in range(len(args)) if k != self.place]
 
@@ -267,7 +267,7 @@ class KernelSolve:
                     f"the cotangent has shape {tuple(e.shape)}: expected {tuple(a.shape)}, as the solution"
                 )
             s, _ = self._solved(self._with(args, e), backend, device_id, ranges, options)
-            gradients = pulled(self.routine, others, self._with(args, a), (s,), by(backend, ranges))
+            gradients = pulled(self.routine, others, self._with(args, a), [s], by(backend, ranges))
             found = {k: -g for k, g in zip(others, gradients, strict=True)}
             found[self.place] = like(s, args[self.place], str(s.dtype), added=False)
             by_alpha = -(s.astype("float64") * a).sum()

@@ -633,7 +633,7 @@ def test_lazy_tensors():
     how = {"alpha": 0.5, "eps": 1e-11}
     np.testing.assert_allclose(K.solve(b, **how), want, rtol=1e-9)
     np.testing.assert_allclose(K.solve(b[:, 0], **how), want[:, 0], rtol=1e-9)
-    np.testing.assert_allclose(K.T.solve(b, axis=0, **how), want, rtol=1e-9)
+    np.testing.assert_allclose(K.T.solve(b, axis=0, call=False, **how)(), want, rtol=1e-9)
     v = LazyTensor((0, 1, 1))
     np.testing.assert_allclose((K * v).solve(b, v, **how), want, rtol=1e-9)
     a, info = K.solve(da.from_array(b, chunks=13), return_info=True, **how)
@@ -641,11 +641,20 @@ def test_lazy_tensors():
     assert info.converged.all()
 
 
+def test_batches_of_lazy_tensors():
+    rng = np.random.default_rng(0)
+    x, b = rng.normal(size=(3, 12, 2)), rng.normal(size=(12, 2))
+    K = (-LazyTensor(x[:, :, None]).sqdist(LazyTensor(x[:, None]))).exp()
+    a = K.solve(b, alpha=0.5, eps=1e-11)
+    for k in range(3):
+        matrix_k = np.exp(-((x[k][:, None] - x[k]) ** 2).sum(-1)) + 0.5 * np.eye(12)
+        np.testing.assert_allclose(a[k], np.linalg.solve(matrix_k, b), rtol=1e-8)
+
+
 def test_a_lazy_tensor_that_holds_the_right_side():
     """As a weight of columns: it stays what it is."""
     b = 1 + problem()[-1][:, :1] ** 2
-    K = Vi(b) * Vj(b)
-    a = K.solve(b, alpha=1.0, eps=1e-10)
+    a = (Vi(b) * Vj(b)).solve(b, alpha=1.0, eps=1e-10)
     np.testing.assert_allclose(a, np.linalg.solve(b @ b.T + np.eye(40), b), rtol=1e-7)
 
 
@@ -664,10 +673,13 @@ def test_lazy_tensors_that_are_refused():
     with pytest.raises(InputError) as caught:
         K.solve("b")
     assert str(caught.value) == "the right side of solve is an array (..., M, D) or (M,), got builtins.str"
-    with pytest.raises(AttributeError, match="a ComplexLazyTensor has no solve, which is for real numbers"):
-        (1j * K).solve(x)
     with pytest.raises(InputError) as caught:
         (K * v).solve(x)
     assert str(caught.value) == "solve needs an array for each variable, but the one that it is solved for"
+    with pytest.raises(InputError) as caught:
+        K.solve(x, v)
+    assert str(caught.value) == "solve needs a formula that depends on the variable it is solved for"
     with pytest.raises(ArgumentError, match="the formula is not linear in"):
         (K * v.exp()).solve(x[:, :1], v)
+    with pytest.raises(AttributeError, match="a ComplexLazyTensor has no solve"):
+        (1j * K).solve(x)

@@ -10,7 +10,7 @@ REFUSED: Mapping[str, str] = {
     "ranges": "pass ranges= to the reduction",
     "backend": "pass backend= to the reduction",
     "difference_matrix": "KeOps' formulas have none; it is x.tensorprod(0 * y + 1) - (0 * x + 1).tensorprod(y)",
-    "KernelSolve": "`solve` solves a system; dred.KernelSolve is made of a formula",
+    "KernelSolve": "`solve` solves a system; dred.KernelSolve takes formulas as texts",
     "formula": "`node` is the formula, str(x.node) its text",
     "formula2": "the second formula is the argument `other` of `reduction`",
     "variables": "`held` has the arrays",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from dred.errors import InputError
-from dred.formula.derive import limited, substitute
-from dred.formula.language import Variable
+from dred.errors import DtypeError, InputError
 from dred.inputs import kind_of, native
 from dred.lazy.base import Lazy
-from dred.lazy.call import places, routine
-from dred.lazy.given import read, what
+from dred.lazy.call import Call
+from dred.lazy.given import what
 from dred.solve import KernelSolve
 
 
-def solved(
-    K: Lazy,
-    b: Any,
+def solve_lazy(
+    self: Any,
+    other: Any,
     var: Any = None,
+    call: bool = True,
+    *,
     axis: int = 1,
     dtype_acc: Any = "auto",
     use_double_acc: bool = False,
@@ -25,17 +25,19 @@ def solved(
     expand: bool = False,
     **how: Any,
 ) -> Any:
-    """The solution a of alpha a_i + sum over j of K(i, j) a_j = b_i, K symmetric and positive definite.
+    """The solution a of alpha a_i + sum over j of K(i, j) a_j = b_i, for a symmetric positive definite K.
 
     Parameters
     ----------
-    K : LazyTensor
-        With an array for each of its variables, but `var`.
-    b : array (..., M, D) or (M,)
-        For a K of dimension 1, or of dimension D.
+    self : LazyTensor
+        K, with an array for each of its variables, but `var`.
+    other : array (..., M, D) or (M,)
+        b, for a K of dimension 1, or of dimension D. Dimensions in front are those of a batch.
     var : LazyTensor, optional
         A variable without an array, (ind, dim, 1), in which K is linear: then K(a) = b is solved, and K is not
         multiplied with a.
+    call : bool
+        False: nothing is computed, and a function without arguments is given, which does.
     axis : {0, 1}
         0: the sum is over i, and `var` is a variable of i.
     dtype_acc, use_double_acc, sum_scheme, expand
@@ -50,8 +52,8 @@ def solved(
 
     Raises
     ------
-    InputError, FormulaError, SolveError
-        As `KernelSolve`.
+    InputError, DtypeError, FormulaError, SolveError
+        As `KernelSolve`; complex numbers, and tensors of other libraries, whose gradients would be lost.
 
     Examples
     --------
@@ -63,26 +65,37 @@ def solved(
     >>> bool(np.allclose(K @ a + 0.1 * a, b, atol=1e-5))
     True
     """
-    array = native(b, "the right side")
-    if kind_of(array) is None or array.ndim == 0:
-        raise InputError(f"the right side of solve is an array (..., M, D) or (M,), got {what(b)}")
+    array = native(other, "the right side")
+    if kind_of(array) is None or array.ndim < 1:
+        raise InputError(f"the right side of solve is an array (..., M, D) or (M,), got {what(other)}")
     rows = array[:, None] if array.ndim == 1 else array[...]  # an array of its own: one that K holds stays what it is
-    front = [slice(None)] * (rows.ndim - 2)
-    kept = (*front, None) if axis == 1 else (*front, slice(None), None)
-    right: Lazy = Lazy._made(read(rows, axis) if rows.ndim == 2 else read(rows[kept], None))
-    if var is None:
-        formula = K.call("Mult", K, right)
-        node, held = formula.node, dict(formula.held)
-    else:
-        node = substitute(K.node, {var.node: right.node})
-        held = {n: h for n, h in K.held.items() if n is not var.node} | dict(right.held)
-    if any(h.array is None for h in held.values()):
+    formula, v = self, var
+    if v is None:
+        v = Lazy.__new__(type(self), rows[..., None, :, :] if axis == 1 else rows[..., :, None, :])
+        formula = self * v
+    found: Call = formula.reduction(
+        "Sum", axis=formula.nbatchdims + axis, call=False, dtype_acc=dtype_acc, use_double_acc=use_double_acc,
+        sum_scheme=sum_scheme, expand=expand,
+    )  # fmt: skip
+    if found.is_complex:
+        raise DtypeError("solve is for real numbers, not for complex ones")
+    if any(h.kinds is not None for h in found.held):
+        raise InputError(
+            "solve takes no tensors of other libraries, whose gradients would be lost: pass arrays to dred.Vi and "
+            "dred.Vj, and take gradients by dred.vjp of a dred.KernelSolve"
+        )
+    if v.node not in found.sources:
+        raise InputError("solve needs a formula that depends on the variable it is solved for")
+    place = found.sources[v.node]
+    if any(h.array is None for k, h in enumerate(found.held) if k != place):
         raise InputError("solve needs an array for each variable, but the one that it is solved for")
-    new, listed = places([node], held)
-    variables = tuple(sorted({Variable(n.attrs[0], n.dim, n.attrs[1]) for n in new.values()}))
-    accumulation = (dtype_acc, use_double_acc, sum_scheme, False)
-    made = routine("Sum", limited(substitute(node, new)), None, axis, None, variables, accumulation, expand)
-    found = KernelSolve.of(made, int(new[right.node].attrs[0]))(*(h.rows for h in listed), **how)
-    if array.ndim > 1:
-        return found
-    return (found[0][:, 0], found[1]) if isinstance(found, tuple) else found[:, 0]
+    arrays = [rows if k == place else h.rows for k, h in enumerate(found.held)]
+    solver = KernelSolve.of(found.routine, place)
+
+    def solved() -> Any:
+        a = solver(*arrays, **how)
+        if array.ndim > 1:
+            return a
+        return (a[0][..., 0], a[1]) if isinstance(a, tuple) else a[..., 0]
+
+    return solved() if call else solved

@@ -11,6 +11,7 @@ from dred.inputs import native
 from dred.lazy.base import Lazy, joined
 from dred.lazy.given import what
 from dred.lazy.methods import ComplexMethods, Methods
+from dred.lazy.solve import solve_lazy
 
 
 class LazyTensor(Lazy, Methods, is_complex=False):
@@ -67,6 +68,8 @@ class LazyTensor(Lazy, Methods, is_complex=False):
     def imag(self) -> LazyTensor:
         """0."""
         return self * 0
+
+    solve = solve_lazy
 
     def sinc(self) -> LazyTensor:
         """sin(pi x) / (pi x), and 1 at 0."""

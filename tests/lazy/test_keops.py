@@ -36,6 +36,7 @@ Kmin(K,axis=None,dim=None,**kwargs) Kmin_reduction(**kwargs) argKmin(K,axis=None
 argKmin_reduction(**kwargs) Kmin_argKmin(K,axis=None,dim=None,**kwargs) Kmin_argKmin_reduction(**kwargs)
 __matmul__(v,**kwargs) t() matvec(v) rmatvec(v) real2complex() imag2complex() exp1j()
 reduction(reduction_op,other=None,opt_arg=None,axis=None,dim=None,call=True,**kwargs) dim() __str__()
+solve(other,var=None,call=True,**kwargs)
 """,
 )
 # Of `ComplexGenericLazyTensor`.
