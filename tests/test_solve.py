@@ -658,7 +658,7 @@ def test_a_lazy_tensor_that_holds_the_right_side():
     np.testing.assert_allclose(a, np.linalg.solve(b @ b.T + np.eye(40), b), rtol=1e-7)
 
 
-def test_batches_of_lazy_tensors():
+def test_right_sides_with_batches_of_their_own():
     rng = np.random.default_rng(3)
     x, b = rng.normal(size=(3, 1, 20, 2)), rng.normal(size=(2, 20, 4))
     K = (-(LazyTensor(x[..., None, :]) - LazyTensor(x[..., None, :, :])).square().sum(-1)).exp()

@@ -84,12 +84,6 @@ class LazyTensor(Lazy, Methods, is_complex=False):
         found: LazyTensor = self.call("TensorDot", self, other, *lists)
         return found
 
-    def solve(self, b: Any, var: Any = None, axis: int = 1, **how: Any) -> Any:
-        """The solution a of alpha a_i + sum over j of K(i, j) a_j = b_i: see `dred.lazy.solve.solved`."""
-        from dred.lazy.solve import solved
-
-        return solved(self, b, var, axis, **how)
-
     @staticmethod
     def concatenate(tuple_of_lt: Sequence[Any], axis: int = -1) -> LazyTensor:
         """The components of several, one after another."""
