@@ -102,10 +102,16 @@ def vjp(
         names = ", ".join(dict.fromkeys(r.name for r in routine.reduced))
         raise DerivativeError(f"{names}: no derivative", hint="its values only jump")
     value = routine(*args, backend=backend, ranges=ranges)
+    results = [a for r, a in zip(routine.reduced, first_arrays(routine, value), strict=True) if r in sending]
 
     def pullback(*cotangents: Any) -> tuple[Any, ...]:
         if len(cotangents) != len(sending):
             raise InputError(f"the pullback takes {len(sending)} cotangents, got {len(cotangents)}")
+        for n, (e, result) in enumerate(zip(cotangents, results, strict=True)):
+            shape = tuple(result.shape)
+            rows = (*shape[:-2], shape[-2] * shape[-1]) if len(shape) > 2 else shape  # of rankings of vectors
+            if tuple(e.shape) not in (shape, rows):
+                raise InputError(f"cotangent {n} has shape {tuple(e.shape)}: expected {shape}, as the result")
         return pulled(routine, range(len(routine.variables)), args, cotangents, by(backend, ranges))
 
     return value, pullback

@@ -45,7 +45,7 @@ class Ranges:
         ranges : Ranges, or sequence of six integer arrays
             KeOps' form: ranges_i (K, 2), slices_i (K,), redranges_j (L, 2), and the same with i and j exchanged. The
             rows `ranges_i[k, 0]:ranges_i[k, 1]` are reduced over the intervals number `slices_i[k-1]` to `slices_i[k]`
-            (without it) of `redranges_j`.
+            (without it) of `redranges_j`. Pairs count as often as they are listed, where intervals overlap.
         M, N : int
             Rows for each i and each j.
 

@@ -149,7 +149,7 @@ class _Lazy(Lazy):
         if not isinstance(v, torch.Tensor) or not v.ndim:
             return super().__matmul__(v, **how)
         right = v[:, None] if v.ndim == 1 else v
-        found = super().__matmul__(Vj(right) if right.ndim == 2 else LazyTensor(right[..., None, :, :]), **how)
+        found = super().__matmul__(Vj(right if right.ndim == 2 else right[..., None, :, :]), **how)
         return found[..., 0] if v.ndim == 1 and self.D == 1 and isinstance(found, torch.Tensor) else found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:

@@ -144,6 +144,14 @@ def test_gradients_are_summed_over_what_elements_share(case, lazily):
         np.testing.assert_allclose(single[k], found[k], rtol=1e-12, atol=1e-12)
 
 
+def test_cotangents_are_like_results():
+    routine, arrays = problem(*GRADIENTS[0])
+    _, pullback = dred.vjp(routine, *arrays)
+    with pytest.raises(InputError) as caught:
+        pullback(np.ones((5, 3)))
+    assert str(caught.value) == "cotangent 0 has shape (5, 3): expected (2, 3, 5, 3), as the result"
+
+
 def test_gradients_that_are_waited_for(tmp_path):
     routine, arrays = problem(*GRADIENTS[1])
     rng = np.random.default_rng(5)

@@ -316,9 +316,8 @@ class Lazy:
         if kind_of(array) is None or array.ndim == 0:
             raise InputError(f"the right side of @ is a LazyTensor or an array (..., N, E) or (N,), got {what(v)}")
         rows = array[:, None] if array.ndim == 1 else array
-        right = Lazy._made(
-            read(rows, 1) if rows.ndim == 2 else read(rows[(*[slice(None)] * (rows.ndim - 2), None)], None)
-        )
+        front = [slice(None)] * (rows.ndim - 2)
+        right = Lazy._made(read(rows, 1) if rows.ndim == 2 else read(rows[(*front, None)], None, cat=1))
         product = self.call("Mult", self, right)
         found = product.reduction("Sum", axis=product.nbatchdims + 1, **how)
         if array.ndim > 1 or self.D > 1 or isinstance(found, Call):

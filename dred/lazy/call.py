@@ -216,7 +216,8 @@ def places(roots: Sequence[Node], held: Mapping[Node, Held]) -> tuple[dict[Node,
     """Variables at positions 0, 1, ... in place of those of formulas, and what they hold.
 
     Symbolic ones come first, in their order; of several that hold one array, one is enough. Where a formula has lost
-    all its variables of a category, as x * 0 has, one is kept, since it says how many rows there are.
+    all its variables of a category, as x * 0 has, one is kept, since it says how many rows there are; and so are those
+    that say what the dimensions of a batch are.
 
     Raises
     ------
@@ -229,10 +230,13 @@ def places(roots: Sequence[Node], held: Mapping[Node, Held]) -> tuple[dict[Node,
 
     found = [n for n in toposort(roots) if n.op == "Var"]
     known = {2, *(n.attrs[1] for n in found)}  # a parameter has no rows
+    lead = _lead([held[n].batch for n in found])
     for n in held:
-        if n not in found and (held[n].array is None or n.attrs[1] not in known):
+        wider = lead if n in found else _lead([lead or (), held[n].batch])
+        if n not in found and (held[n].array is None or n.attrs[1] not in known or wider != lead):
             known.add(n.attrs[1])
             found.append(n)
+            lead = wider
     open_ones = sorted((n for n in found if held[n].array is None), key=position)
     if (numbers := [*map(position, open_ones)]) != [*range(len(numbers))]:
         raise InputError(f"variables without arrays have the positions {numbers}: they must be 0, 1, ..., each once")
@@ -248,6 +252,14 @@ def places(roots: Sequence[Node], held: Mapping[Node, Held]) -> tuple[dict[Node,
             by_array[id(mine.array), cat] = place
         new[n] = var(place, n.dim, cat)
     return new, listed
+
+
+def _lead(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """What dimensions in front broadcast to; None: they do not, which a call refuses."""
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=512)

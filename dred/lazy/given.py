@@ -63,7 +63,7 @@ class Read(NamedTuple):
     is_complex: bool
 
 
-def read(x: Any, axis: int | None, is_complex: bool = False) -> Read:
+def read(x: Any, axis: int | None, is_complex: bool = False, cat: int | None = None) -> Read:
     """What a LazyTensor is made of, as a formula.
 
     Parameters
@@ -72,6 +72,8 @@ def read(x: Any, axis: int | None, is_complex: bool = False) -> Read:
         As of `LazyTensor`.
     is_complex : bool
         Whether real numbers are taken for complex ones.
+    cat : {0, 1}, optional
+        What an array is whose shape allows several: (1, 1, D) may be one vector for each i.
 
     Raises
     ------
@@ -87,7 +89,7 @@ def read(x: Any, axis: int | None, is_complex: bool = False) -> Read:
         return _promoted(_number(x), is_complex)
     if isinstance(x, list):
         return _promoted(_list(x), is_complex)
-    return _promoted(_array(x, axis), is_complex)
+    return _promoted(_array(x, axis, cat), is_complex)
 
 
 def _promoted(found: Read, is_complex: bool) -> Read:
@@ -119,7 +121,7 @@ def _list(x: list[Any]) -> Read:
     return Read(first, {}, of_complex)
 
 
-def _array(x: Any, axis: int | None) -> Read:
+def _array(x: Any, axis: int | None, wanted: int | None) -> Read:
     """A variable that holds an array of any library."""
     array = native(x, "an array")
     if kind_of(array) is None:
@@ -127,7 +129,10 @@ def _array(x: Any, axis: int | None) -> Read:
             f"a LazyTensor is made of an array of NumPy, dask or CuPy, of numbers, or of (ind, dim, cat); got {what(x)}"
         )
     shape = tuple(array.shape)
-    cat = _category(shape, axis)
+    if axis is None and wanted in (0, 1) and len(shape) > 2 and shape[(-2, -3)[wanted]] == 1:
+        cat = int(wanted)
+    else:
+        cat = _category(shape, axis)
     if (of_complex := pairs.is_complex(array)) and array.shape[-1]:
         array = pairs.as_real(array, "an array")
     dim = array.shape[-1]

@@ -8,7 +8,7 @@ from dred.errors import DtypeError, InputError
 from dred.inputs import kind_of, native
 from dred.lazy.base import Lazy
 from dred.lazy.call import Call
-from dred.lazy.given import what
+from dred.lazy.given import read, what
 from dred.solve import KernelSolve
 
 
@@ -71,7 +71,9 @@ def solve_lazy(
     rows = array[:, None] if array.ndim == 1 else array[...]  # an array of its own: one that K holds stays what it is
     formula, v = self, var
     if v is None:
-        v = Lazy.__new__(type(self), rows[..., None, :, :] if axis == 1 else rows[..., :, None, :])
+        front = [slice(None)] * (rows.ndim - 2)
+        kept = (*front, None) if axis == 1 else (*front, slice(None), None)
+        v = Lazy._made(read(rows[kept], None, self.is_complex, cat=axis))
         formula = self * v
     found: Call = formula.reduction(
         "Sum", axis=formula.nbatchdims + axis, call=False, dtype_acc=dtype_acc, use_double_acc=use_double_acc,

@@ -9,7 +9,7 @@ from typing import Any
 from dred.errors import InputError
 from dred.inputs import native
 from dred.lazy.base import Lazy, joined
-from dred.lazy.given import what
+from dred.lazy.given import read, what
 from dred.lazy.methods import ComplexMethods, Methods
 from dred.lazy.solve import solve_lazy
 
@@ -143,17 +143,17 @@ class ComplexLazyTensor(Lazy, ComplexMethods, is_complex=True):
 
 
 def Vi(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
-    """A vector for each i: of an array (M, D) or (M, 1, D); or `Vi(ind, dim)`, argument `ind` of a reduction."""
+    """A vector for each i: of an array (M, D) or (..., M, 1, D); or `Vi(ind, dim)`, argument `ind` of a reduction."""
     return _variable(x_or_ind, dim, 0)
 
 
 def Vj(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
-    """A vector for each j: of an array (N, D) or (1, N, D); or `Vj(ind, dim)`, argument `ind` of a reduction."""
+    """A vector for each j: of an array (N, D) or (..., 1, N, D); or `Vj(ind, dim)`, argument `ind` of a reduction."""
     return _variable(x_or_ind, dim, 1)
 
 
 def Pm(x_or_ind: Any, dim: int | None = None) -> LazyTensor:
-    """A parameter: of an array (D,), a number or a list; or `Pm(ind, dim)`, argument `ind` of a reduction."""
+    """A parameter: of an array (D,) or (..., 1, 1, D), a number or a list; or `Pm(ind, dim)`, argument `ind`."""
     return _variable(x_or_ind, dim, 2)
 
 
@@ -162,7 +162,7 @@ def _variable(x: Any, dim: int | None, cat: int) -> LazyTensor:
     if dim is not None:
         return LazyTensor((x, dim, cat))
     two = len(getattr(native(x, "an array"), "shape", ())) == 2
-    found = LazyTensor(x, axis=cat if cat < 2 and two else None)
+    found: LazyTensor = Lazy._made(read(x, cat if cat < 2 and two else None, cat=cat))
     kinds = ("vectors for each i", "vectors for each j", "a parameter")
     if found.node.op == "Var" and found.node.attrs[1] != cat:
         raise InputError(f"{what(x)} is {kinds[found.node.attrs[1]]}, not {kinds[cat]}")

@@ -131,3 +131,35 @@ def test_rows_must_be_as_many():
     with pytest.raises(InputError) as caught:
         (LazyTensor(X) + LazyTensor(X[..., :5, :, :])).sum(axis=2)
     assert "must have" in str(caught.value)
+
+
+def test_a_batch_that_the_formula_has_lost():
+    x = LazyTensor(np.ones((3, 5, 1, 2)))
+    rest = Vi(np.ones((5, 2))) * Vj(np.ones((4, 2)))
+    power = LazyTensor(np.ones((3, 1, 1, 1))) ** 0
+    for K in ((x - x) + rest, x * 0 + rest, rest * power):
+        assert K.shape == (3, 5, 4, 2)
+        close(K.sum(axis=2), np.asarray(K).sum(2))
+        close(K.sum(axis=1), np.asarray(K).sum(1))
+        close(K[..., 0] @ np.ones(4), np.full((3, 5), 4.0))
+    z = np.ones((5, 2))
+    call = (Vi(z) * Vj(np.ones((4, 2))) * power).sum(axis=2, call=False)
+    close(call.grad(z), np.full((5, 2), 12.0))
+    lazy = (x * 0 + Vi(da.from_array(z, chunks=2))) * Vj(np.ones((4, 2)))
+    close(lazy.sum(axis=2).compute(), np.full((3, 5, 2), 4.0))
+
+
+def test_one_row():
+    assert Vi(np.ones((3, 1, 1, 2))).node.attrs[1] == 0
+    assert Vj(np.ones((3, 1, 1, 2))).node.attrs[1] == 1
+    assert Vi(np.ones((1, 1, 2))).shape == (1, 1, 2)
+    K = (-LazyTensor(X).sqdist(LazyTensor(Y))).exp()
+    with pytest.raises(InputError, match="must have the same number of rows, N"):
+        K @ np.ones((2, 4, 1, 2))
+    one = (-Vi(np.zeros((3, 5, 1, 2))).sqdist(Vj(np.ones((3, 1, 1, 2))))).exp()
+    close(one @ np.full((3, 1, 2), 2.0), np.full((3, 5, 2), 2 * np.exp(-2)))
+    q = np.ones((1, 2))
+    close((-Vi(q).sqdist(Vj(q))).exp().solve(q, alpha=1.0), q / 2)
+    close((-Vi(q).sqdist(Vj(q))).exp().solve(q[0, :1], alpha=1.0), q[0, :1] / 2)
+    many = np.ones((3, 1, 2))
+    close((-Vi(many[..., None, :]).sqdist(Vj(many[..., None, :, :]))).exp().solve(many, alpha=1.0), many / 2)
