@@ -155,9 +155,12 @@ def folded(
     new = tuple(np.array(field, order="C") for field in state)
     plan = kernel.program.plan
     lanes = plan.lanes if plan.along == J else 1
-    one = replace(spec, batch=(), own=())
-    states = [new] if len(parts) == lanes == 1 else [empty(one, batches * M * lanes) for _ in parts]
-    strides = _strides(spec, arrays, M * lanes)
+    if len(parts) == lanes == 1:
+        states = [new]
+    else:
+        one = replace(spec, batch=(), own=()) if spec.batch else spec
+        states = [empty(one, batches * M * lanes) for _ in parts]
+    strides = _strides(spec, arrays, M * lanes, batches)
 
     def work(share: Share, stop: threading.Event) -> None:
         scratch = np.empty(kernel.program.scratch + 64, np.uint8)
@@ -172,11 +175,11 @@ def folded(
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
 
 
-def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDArray[np.int64]:
+def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int, batches: int) -> NDArray[np.int64]:
     """Values from one batch to the next: of the state, then of each array, 0 where all batches share it."""
     strides = np.zeros(1 + len(arrays), np.int64)
     strides[0] = rows
-    for v in spec.read:
+    for v in spec.read if batches > 1 else ():
         if arrays[v.ind].ndim == (2 if v.cat == 2 else 3):
             strides[1 + v.ind] = arrays[v.ind][0].size
     return strides
