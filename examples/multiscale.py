@@ -60,6 +60,14 @@ def kept(x, y, f, g, eps):
     return f + g.T - cost + margin > -TRUNCATE * eps
 
 
+def check(x, y, g, eps):
+    """The potential of some points, by NumPy."""
+    terms = (g.T - ((x[:, None] - y) ** 2).sum(-1) / 2) / eps - np.log(len(y))
+    most = terms.max(1, keepdims=True)
+    want = -eps * (most + np.log(np.exp(terms - most).sum(1, keepdims=True)))
+    np.testing.assert_allclose(softmin(x, y, np.full_like(g, -np.log(len(y))), g, eps), want, rtol=1e-9, atol=1e-12)
+
+
 def clouds(size, rng):
     """Two clouds of points: a ring, and a spiral beside it."""
     angle = 2 * np.pi * rng.random(size)
@@ -82,6 +90,7 @@ def main():
     print(f"{keep.mean():.1%} of the pairs of cells matter, {part:.1%} of the pairs of points")
     assert part < 0.7
 
+    check(x[:50], y[:3000], g[y_cell][:3000], scales[-1])
     even = np.log(1 / len(x))
     with place(args) as (put, hold):
         fine_x, fine_y, fx, gy = (put(a) for a in (x, y, f[x_cell], g[y_cell]))
