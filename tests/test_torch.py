@@ -24,9 +24,8 @@ def environment(folder, library: str):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    if (
-        library == "torch"
-    ):  # where that place cannot be reached, PyPI's is taken; other places that pip knows have those
+    if library == "torch":
+        # where that place cannot be reached, PyPI's is taken; other places that pip knows are left out here
         quick = ["--retries", "0", "--timeout", "20", "--no-deps", "--index-url", CPU_ONLY]
         alone = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": ""}
         subprocess.run([*pip, *quick, *EXTRAS["torch"]], capture_output=True, check=False, env=alone)
