@@ -61,6 +61,14 @@ def test_chunks_of_a_batch_change_nothing(case, shapes):
         every(routine.compute(lazy[0], *arrays[1:]), case, 1, arrays, batch)
 
 
+def test_parts_of_a_batch_that_is_cut_in_every_dimension_come_in_order():
+    arrays = arrays_of(((2, 3), (2, 1), (3,)), 7, 9)
+    lazy = [da.from_array(a, chunks=(*(1,) * (a.ndim - 2), 4, 2)) for a in arrays]
+    routine = Genred("x * y * Sum(b)", ALIASES, "Sum", axis=1)
+    with dask.config.set(MANY):
+        np.testing.assert_array_equal(routine(*lazy).compute(), routine(*arrays))
+
+
 def test_results_are_put_where_they_belong():
     arrays = arrays_of(SHAPES["crossed"], 7, 9)
     routine = Genred("x * y", ALIASES, "Min_ArgMin", axis=1)

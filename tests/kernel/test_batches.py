@@ -197,6 +197,34 @@ def test_tiles_that_are_not_finite_are_done_again_in_their_intervals_alone(monke
         np.testing.assert_allclose(found[:, i], want, rtol=1e-5)
 
 
+def test_what_is_done_again_does_not_depend_on_threads(monkeypatch):
+    """It is what is left of a call: where a large item is cut must not depend on how threads share it."""
+    from tests.kernel.test_hoist import data, made
+
+    M, N = 100, 9000
+    spec, arrays = made("e*Square(x+y)"), data(M, N)
+    arrays[4][:] = 1e-30
+    arrays[4][:, 0] *= np.random.default_rng(1).random(M).astype("float32")
+    arrays[1][16:40] = 1e19  # the squares of several overflow together: in the first panel alone
+    pattern = Pattern.of(*(np.array(table, np.int64) for table in ([[0, M]], [1], [[3, N]])))
+    monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
+    for call in (5e8, 4e6, 1e6):
+        monkeypatch.setattr(cpu_calls, "CALL", call)
+        results = {
+            engine.fold(spec, "cpu", empty(spec, M), arrays, M, N, pattern=pattern, threads=threads)[0].tobytes()
+            for threads in (1, 2, 3, 5)
+        }
+        assert len(results) == 1
+
+
+def test_intervals_of_a_pattern_increase_and_neighbours_are_one():
+    rows, ends, intervals = [[5, 9], [0, 3]], [4, 5], [[6, 8], [0, 2], [2, 4], [3, 3], [1, 2]]
+    found = Pattern.of(*(np.array(table, np.int64) for table in (rows, ends, intervals)))
+    assert found.blocks.tolist() == rows
+    assert found.ends.tolist() == [2, 3]
+    assert found.intervals.tolist() == [[0, 4], [6, 8], [1, 2]]
+
+
 def test_a_pattern_is_cut_where_tasks_are():
     rng = np.random.default_rng(4)
     for _ in range(50):
