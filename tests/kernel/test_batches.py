@@ -205,6 +205,7 @@ def test_what_is_done_again_does_not_depend_on_threads(monkeypatch):
     spec, arrays = made("e*Square(x+y)"), data(M, N)
     arrays[4][:] = 1e-30
     arrays[4][:, 0] *= np.random.default_rng(1).random(M).astype("float32")
+    arrays[1] *= np.float32(1e16)  # so that the other columns count, too
     arrays[1][16:40] = 1e19  # the squares of several overflow together: in the first panel alone
     pattern = Pattern.of(*(np.array(table, np.int64) for table in ([[0, M]], [1], [[3, N]])))
     monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
