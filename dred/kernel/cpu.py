@@ -71,7 +71,7 @@ def available() -> bool:
 
 
 def source(spec: KernelSpec) -> str:
-    """The LLVM IR of a kernel: the same text on every machine."""
+    """The LLVM IR of a kernel, for every machine; where there is AVX-512, powers of 2 are written otherwise."""
     return render(lower(spec, UNROLL, hoist=True), spec.dtype, spec.acc, spec.chain).text
 
 
@@ -245,7 +245,7 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
         new = None if entry is None else _unpacked(entry)
         if new is None:
             kernel = lower(spec, UNROLL, hoist)
-            program = render(kernel, spec.dtype, spec.acc, spec.chain, along)
+            program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling)
             new = build(program, kernel.cost, *machine[:2], keep=lambda entry: store.write(key, entry))
         with _lookup:
             _kernels[name] = new

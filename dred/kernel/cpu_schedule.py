@@ -19,6 +19,9 @@ FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are co
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
+STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
+STAGGERED = 8  # of these
+SUMS = ("add", "fma")  # steps that add up
 STATES = 1 << 25  # bytes of the states of all parts, at most
 
 
@@ -42,8 +45,8 @@ class Schedule(NamedTuple):
     components : int
         Components of a large state that are in registers at a time, while pairs go by.
     span : int
-        Steps of pairs that go by. Where a large state is a plain sum they are more than a chain: sums of half as many
-        steps as a chain has, of which half as many are added up, have the rounding error of a chain.
+        Steps of pairs that go by before they join the state. Where all is plain sums they are more than a chain: sums
+        of half as many steps as a chain has, of which half as many are added up, have the rounding error of a chain.
     rows : int
         Rows whose records are staged together.
     panel : int
@@ -60,6 +63,11 @@ class Schedule(NamedTuple):
     panel: int
 
     @property
+    def staggered(self) -> bool:
+        """Whether the texts of steps are mixed: short ones, but so long that each waits for itself."""
+        return self.steps == STAGGERED
+
+    @property
     def columns(self) -> int:
         """Columns of a step."""
         return self.lanes if self.along == J else 1
@@ -74,7 +82,7 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     """Blocking of a kernel.
 
     Costs are counted in vector instructions. A step of a short formula is loads of its column's record plus
-    `Kernel.cost`: four at once hide the latency of an exponential, as long as their text is short. A component of a
+    `Kernel.cost`: eight at once, staggered, hide the latency of an exponential, as long as their text is short. A component of a
     long vector is one load for the row, and one load and two operations for each step: four steps spread the former,
     and more need more registers than there are. A component of a large state costs a load, a conversion and a store of
     the accumulator per span, and one load of the pair's value for each step, which several components share: as many
@@ -93,7 +101,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     lanes = LANES[dtype]
     tile, columns = (lanes, 1) if along == I else (1, lanes)
     large = [root for root in kernel.roots if root.loops and root.places == 1]
-    span = (chain // 2) ** 2 if large and chain >= 8 and all(plain_sum(root) for root in large) else chain
+    summed = all(plain_sum(root) for root in large) if large else _summed(kernel)
+    span = (chain // 2) ** 2 if chain >= 8 and summed else chain
     if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
         chain = span = CHOICES  # no rounding, whatever the order
     rows = min(ROWS_MOST, max(1, ROWS_BYTES // (max(1, kernel.size_i) * itemsize)))
@@ -118,13 +127,24 @@ def plain_sum(root: Root) -> bool:
     return all(sums) and len(states) == len(root.fields)
 
 
+def _summed(kernel: Kernel) -> bool:
+    """Whether chains without components add terms up, or choose one of them, and do nothing else; some add up."""
+    steps = [step for root in kernel.roots for step in (root.quick or root).steps if step.op != "state"]
+    ops = {step.op for step in steps}
+    # each reads its own running value, and no other one
+    alone = all([e.op for e in walk([step]) if e.op == "state"] == ["state"] for step in steps)
+    own = all(any(a.op == "state" for a in step.args) for step in steps)
+    single = all(root.places == 1 for root in kernel.roots)
+    return single and alone and own and ops <= {*SUMS, "max", "min"} and not ops.isdisjoint(SUMS)
+
+
 def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
     text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
     if any(e.op in FOLDS for e in pair) or any(root.loops or root.places > 1 for root in kernel.roots):
         return 4 if chain % 4 == 0 else 1
-    return next((n for n, longest in ((4, 80), (2, 160)) if text <= longest and chain % n == 0), 1)
+    return next((n for n, longest in STEPS if text <= longest and chain % n == 0), 1)
 
 
 class Split(NamedTuple):

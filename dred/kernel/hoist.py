@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
 
 from dred.formula.node import I, J
 from dred.kernel.ir import IJ, Expr, Graph, Post, Quick, Root, contract, walk
-from dred.kernel.primitives import SHIFT
+from dred.kernel.primitives import SHIFT, Range
 
 Factors = tuple[Fraction, list[Expr]]
 """A product: a number and what else there is."""
@@ -24,20 +23,12 @@ _ABRUPT = frozenset({"floor", "ceil", "trunc", "round", "lt", "le", "eq", "ne"})
 _NONNEGATIVE = frozenset({"add", "mul", "div", "fma", "fold", "fold_max", "fold_min", "min"})  # of such arguments
 
 
-class _Range(NamedTuple):
-    """Exponents that `exp2s` takes: at `low` it is 0, at `high` infinite."""
-
-    low: float
-    high: float
-
-
-RANGES = {"float32": _Range(-151.0, 104.0), "float64": _Range(-1076.0, 971.0)}
 # what leaves a sum: below the largest factor, what underflows without it is next to nothing with it; products of
 # factors that are smaller than the smallest one may have underflowed themselves
-FACTORS = {"float32": _Range(2.0**-100, 2.0**24), "float64": _Range(2.0**-960, 2.0**53)}
+FACTORS = {"float32": Range(2.0**-100, 2.0**24), "float64": Range(2.0**-960, 2.0**53)}
 
 # what constants of a product make together, to be one constant: neither it nor its multiple is denormal, or infinite
-NUMBERS = {"float32": _Range(2.0**-120, 2.0**120), "float64": _Range(2.0**-996, 2.0**996)}
+NUMBERS = {"float32": Range(2.0**-120, 2.0**120), "float64": Range(2.0**-996, 2.0**996)}
 
 
 def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool = False) -> list[Root]:
@@ -106,6 +97,7 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
     steps, posts = list(quick.steps), list(quick.posts)
     for n, post in enumerate(posts):
         if post is not None:
+            rewriting.bounded = post.most < math.inf
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
             mine = [f for f in factors if rewriting.refers(f)]
@@ -139,10 +131,11 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 
 class _Rewriting:
     def __init__(self, graph: Graph, dtype: str, kept: set[int], approximate: bool) -> None:
-        self.graph, self.range, self.factors, self.kept = graph, RANGES[dtype], FACTORS[dtype], kept
+        self.graph, self.factors, self.kept = graph, FACTORS[dtype], kept
         self.numbers, self.approximate = NUMBERS[dtype], approximate
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
+        self.bounded = False  # whether it is looked at if powers of two are large
 
     def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
         """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
@@ -232,6 +225,8 @@ class _Rewriting:
         g = self.graph
         if self.approximate and a.op == "sub" and a.args[1].op == "stored":
             return self.relative(*a.args)
+        if self.bounded and a.op == "sub" and a.args[0].op == "neg":
+            a = g.make("neg", self.above(a.args[0].args[0], a.args[1]))
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
         inside = [f for f in factors if f.axes & ~I]
@@ -240,7 +235,6 @@ class _Rewriting:
         if len(inside) > 2 or (len(inside) == 2 and (rest or not moderate)) or not self.constant(number):
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
-        low, high = map(g.const, self.range)
         sign = 0  # of a; -1 also where a positive one is made NaN
         if not self.approximate and self.nonnegative(q):
             sign = -1 if number < 0 or rest else 1
@@ -255,11 +249,19 @@ class _Rewriting:
         exponent = g.make("mul", q, scale)
         if self.approximate:
             return g.make("approx_exp2", exponent)
-        if sign <= 0:
-            exponent = g.make("max", low, exponent)
-        if sign >= 0:
-            exponent = g.make("min", high, exponent)
-        return g.make("mul", g.make("exp2s", exponent), self.unit)
+        power = ("exp2s", "exp2s_rise", "exp2s_fall")[sign] if not self.bounded else "exp2s_bounded"
+        return g.make("mul", g.make(power, exponent), self.unit)
+
+    def above(self, a: Expr, reference: Expr) -> Expr:
+        """a + reference, added up from the reference on: as exact as a, which is about as large where the sum counts."""
+        chain = []
+        while a.op == "fma":
+            chain.append(a)
+            a = a.args[2]
+        total = self.graph.make("fma" if a.op == "mul" else "add", *(a.args if a.op == "mul" else (a,)), reference)
+        for e in reversed(chain):
+            total = self.graph.make("fma", *e.args[:2], total)
+        return total
 
     def relative(self, a: Expr, reference: Expr) -> Expr:
         """exp(a - reference), rounded once: what the product of the reference is rounded by is a factor of the row."""

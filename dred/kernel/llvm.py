@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import NamedTuple
 
 from dred.formula.node import I, J
-from dred.kernel.cpu_schedule import Schedule, schedule
+from dred.kernel.cpu_schedule import SUMS, Schedule, schedule
 from dred.kernel.ir import Expr, Kernel, Loop, walk
 from dred.kernel.llvm_large import LargeText
 from dred.kernel.llvm_math import declared, operation
@@ -61,16 +62,29 @@ class Program(NamedTuple):
     hoisted: bool = False
 
 
-def render(kernel: Kernel, dtype: str, acc: str, chain: int, along: int = I) -> Program:
-    """The program of a kernel with compute type `dtype` and state of type `acc`; lanes are rows (I) or columns (J)."""
-    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along)).program()
+def render(kernel: Kernel, dtype: str, acc: str, chain: int, along: int = I, scaling: bool = False) -> Program:
+    """The program of a kernel.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    dtype, acc : str
+        Compute type, and that of the state.
+    chain : int
+        Terms that are added in the compute type.
+    along : int
+        The lanes are rows (I) or columns (J).
+    scaling : bool
+        Whether it may have instructions that not every machine has: see `Lanes`.
+    """
+    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along), scaling).program()
 
 
 class _Fold(LargeText):
     """Writes `fold`. One level of nesting is one method: items, blocks of rows, panels of columns, tiles, chains."""
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule) -> None:
-        super().__init__(kernel, dtype, acc, plan)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool) -> None:
+        super().__init__(kernel, dtype, acc, plan, scaling)
         self.own = [root.steps for root in kernel.roots]
         self.quick = [root.quick.steps if root.quick else root.steps for root in kernel.roots]
         self._layout()
@@ -231,8 +245,8 @@ class _Fold(LargeText):
     def _span(self, start: str) -> list[str]:
         """As many steps as there are pairs that go by the components of large states."""
         plan = self.plan
-        if plan.span == plan.chain:
-            return self._chain(start, plan.chain, plan.steps, False)
+        if not self.large or plan.span == plan.chain:
+            return self._chain(start, plan.span, plan.steps, False)
 
         def chain(at: str, _: list[str]) -> list[str]:
             self.span_step = at
@@ -245,39 +259,66 @@ class _Fold(LargeText):
         return []
 
     def _chain(
-        self, start: str, count: Operand, steps: int, masked: bool, join: Sequence[int] | None = None
+        self,
+        start: str,
+        count: Operand,
+        steps: int,
+        masked: bool,
+        join: Sequence[int] | None = None,
+        quick: bool = True,
     ) -> list[str]:
-        """Terms of at most `chain` steps in the compute type, then into the states; `masked`: lanes may be no columns.
+        """Terms of a chain, or of a span of sums, in the compute type, then into the states.
 
-        Only the roots in `join` join their states, by default all.
+        `masked`: lanes may be no columns. `join`: the roots that join their states, by default all. `quick`: where
+        there are quick steps, a chain that is whole goes by them.
         """
         first = self.integer("add", self.panel_column, self.integer("mul", start, self.plan.columns))
         self.chain_row = self.integer("add", first, "%column0")
         which = [*self.flat, *self.large] if join is None else join
+        plan = self.plan
 
         def own(steps: int) -> None:
             self._join(self._go(self.own, start, count, steps, masked), which, start, count, masked)
 
-        if isinstance(count, int) and any(root.quick for root in self.kernel.roots):
+        def slowly(at: str, _: list[str]) -> list[str]:
+            self._chain(self.integer("add", start, at), plan.chain, 1, masked, which, quick=False)
+            return []
+
+        if quick and isinstance(count, int) and any(root.quick for root in self.kernel.roots):
             with self.pairs.scope():
-                self._quickly(start, count, steps, lambda: own(1))
+                self._quickly(start, count, steps, lambda: self.loop(0, count, plan.chain, [], slowly))
         else:
             own(steps)
         return []
 
     def _go(self, how: Sequence[Sequence[Expr]], start: str, count: Operand, steps: int, masked: bool) -> Cells:
-        """The running values of the flat roots after a chain, by the steps in `how`."""
+        """The running values of the flat roots after a chain, or after a span of sums, by the steps in `how`."""
         roots = self.kernel.roots
         cells = [(f, roots[n].index) for n in self.flat for f in roots[n].fields]
+        summed = [step.op in SUMS for n in self.flat for step in how[n]]
+        carry = [(self.running_type(f), self.identity(f)) for f, _ in cells]
 
         def block(step: str, held: list[str]) -> list[str]:
             mask = self._step(start, step, masked)
             running = self._pairs(how, steps, dict(zip(cells, held, strict=True)), mask)
             return [running[cell] for cell in cells]
 
+        def sums(first: str, held: list[str]) -> list[str]:
+            """Sums of some terms on their own, which are added up."""
+            mine = [zero if s else h for s, h, (_, zero) in zip(summed, held, carry, strict=True)]
+            last = self.integer("add", first, part)
+            kinds = [(kind, value) for (kind, _), value in zip(carry, mine, strict=True)]
+            new = block(first, mine) if part == steps else self.loop(first, last, steps, kinds, block)
+            T = self.lanes.type
+            return [
+                self.put(f"fadd {T} {h}, {v}") if s else v for s, h, v in zip(summed, held, new, strict=True)
+            ]
+
         held = [self.identity(f) for f, _ in cells]
-        if cells or self.kept or self.ranking:
-            carry = [(self.running_type(f), self.identity(f)) for f, _ in cells]
+        part = self.plan.chain // 2
+        if isinstance(count, int) and count > self.plan.chain and not self.large:
+            held = self.loop(0, count, part, carry, sums)
+        elif cells or self.kept or self.ranking:
             held = self.loop(0, count, steps, carry, block)
         return dict(zip(cells, held, strict=True))
 
@@ -316,6 +357,8 @@ class _Fold(LargeText):
                     total = self.put(f"fadd {wide.type} {self.read_state(f, root.index)}, {value}")
                     none = self.put(f"fsub {wide.type} {total}, {total}")
                     fine.append(self.put(f"fcmp ord {wide.type} {none}, {none}"))
+                    if post.most < inf:  # a sum of what is positive
+                        fine.append(self.put(f"fcmp ole {wide.type} {value}, {wide.literal(post.most)}"))
                     if root.quick.least:
                         size = operation(self.put, wide, "abs", [total])
                         fine.append(self.put(f"fcmp oge {wide.type} {size}, {wide.literal(root.quick.least)}"))
@@ -351,6 +394,8 @@ class _Fold(LargeText):
         roots = self.kernel.roots
         heads = [e for e in self.kept if e.id in self.stateful]
         with self.pairs.scope():
+            if self.plan.staggered:
+                self._write([e for n in self.flat for e in reads[n]], steps)
             for s in range(steps):
                 for n in self.flat:
                     for e in reads[n]:
@@ -381,6 +426,17 @@ class _Fold(LargeText):
 
                 self._over(n, candidates, terms)
         return running
+
+    def _write(self, values: Sequence[Expr], steps: int) -> None:
+        """Values of all steps, before what reads running values."""
+        for e in self.pairs.lasting(values):
+            self.pairs.get(e)
+        marks = [len(self.lines)]
+        for s in range(steps):
+            for e in values:
+                self.pairs.get(e, s)
+            marks.append(len(self.lines))
+        self.stagger(marks)
 
     # joining the states -----------------------------------------------------------------------------------------------
 

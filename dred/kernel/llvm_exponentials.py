@@ -6,7 +6,7 @@ import math
 
 from dred.kernel import coefficients as table
 from dred.kernel.llvm_lanes import Code, Lanes, Value
-from dred.kernel.primitives import SHIFT
+from dred.kernel.primitives import RANGES, SHIFT
 
 _LOG2 = {
     "float32": (0.6931471824645996, -1.9046542121259336e-09),
@@ -45,15 +45,48 @@ def exp2(c: Code, x: Value) -> Value:
     return _scaled(c, c.fma(r, c.polynomial(table.EXP2[c.lanes.dtype], r), 1.0), k)
 
 
-def exp2s(c: Code, a: Value) -> Value:
-    """2^(a + SHIFT) = 2^n 2^r: n is never below a normal number's exponent, nor above it."""
-    magic = 1.5 * 2**c.mantissa + SHIFT[c.lanes.dtype] + c.bias  # see `Code.rounded`; the low bits are n + bias
+def exp2s(c: Code, a: Value, falls: bool = True) -> Value:
+    """2^(a + SHIFT) as `RANGES` says; `falls`: the exponent may be below 0."""
+    (low, high), shift = RANGES[c.lanes.dtype], SHIFT[c.lanes.dtype]
+    if c.native:
+        return _scaled_power(c, a, shift, a.exceeds(low + 0.5) if falls else None)
+    if falls:
+        a = c.max(low, a)  # there the power is 0
+    # 2^(a + 1) 2^(shift - 1), for at `high` the power is the largest one
+    return _product_of_powers(c, c.min(high, a), 1, shift - 1)
+
+
+def exp2s_fall(c: Code, a: Value, bound: float = math.inf) -> Value:
+    """2^(a + SHIFT), where it is denormal, too; for a that is well below the largest exponent, or cut off at a bound."""
+    shift = SHIFT[c.lanes.dtype]
+    if c.native:
+        return _scaled_power(c, a, shift)
+    if bound < math.inf:
+        a = c.min(bound, a)
+    # 2^(a - shift) 2^(2 shift), for at the least result that is not 0 the power is the smallest one, and below it is 0
+    return _product_of_powers(c, c.max(-(2 * shift + c.bias), a), -shift, 2 * shift)
+
+
+def _scaled_power(c: Code, a: Value, shift: int, where: Value | None = None) -> Value:
+    """2^(a + shift) = 2^n 2^(r + shift); 0 in lanes that are not in `where`."""
+    n = c.nearest(a)
+    return c.scaled(_power_of_fraction(c, a - n, shift), n, where)
+
+
+def _product_of_powers(c: Code, a: Value, first: int, second: int) -> Value:
+    """2^(a + first + second) = 2^(r + first) 2^(n + second), where the latter is normal, 0 or infinite."""
+    magic = 1.5 * 2**c.mantissa + second + c.bias  # see `Code.rounded`; the low bits are n + second + bias
     t = a + magic
-    r = a - (t - magic)
-    p = c.number(table.EXP2S[c.lanes.dtype][-1])
-    for coefficient in table.EXP2S[c.lanes.dtype][-2::-1]:  # one chain: other columns hide its latency
-        p = c.fma(p, r, coefficient)
-    return c.fma(p, r, 1.0) * c.power(t.bits())
+    return _power_of_fraction(c, a - (t - magic), first) * c.power(t.bits())
+
+
+def _power_of_fraction(c: Code, r: Value, shift: int) -> Value:
+    """2^(r + shift) for |r| <= 1/2: no digit depends on the shift."""
+    *others, last = table.EXP2S[c.lanes.dtype]
+    p = c.number(last * 2.0**shift)
+    for coefficient in others[::-1]:  # one chain: other columns hide its latency
+        p = c.fma(p, r, coefficient * 2.0**shift)
+    return c.fma(p, r, 2.0**shift)
 
 
 def _scaled(c: Code, p: Value, k: Value) -> Value:

@@ -26,6 +26,8 @@ class Lanes:
     width: int = 1
     local: bool = False
     """Whether row numbers are counted from the beginning of a chain: then they are as wide as the values."""
+    scaling: bool = False
+    """Whether the machine has instructions of AVX-512 that round, and multiply by powers of 2. No bit depends on it."""
 
     @property
     def scalar(self) -> str:
@@ -153,6 +155,10 @@ class Value:
     def __gt__(self, other: Value | float) -> Value:
         return self._compare("ogt", other)
 
+    def exceeds(self, other: Value | float) -> Value:
+        """True for NaN as well."""
+        return self._compare("ugt", other)
+
     def equals(self, other: Value | float) -> Value:
         if self.kind == self.code.lanes.integer:
             return self._compare("eq", other, "icmp")
@@ -212,6 +218,11 @@ class Code:
     def single(self) -> bool:
         """Whether the type is float32."""
         return self.lanes.dtype == "float32"
+
+    @property
+    def native(self) -> bool:
+        """Whether `nearest` and `scaled` can be written for these lanes."""
+        return self.lanes.scaling and self.lanes.nbytes == 64
 
     @property
     def mantissa(self) -> int:
@@ -295,6 +306,25 @@ class Code:
         magic = 1.5 * 2**self.mantissa
         t = self.fma(x, factor, magic)
         return t - magic, t.bits() - (self.pattern(magic) - offset)
+
+    def nearest(self, x: Value) -> Value:
+        """The integer nearest to x, halfway the even one, as a number; NaN and infinities are themselves."""
+        return self._native("rndscale", f"{x.kind} {x.name}, i32 8")
+
+    def scaled(self, x: Value, n: Value, where: Value | None = None) -> Value:
+        """x 2^n for an integer n, rounded once; 0 in lanes that are not in `where`.
+
+        NaN times 2^-inf is 0, NaN times 2^inf infinite: for 2^n with infinite n, a factor that comes of inf - inf.
+        """
+        return self._native("scalef", f"{x.kind} {x.name}, {n.kind} {n.name}", where)
+
+    def _native(self, name: str, operands: str, where: Value | None = None) -> Value:
+        """An instruction of AVX-512; 0 in lanes that are not in `where`."""
+        T, bits = self.lanes.type, f"i{self.lanes.width}"
+        mask = "-1" if where is None else self.put(f"bitcast {where.kind} {where.name} to {bits}")
+        kind = "ps" if self.single else "pd"
+        more = f"{T} zeroinitializer, {bits} {mask}, i32 4"  # 4: the rounding that is set
+        return self.write(f"call {T} @llvm.x86.avx512.mask.{name}.{kind}.512({operands}, {more})", T)
 
     def rarely(self, where: Value, name: str, x: Value, usual: Sequence[Value]) -> tuple[Value, ...]:
         """Values that a scalar function puts right in the lanes where `where` holds, called if there is one.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dred.kernel import llvm_angles as angles
 from dred.kernel import llvm_exponentials as exponentials
 from dred.kernel.llvm_lanes import Code, Lanes, Put, Value
-from dred.kernel.primitives import PRIMITIVES
+from dred.kernel.primitives import BOUND, PRIMITIVES
 
 __all__ = ["Lanes", "Put", "declared", "operation"]
 
@@ -21,6 +22,9 @@ INLINE: dict[str, Recipe] = {
     "exp": exponentials.exp,
     "exp2": exponentials.exp2,
     "exp2s": exponentials.exp2s,
+    "exp2s_fall": exponentials.exp2s_fall,
+    "exp2s_bounded": partial(exponentials.exp2s_fall, bound=BOUND),
+    "exp2s_rise": partial(exponentials.exp2s, falls=False),
 }
 """Written where they are used: short, or where time matters most."""
 
@@ -95,6 +99,9 @@ def library(name: str, arity: int, lanes: Lanes) -> str:
     return "\n".join([*lines, f"  ret {kind} {before}", "}", ""])
 
 
+_NATIVE = {"rndscale": "{T}, i32, {T}, {bits}, i32", "scalef": "{T}, {T}, {T}, {bits}, i32"}
+"""Instructions of AVX-512, by name: types of their arguments."""
+
 _CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")
 _ARITY = {"llvm.copysign": 2} | {
     m[2]: row.arity
@@ -121,4 +128,9 @@ def declared(text: str, kinds: Sequence[Lanes]) -> str:
     intrinsics = [
         f"declare {kind} @{name}{suffix}({', '.join([kind] * _ARITY[name])})\n" for kind, name, suffix in called
     ]
-    return "".join([*intrinsics, text])
+    for lanes in kinds:
+        for name, given in _NATIVE.items():
+            call = f"{lanes.type} @llvm.x86.avx512.mask.{name}.{'ps' if lanes.dtype == 'float32' else 'pd'}.512"
+            if f"{call}(" in text:
+                intrinsics.append(f"declare {call}({given.format(T=lanes.type, bits=f'i{lanes.width}')})\n")
+    return "".join([*dict.fromkeys(intrinsics), text])

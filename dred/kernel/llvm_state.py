@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, StateField, walk
 from dred.kernel.llvm_math import Lanes
@@ -21,12 +22,12 @@ class StateText(Text):
     places), and before the values stand those in last place, (components, lanes).
     """
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, lanes: int) -> None:
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, lanes: int, scaling: bool) -> None:
         super().__init__()
         self.kernel, self.dtype, self.acc = kernel, dtype, acc
-        self.one, self.lanes = Lanes(dtype), Lanes(dtype, lanes)
+        self.one, self.lanes = Lanes(dtype), Lanes(dtype, lanes, scaling=scaling)
         self.wide = Lanes(acc, self.lanes.width)
-        self.near_rows = Lanes(dtype, self.lanes.width, local=True)  # of running values
+        self.near_rows = replace(self.lanes, local=True)  # of running values
         self.numbers = range(len(kernel.fields))
         self.dims = [f.size for f in kernel.fields]
         for root in kernel.roots:

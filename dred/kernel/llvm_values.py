@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 from dred.formula.node import J
@@ -50,6 +51,21 @@ class Text:
     def label(self, name: str) -> None:
         self.lines.append(f"{name}:")
         self.block, self.begun = name, len(self.lines)
+
+    def stagger(self, marks: Sequence[int]) -> None:
+        """Mixes texts that do not read each other, from each mark to the next, all of one basic block.
+
+        A processor looks ahead by some instructions: of one text after the other it would find those of few, which
+        wait for each other. Each text is behind the one before by its part of the lines, so that what they ask for at
+        a time is of all kinds.
+        """
+        texts = [self.lines[first:last] for first, last in pairwise(marks)]
+        if any(line.endswith(":") for text in texts for line in text):
+            return
+        places = [
+            (at + n * len(text) / len(texts), n, line) for n, text in enumerate(texts) for at, line in enumerate(text)
+        ]
+        self.lines[marks[0] : marks[-1]] = [line for _, _, line in sorted(places)]
 
     def integer(self, op: str, a: Operand, b: Operand) -> str:
         return self.put(f"{op} i64 {a}, {b}")
@@ -251,6 +267,22 @@ class Values:
             elif not self.recorded(e):
                 stack.extend(e.args)
         return [w for k in sorted(found) for w in self._everywhere(found[k])]
+
+    def lasting(self, roots: Iterable[Expr]) -> list[Expr]:
+        """What some values read that is the same in all columns."""
+        found: dict[int, Expr] = {}
+        seen: set[int] = set()
+        stack = list(roots)
+        while stack:
+            e = stack.pop()
+            if e.id in seen:
+                continue
+            seen.add(e.id)
+            if not e.axes & J:
+                found[e.id] = e
+            elif not self.recorded(e):
+                stack.extend(e.args)
+        return [found[key] for key in sorted(found)]
 
     def recorded(self, e: Expr) -> bool:
         """Whether a value is read from a record, so that its arguments are not wanted."""

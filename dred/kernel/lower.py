@@ -321,7 +321,7 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: boo
 
 def _roots(lowering: Lowering, spec: KernelSpec, part: int, approximate: bool) -> list[Root]:
     """The roots of a part: its fields of one component, then those of several."""
-    staying = approximate and spec.parts[part].any_reference
+    staying = spec.parts[part].any_reference
     g, layout, first = lowering.graph, spec.layout[part], spec.states(part).start
     monoid = MONOIDS[spec.parts[part].monoid]
     dims = sorted({field.dim for field in layout})

@@ -19,6 +19,11 @@ class Machine(NamedTuple):
     triple: str = ""  # "": this machine's own
 
     @property
+    def scaling(self) -> bool:
+        """Whether it has AVX-512, which rounds, and multiplies by powers of 2, in one instruction."""
+        return self.cpu == "x86-64-v4" or "+avx512dq" in self.features.split(",")
+
+    @property
     def key(self) -> str:
         """All that object code depends on besides its text."""
         llvm = _llvm()

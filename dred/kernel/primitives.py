@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,25 @@ def _erf(a: Any) -> Any:
 SHIFT = {"float32": 24, "float64": 53}  # `exp2s` is larger than the power of 2 by so many bits: no result is denormal
 
 
+class Range(NamedTuple):
+    """Exponents that `exp2s` tells apart: up to half above `low` it is 0, from `high` on infinite."""
+
+    low: float
+    high: float
+
+
+RANGES = {"float32": Range(-150.0, 104.0), "float64": Range(-1075.0, 971.0)}  # 2^-149.5 is rounded to 0
+
+
+BOUND = 64.0
+
+
 def _exp2s(a: Any) -> Any:
+    name = np.asarray(a).dtype.name
+    return np.where(a <= RANGES[name].low + 0.5, a.dtype.type(0), _exp2s_fall(a))
+
+
+def _exp2s_fall(a: Any) -> Any:
     return np.exp2(a + SHIFT[np.asarray(a).dtype.name])
 
 
@@ -68,6 +86,10 @@ class Primitive:
     cost: float = 1
     result: str = "value"
     library: str = ""
+
+
+def _scaled_power(numpy: Callable[..., Any], cost: float) -> Primitive:
+    return Primitive(1, numpy, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", cost)
 
 
 def _compare(symbol: str, llvm: str, numpy: Callable[..., Any]) -> Primitive:
@@ -117,8 +139,12 @@ PRIMITIVES: dict[str, Primitive] = {
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
     "exp": _function("exp", np.exp, 20),
     "exp2": _function("exp2", np.exp2, 21),
-    # 2^(a + SHIFT), for a in `hoist.RANGES` alone: 0 at the lower end, infinite at the upper one
-    "exp2s": Primitive(1, _exp2s, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", 10),
+    # 2^(a + SHIFT) as `RANGES` says; for arguments that are known not to be above 0; for those not to be below; where
+    # of a result for arguments above BOUND no more counts than that it is above that for BOUND
+    "exp2s": _scaled_power(_exp2s, 14),
+    "exp2s_fall": _scaled_power(_exp2s_fall, 12),
+    "exp2s_rise": _scaled_power(_exp2s, 12),
+    "exp2s_bounded": _scaled_power(_exp2s_fall, 13),
     # of a GPU's special function unit: within 2 ulp; of a power of 2, what would be denormal is 0
     "approx_exp2": _approximate("exp2", np.exp2),
     "approx_sqrt": _approximate("sqrt", np.sqrt),
