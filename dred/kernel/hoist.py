@@ -95,9 +95,9 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
 def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
     """Quick steps with the terms of their sums rewritten."""
     steps, posts = list(quick.steps), list(quick.posts)
+    rewriting.bounded = any(post is not None and post.most < math.inf for post in posts)
     for n, post in enumerate(posts):
         if post is not None:
-            rewriting.bounded = post.most < math.inf
             state, term = steps[n].args
             number, factors = rewriting.flat(rewriting.rewritten(term))
             mine = [f for f in factors if rewriting.refers(f)]
@@ -253,7 +253,7 @@ class _Rewriting:
         return g.make("mul", g.make(power, exponent), self.unit)
 
     def above(self, a: Expr, reference: Expr) -> Expr:
-        """a + reference, added up from the reference on: as exact as a, which is about as large where the sum counts."""
+        """a + reference, added up from the reference on: as exact as a, which is about as large where it counts."""
         chain = []
         while a.op == "fma":
             chain.append(a)

@@ -284,9 +284,12 @@ class _Fold(LargeText):
             self._chain(self.integer("add", start, at), plan.chain, 1, masked, which, quick=False)
             return []
 
+        def every() -> None:
+            self.loop(0, count, plan.chain, [], slowly)
+
         if quick and isinstance(count, int) and any(root.quick for root in self.kernel.roots):
             with self.pairs.scope():
-                self._quickly(start, count, steps, lambda: self.loop(0, count, plan.chain, [], slowly))
+                self._quickly(start, count, steps, every)
         else:
             own(steps)
         return []
@@ -310,9 +313,7 @@ class _Fold(LargeText):
             kinds = [(kind, value) for (kind, _), value in zip(carry, mine, strict=True)]
             new = block(first, mine) if part == steps else self.loop(first, last, steps, kinds, block)
             T = self.lanes.type
-            return [
-                self.put(f"fadd {T} {h}, {v}") if s else v for s, h, v in zip(summed, held, new, strict=True)
-            ]
+            return [self.put(f"fadd {T} {h}, {v}") if s else v for s, h, v in zip(summed, held, new, strict=True)]
 
         held = [self.identity(f) for f, _ in cells]
         part = self.plan.chain // 2

@@ -57,7 +57,7 @@ def exp2s(c: Code, a: Value, falls: bool = True) -> Value:
 
 
 def exp2s_fall(c: Code, a: Value, bound: float = math.inf) -> Value:
-    """2^(a + SHIFT), where it is denormal, too; for a that is well below the largest exponent, or cut off at a bound."""
+    """2^(a + SHIFT), where it is denormal, too; for a well below the largest exponent, or cut off at a bound."""
     shift = SHIFT[c.lanes.dtype]
     if c.native:
         return _scaled_power(c, a, shift)

@@ -66,9 +66,9 @@ CASES = {
 }
 
 
-def text(name: str, dtype: str, width: int) -> str:
+def text(name: str, dtype: str, width: int, scaling: bool = False) -> str:
     """A kernel that maps arrays, whose length is a multiple of the number of lanes, through a function."""
-    lanes = Lanes(dtype, width)
+    lanes = Lanes(dtype, width, scaling=scaling)
     lines: list[str] = []
 
     def put(instruction: str) -> str:
@@ -76,7 +76,7 @@ def text(name: str, dtype: str, width: int) -> str:
         return f"%v{len(lines) - 1}"
 
     given = []
-    for k in range(CASES[name].arity):
+    for k in range(PRIMITIVES[name].arity):
         at = put(f"getelementptr {lanes.scalar}, ptr %x{k}, i64 %n")
         given.append(put(f"load {lanes.type}, ptr {at}, align {lanes.itemsize}"))
     result = llvm_math.operation(put, lanes, name, given)
@@ -219,5 +219,6 @@ def patterns(stride: int, first: int = 0, last: int = 2**32) -> Iterator[np.ndar
         yield np.arange(start, stop, stride, dtype=np.uint64).astype(np.uint32).view(np.float32)
 
 
-assert set(CASES) == {*llvm_math.FUNCTIONS, *llvm_math.INLINE} - {"min", "max", "exp2s"}
+SCALED = {"exp2s", "exp2s_fall", "exp2s_rise", "exp2s_bounded"}  # see test_scaled_powers
+assert set(CASES) == {*llvm_math.FUNCTIONS, *llvm_math.INLINE} - {"min", "max", *SCALED}
 assert all(PRIMITIVES[name].arity == case.arity for name, case in CASES.items())

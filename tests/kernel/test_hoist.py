@@ -1,6 +1,5 @@
 """Terms of sums rewritten for speed: what leaves them, what they cost, and when a tile is done again."""
 
-import dataclasses
 import threading
 
 import numpy as np
@@ -12,7 +11,6 @@ from dred.kernel import coefficients, cpu, cpu_calls, hoist
 from dred.kernel.ir import FOLDS, IJ, walk
 from dred.kernel.lower import lower
 from dred.kernel.output import empty
-from dred.kernel.primitives import PRIMITIVES
 from dred.kernel.spec import KernelSpec
 
 ALIASES = ["x=Vi(0,3)", "y=Vj(1,3)", "b=Vj(2,1)", "g=Pm(3,1)", "e=Vi(4,1)", "v=Vi(5,40)", "w=Vj(6,40)"]
@@ -73,11 +71,11 @@ def test_what_varies_with_the_row_alone_leaves_the_sum():
 
 def test_a_gaussian_costs_one_power_of_two():
     kernel = lower(made("Exp(-g*SqDist(x,y))*b"), 8, hoist=True)
-    assert count(kernel, "exp2s") == 1
+    assert count(kernel, "exp2s_fall") == 1
     assert count(kernel, "exp") == 0
-    # 3 differences, a square and 2 more, the scale, the lower bound, the power, and the sum: no negation, no product
+    # 3 differences, a square and 2 more, the scale, the power, and the sum: no negation, no product, no bounds
     assert sorted(e.op for e in walk(kernel.steps) if e.axes == IJ) == sorted(
-        ["sub"] * 3 + ["mul", "fma", "fma", "mul", "max", "exp2s", "fma"]
+        ["sub"] * 3 + ["mul", "fma", "fma", "mul", "exp2s_fall", "fma"]
     )
 
 
@@ -148,7 +146,7 @@ def test_exponentials_of_nothing_and_of_much(dtype):
     for q, want in [(bottom, 0), (1e30, 0), (np.inf, 0), (np.nan, np.nan)]:
         with np.errstate(over="ignore"):
             arrays[0][0, 0] = np.sqrt(np.array(q, dtype))
-        np.testing.assert_array_equal(fold(spec, arrays, 1, 1), [[want]])
+        np.testing.assert_array_equal(fold(spec, arrays, 1, 1).astype(dtype), [[want]])
     for exponent in (-40, 80):  # large results are those of the kernel with everything inside
         arrays[0][0, 0], arrays[3][0] = 1, -exponent
         assert fold(spec, arrays, 1, 1) == pytest.approx(np.exp(np.float64(exponent)), rel=1e-4)
@@ -241,14 +239,6 @@ def forget(monkeypatch):
     monkeypatch.setenv("DRED_CACHE_DIR", "off")
 
 
-def test_a_wrong_bound_is_noticed(monkeypatch):
-    """The comparisons above can fail: with an exponential that is cut off too early they do."""
-    monkeypatch.setitem(hoist.RANGES, "float32", hoist.RANGES["float32"]._replace(low=-20.0))
-    forget(monkeypatch)
-    with pytest.raises(AssertionError):
-        test_a_folded_scale_costs_the_argument_times_eps("float32")
-
-
 def test_a_wrong_coefficient_is_noticed(monkeypatch):
     first, second, *others = coefficients.EXP2S["float32"]
     monkeypatch.setitem(coefficients.EXP2S, "float32", (first, second * (1 + 1e-5), *others))
@@ -266,12 +256,3 @@ def test_a_factor_that_is_forgotten_is_noticed(monkeypatch):
     forget(monkeypatch)
     with pytest.raises(AssertionError):
         test_rewritten_terms_have_the_same_sum("e*Exp(x+y)", "float32")
-
-
-def test_numpy_knows_the_power_of_two():
-    for dtype, shift in (("float32", 24), ("float64", 53)):
-        _, high = hoist.RANGES[dtype]
-        a = np.array([0, 1.5, high - 1, -10], dtype)
-        with np.errstate(over="ignore"):
-            assert np.allclose(PRIMITIVES["exp2s"].numpy(a), 2.0 ** (a.astype(np.longdouble) + shift))
-    assert dataclasses.is_dataclass(PRIMITIVES["exp2s"])
