@@ -83,10 +83,10 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
 
     Costs are counted in vector instructions. A step of a short formula is loads of its column's record plus
     `Kernel.cost`: eight at once, staggered, hide the latency of an exponential, as long as their text is short. A
-    component of a long vector is one load for the row, and one load and two operations for each step: four steps spread the former,
-    and more need more registers than there are. A component of a large state costs a load, a conversion and a store of
-    the accumulator per span, and one load of the pair's value for each step, which several components share: as many
-    as there are registers for.
+    component of a long vector is one load for the row, and one load and two operations for each step: four steps spread
+    the former, and more need more registers than there are. A component of a large state costs a load, a conversion and
+    a store of the accumulator per span, and one load of the pair's value for each step, which several components share:
+    as many as there are registers for.
 
     Parameters
     ----------
