@@ -434,6 +434,47 @@ def test_the_text_allows_no_liberties(name):
     assert not re.search(r"\b(contract|fast|reassoc|nnan|ninf|nsz|arcp|afn)\b", text)
 
 
+def test_texts_that_are_staggered():
+    """Each is behind the one before by its part of the lines, in its own order; one with several blocks stays."""
+    text = llvm_values.Text()
+    text.lines = ["before", "a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "after"]
+    text.stagger([1, 5, 9])
+    assert text.lines == ["before", "a0", "a1", "a2", "b0", "a3", "b1", "b2", "b3", "after"]
+    text.lines = lines = ["a0", "block:", "b0", "b1"]
+    text.stagger([0, 2, 4])
+    assert text.lines == lines
+
+
+def test_short_steps_are_staggered():
+    """The text of a Gaussian: eight roots of the exponent's fraction are begun before the first power is done."""
+    lines = program(make("Exp(-g*SqDist(x,y))*b")).text.splitlines()
+    start = next(n for n, line in enumerate(lines) if "fsub <16 x float>" in line)
+    ends = [n for n, line in enumerate(lines[start:]) if "shl <16 x i32>" in line][:8]
+    begins = [n for n, line in enumerate(lines[start:]) if "fsub <16 x float>" in line]
+    assert begins[3 * 3] < ends[0]  # the fourth step's differences
+
+
+@pytest.mark.parametrize(
+    ("reduction", "hoist", "span"),
+    [("Sum", True, 64), ("LogSumExp", True, 64), ("LogSumExp", False, 16), ("Variance", True, 16), ("Max", True, 64)],
+)
+def test_sums_go_by_in_spans(reduction, hoist, span):
+    """What merges otherwise than by adding up, or reads another running value, stays in chains."""
+    f = formula("SqDist(x,y)", ["x=Vi(0,3)", "y=Vj(1,3)"])
+    spec = KernelSpec.of(f.node, reduction, 1, "float32", "float64", parameter=0 if reduction == "Variance" else None)
+    assert llvm.render(lower(spec, cpu.UNROLL, hoist), "float32", "float64", spec.chain).plan.span == span
+
+
+def test_a_span_has_the_rounding_error_of_a_chain():
+    """2^24 and then many ones: those that are added to it one by one are lost, 7 of half a chain; sums of 8 are not."""
+    spec = make("b")
+    ones = np.ones((64, 1), "f4")
+    ones[0] = 2.0**24
+    arrays = [ones if v.ind == 2 else a for v, a in zip(spec.variables, data(spec, 16, 64), strict=True)]
+    lost = 2.0**24 + 63 - fold(spec, arrays, 16, 64)
+    assert (lost == 7).all()
+
+
 def test_importing_the_backend_loads_no_llvm():
     script = "import sys; import dred.kernel.cpu; assert not any(m.startswith('llvmlite') for m in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
