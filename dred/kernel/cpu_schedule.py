@@ -19,6 +19,7 @@ FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are co
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
+RANKED = (8, 45)  # of rankings: they share a test
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
 SUMS = ("add", "fma")  # steps that add up
@@ -142,9 +143,10 @@ def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
     text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
-    if any(e.op in FOLDS for e in pair) or any(root.loops or root.places > 1 for root in kernel.roots):
+    if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots):
         return 4 if chain % 4 == 0 else 1
-    return next((n for n, longest in STEPS if text <= longest and chain % n == 0), 1)
+    ways = (RANKED, *STEPS) if any(root.places > 1 for root in kernel.roots) else STEPS
+    return next((n for n, longest in ways if text <= longest and chain % n == 0), 1)
 
 
 class Split(NamedTuple):

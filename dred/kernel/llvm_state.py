@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, StateField, walk
@@ -10,6 +10,8 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_values import Operand, Text, Values
 
 ALIGNED = 64  # bytes: of everything in scratch memory
+WORD = 64  # terms whose tests are bits of one integer
+SHORT = 32  # places of lists that are inserted into as vectors, at most
 
 Cells = dict[tuple[int, Index], str]
 """Values of components of fields."""
@@ -35,9 +37,12 @@ class StateText(Text):
                 self.dims[f] = kernel.fields[f].size // root.places
         self.ranking = [n for n, root in enumerate(kernel.roots) if root.places > 1]
         lasts = {kernel.roots[n].fields[0] for n in self.ranking}
+        self.rooms = {f: self.room(kernel.roots[n]) for n in self.ranking for f in kernel.roots[n].fields}
         self.spare = [self.dims[f] * self.lanes.width if f in lasts else 0 for f in self.numbers]
         self.merged = Values(self, self.wide, self._merge_leaf)
         self.close, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
+        self.lists: dict[int, Values] = {}  # of all places of a list, by their number
+        self.terms_at = ""  # values of a block of columns, while they are inserted into lists
         self.groups = _groups(kernel.roots)
         self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
         self.state_at: list[str] = []
@@ -65,7 +70,8 @@ class StateText(Text):
         return self.near_rows.whole(self.near_rows.none) if field.number else self.lanes.literal(field.identity)
 
     def state_bytes(self, f: int) -> int:
-        return (self.kernel.fields[f].size * self.lanes.width + self.spare[f]) * self.itemsize(f)
+        size = self.dims[f] * self.rooms[f] if f in self.rooms else self.kernel.fields[f].size
+        return (size * self.lanes.width + self.spare[f]) * self.itemsize(f)
 
     def component(self, index: Index, stride: int = 1) -> list[Operand]:
         """A component number times `stride`, as operands to be added."""
@@ -143,7 +149,7 @@ class StateText(Text):
 
         def lane_of(component: str, lane: str) -> list[str]:
             mine = self.integer("add", self.integer("mul", component, width), lane)
-            start = self.integer("mul", mine, places)
+            start = self.integer("mul", mine, self.rooms[f])
 
             def place(t: str, _: list[str]) -> list[str]:
                 theirs = self.integer("add", self.integer("mul", t, dim), component)
@@ -231,63 +237,112 @@ class StateText(Text):
         with values.scope():
             return values.get(e)
 
-    def rank(self, n: int, candidates: Sequence[Sequence[str]]) -> None:
-        """Inserts the terms of some columns, one after the other; seldom is any of them near enough."""
-        root = self.kernel.roots[n]
-        value = root.fields[0]
-        key = (value, root.index)
-        assert root.near is not None
-        component = self.component(root.index, self.lanes.width)
-        at = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
-        bits = f"i{self.lanes.width}"
+    def rank(self, n: int, columns: Sequence[str], numbers: Callable[[str, str], str]) -> None:
+        """Inserts the terms of some columns; seldom is any of them near enough.
 
-        def near(term: Sequence[str]) -> str:
+        `columns`: values, one vector for each column; NaN comes before nothing. `numbers`: the row number of a term
+        whose column, and whose lane, have the given numbers.
+        """
+        root, lanes = self.kernel.roots[n], self.lanes
+        value = root.fields[0]
+        component = self.component(root.index, lanes.width)
+        lasts = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
+
+        def near(term: str) -> str:
             assert root.near is not None
-            last = self.load(self.lanes.type, at, self.aligned(value))
-            mask = self._holds(self.close, root.near, {key: last}, {key: term[0]})
-            return self.put(f"bitcast {self.lanes.mask} {mask} to {bits}")
+            key = (value, root.index)
+            last = self.load(lanes.type, lasts, self.aligned(value))
+            mask = self._holds(self.close, root.near, {key: last}, {key: term})
+            return self.put(f"bitcast {lanes.mask} {mask} to i{lanes.width}")
 
         def each() -> None:
-            for term in candidates:
-                self._rank_lanes(root, term, near(term), at)
+            for k, term in enumerate(columns):
+                self.store(lanes.type, term, self.at(self.terms_at, k * lanes.width, element=self.one.scalar), ALIGNED)
+            together = WORD // lanes.width
+            for first in range(0, len(columns), together):
+                word = "0"
+                for k, term in enumerate(columns[first : first + together]):
+                    bits = self.put(f"zext i{lanes.width} {near(term)} to i64")
+                    word = self.integer("or", word, self.integer("shl", bits, k * lanes.width))
+                self._rank_near(root, word, first, lasts, numbers)
 
-        some = [near(term) for term in candidates]
-        any_of = some[0]
-        for more in some[1:]:
-            any_of = self.put(f"or {bits} {any_of}, {more}")
-        self.when(self.put(f"icmp ne {bits} {any_of}, 0"), each)
+        some = near(self._best(root, columns))
+        self.when(self.put(f"icmp ne i{lanes.width} {some}, 0"), each)
 
-    def _rank_lanes(self, root: Root, term: Sequence[str], near: str, lasts: str) -> None:
-        """Inserts a column's terms of the lanes in `near`."""
-        bits, width = f"i{self.lanes.width}", self.lanes.width
+    def _best(self, root: Root, columns: Sequence[str]) -> str:
+        """The value of each lane that comes first, of some columns: as near as any of them, whatever is NaN."""
+        none = self.kernel.fields[root.fields[0]].identity
+        best, compare = self.lanes.literal(none), "olt" if none > 0 else "ogt"
+        for term in columns if len(columns) > 1 else ():
+            closer = self.put(f"fcmp {compare} {self.lanes.type} {term}, {best}")
+            best = self.put(f"select {self.lanes.mask} {closer}, {self.lanes.type} {term}, {self.lanes.type} {best}")
+        return best if len(columns) > 1 else columns[0]
 
-        def lane_of(held: list[str]) -> tuple[str, list[str]]:
-            lane = self.put(f"call {bits} @llvm.cttz.{bits}({bits} {held[0]}, i1 true)")
-            lane = self.put(f"zext {bits} {lane} to i64")
-            kinds = [self.lanes.type, self.lanes.number]
-            self._insert(
-                root,
-                [self.put(f"extractelement {kind} {v}, i64 {lane}") for kind, v in zip(kinds, term, strict=True)],
-                [*self.component(root.index, width), lane],
-                self.at(lasts, lane, element=self.one.scalar),
-            )
-            rest = self.put(f"and {bits} {held[0]}, {self.put(f'sub {bits} {held[0]}, 1')}")
-            return self.put(f"icmp ne {bits} {rest}, 0"), [rest]
+    def _rank_near(
+        self, root: Root, word: str, first: int, lasts: str, numbers: Callable[[str, str], str]
+    ) -> None:
+        """Inserts the terms whose bits are set, from column `first` on; each decides whether it has a place."""
+        width, value = self.lanes.width, root.fields[0]
+        insert = self._insert_short if self.short(root) else self._insert_long
 
-        def lanes() -> None:
-            self.repeat([(bits, near)], lane_of)
+        def one(held: list[str]) -> tuple[str, list[str]]:
+            (left,) = held
+            bit = self.put(f"call i64 @llvm.cttz.i64(i64 {left}, i1 true)")
+            lane = self.integer("and", bit, width - 1)
+            column = self.plus(self.integer("lshr", bit, width.bit_length() - 1), first)
+            term = self.load(self.one.scalar, self.at(self.terms_at, first * width, bit, element=self.one.scalar), self.itemsize(value))
+            place = [*self.component(root.index, width), lane]
+            starts = [
+                self.at(self.state_at[f], *(self.times(k, self.room(root)) for k in place), element=self.element(f))
+                for f in root.fields
+            ]
+            insert(root, [term, numbers(str(column), lane)], starts, self.at(lasts, lane, element=self.one.scalar))
+            rest = self.integer("and", left, self.integer("sub", left, 1))
+            return self.put(f"icmp ne i64 {rest}, 0"), [rest]
 
-        self.when(self.put(f"icmp ne {bits} {near}, 0"), lanes)
+        self.when(self.put(f"icmp ne i64 {word}, 0"), lambda: self.repeat([("i64", word)], one) and None)
 
-    def _insert(self, root: Root, term: Sequence[str], lane: Sequence[Operand], last: str) -> None:
+    def short(self, root: Root) -> bool:
+        """Whether lists of a ranking are inserted into as vectors."""
+        return root.places <= SHORT
+
+    def room(self, root: Root) -> int:
+        """Places of a list in scratch memory; those beyond its own hold anything."""
+        width = self.lanes.width
+        return -(-root.places // width) * width if self.short(root) else root.places
+
+    def _insert_short(self, root: Root, term: Sequence[str], starts: Sequence[str], last: str) -> None:
+        """One term into the list of a row: all places at once, as vectors."""
+        assert root.before is not None
+        room = self.room(root)
+        lanes = Lanes(self.dtype, room)
+        if room not in self.lists:
+            self.lists[room] = Values(self, lanes, self._order_leaf)
+        kinds = [lanes.of(self.element(f)) for f in root.fields]
+        aligns = [min(ALIGNED, room * self.itemsize(f)) for f in root.fields]
+        old = [self.load(kind, start, a) for kind, start, a in zip(kinds, starts, aligns, strict=True)]
+        new = [self.broadcast(lanes, v, self.element(f)) for f, v in zip(root.fields, term, strict=True)]
+        keys = [(f, root.index) for f in root.fields]
+        later = self._holds(self.lists[room], root.before, dict(zip(keys, old, strict=True)), dict(zip(keys, new, strict=True)))
+        moved = self._shifted(lanes.mask, later, "zeroinitializer", room)
+        merged = []
+        for kind, start, align, mine, value in zip(kinds, starts, aligns, old, new, strict=True):
+            kept = self.put(f"select {lanes.mask} {later}, {kind} {value}, {kind} {mine}")
+            merged.append(self.put(f"select {lanes.mask} {moved}, {kind} {self._shifted(kind, mine, 'poison', room)}, {kind} {kept}"))
+            self.store(kind, merged[-1], start, align)
+        least = self.put(f"extractelement {kinds[0]} {merged[0]}, i64 {root.places - 1}")
+        self.store(self.one.scalar, least, last, self.one.itemsize)
+
+    def _shifted(self, kind: str, values: str, first: str, room: int) -> str:
+        """Each place holds what was in the one before."""
+        which = ", ".join(f"i32 {k}" for k in (room, *range(room - 1)))
+        return self.put(f"shufflevector {kind} {values}, {kind} {first}, <{room} x i32> <{which}>")
+
+    def _insert_long(self, root: Root, term: Sequence[str], starts: Sequence[str], last: str) -> None:
         """One term into the list of a row: after all places that it does not come before; later ones move by one."""
         before, places = root.before, root.places
         assert before is not None
         keys = [(f, root.index) for f in root.fields]
-        starts = [
-            self.at(self.state_at[f], *(self.times(k, places) for k in lane), element=self.element(f))
-            for f in root.fields
-        ]
 
         def halved(held: list[str]) -> tuple[str, list[str]]:
             low, high = held
@@ -319,9 +374,8 @@ class StateText(Text):
 
     def declarations(self) -> str:
         """Of what rankings call."""
-        bits = f"i{self.lanes.width}"
         return (
-            f"declare {bits} @llvm.cttz.{bits}({bits}, i1)\ndeclare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
+            "declare i64 @llvm.cttz.i64(i64, i1)\ndeclare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
         ) * bool(self.ranking)
 
 
