@@ -278,29 +278,38 @@ class StateText(Text):
             best = self.put(f"select {self.lanes.mask} {closer}, {self.lanes.type} {term}, {self.lanes.type} {best}")
         return best if len(columns) > 1 else columns[0]
 
-    def _rank_near(
-        self, root: Root, word: str, first: int, lasts: str, numbers: Callable[[str, str], str]
-    ) -> None:
+    def _rank_near(self, root: Root, word: str, first: int, lasts: str, numbers: Callable[[str, str], str]) -> None:
         """Inserts the terms whose bits are set, from column `first` on; each decides whether it has a place."""
-        width, value = self.lanes.width, root.fields[0]
+        lanes, value = self.lanes, root.fields[0]
+        width, one = lanes.width, self.one.scalar
         insert = self._insert_short if self.short(root) else self._insert_long
+        places = [f"i{8 * lanes.itemsize} {k}" for k in range(width)]
 
-        def one(held: list[str]) -> tuple[str, list[str]]:
-            (left,) = held
+        def term(held: list[str]) -> tuple[str, list[str]]:
+            left, last = held
             bit = self.put(f"call i64 @llvm.cttz.i64(i64 {left}, i1 true)")
             lane = self.integer("and", bit, width - 1)
             column = self.plus(self.integer("lshr", bit, width.bit_length() - 1), first)
-            term = self.load(self.one.scalar, self.at(self.terms_at, first * width, bit, element=self.one.scalar), self.itemsize(value))
+            new = self.load(one, self.at(self.terms_at, first * width, bit, element=one), lanes.itemsize)
             place = [*self.component(root.index, width), lane]
             starts = [
                 self.at(self.state_at[f], *(self.times(k, self.room(root)) for k in place), element=self.element(f))
                 for f in root.fields
             ]
-            insert(root, [term, numbers(str(column), lane)], starts, self.at(lasts, lane, element=self.one.scalar))
+            least = insert(root, [new, numbers(str(column), lane)], starts)
+            narrow = lane if lanes.itemsize == 8 else self.put(f"trunc i64 {lane} to i32")
+            narrow = self.broadcast(lanes, narrow, f"i{8 * lanes.itemsize}")
+            mine = self.put(f"icmp eq {lanes.integer} {narrow}, <{', '.join(places)}>")
+            last = self.put(f"select {lanes.mask} {mine}, {lanes.type} {least}, {lanes.type} {last}")
             rest = self.integer("and", left, self.integer("sub", left, 1))
-            return self.put(f"icmp ne i64 {rest}, 0"), [rest]
+            return self.put(f"icmp ne i64 {rest}, 0"), [rest, last]
 
-        self.when(self.put(f"icmp ne i64 {word}, 0"), lambda: self.repeat([("i64", word)], one) and None)
+        def terms() -> None:
+            last = self.load(lanes.type, lasts, self.aligned(value))
+            _, last = self.repeat([("i64", word), (lanes.type, last)], term)
+            self.store(lanes.type, last, lasts, self.aligned(value))
+
+        self.when(self.put(f"icmp ne i64 {word}, 0"), terms)
 
     def short(self, root: Root) -> bool:
         """Whether lists of a ranking are inserted into as vectors."""
@@ -311,8 +320,8 @@ class StateText(Text):
         width = self.lanes.width
         return -(-root.places // width) * width if self.short(root) else root.places
 
-    def _insert_short(self, root: Root, term: Sequence[str], starts: Sequence[str], last: str) -> None:
-        """One term into the list of a row: all places at once, as vectors."""
+    def _insert_short(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """One term into the list of a row, whose last value is returned, in all lanes: all places at once, as vectors."""
         assert root.before is not None
         room = self.room(root)
         lanes = Lanes(self.dtype, room)
@@ -330,16 +339,16 @@ class StateText(Text):
             kept = self.put(f"select {lanes.mask} {later}, {kind} {value}, {kind} {mine}")
             merged.append(self.put(f"select {lanes.mask} {moved}, {kind} {self._shifted(kind, mine, 'poison', room)}, {kind} {kept}"))
             self.store(kind, merged[-1], start, align)
-        least = self.put(f"extractelement {kinds[0]} {merged[0]}, i64 {root.places - 1}")
-        self.store(self.one.scalar, least, last, self.one.itemsize)
+        which = ", ".join([f"i32 {root.places - 1}"] * self.lanes.width)
+        return self.put(f"shufflevector {kinds[0]} {merged[0]}, {kinds[0]} poison, <{self.lanes.width} x i32> <{which}>")
 
     def _shifted(self, kind: str, values: str, first: str, room: int) -> str:
         """Each place holds what was in the one before."""
         which = ", ".join(f"i32 {k}" for k in (room, *range(room - 1)))
         return self.put(f"shufflevector {kind} {values}, {kind} {first}, <{room} x i32> <{which}>")
 
-    def _insert_long(self, root: Root, term: Sequence[str], starts: Sequence[str], last: str) -> None:
-        """One term into the list of a row: after all places that it does not come before; later ones move by one."""
+    def _insert_long(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """One term into the list of a row, whose last value is returned, in all lanes: after all places that it does not come before; later ones move by one."""
         before, places = root.before, root.places
         assert before is not None
         keys = [(f, root.index) for f in root.fields]
@@ -366,11 +375,10 @@ class StateText(Text):
                 size = self.integer("mul", self.integer("sub", places - 1, at), self.itemsize(f))
                 self.do(f"call void @llvm.memmove.p0.p0.i64(ptr {following}, ptr {here}, i64 {size}, i1 false)")
                 self.store(element, value, here, self.itemsize(f))
-            one, f = self.one.scalar, root.fields[0]
-            least = self.load(one, self.at(starts[0], places - 1, element=one), self.itemsize(f))
-            self.store(one, least, last, self.itemsize(f))
 
         self.when(self.put(f"icmp slt i64 {at}, {places}"), shift)
+        one = self.one.scalar
+        return self.broadcast(self.lanes, self.load(one, self.at(starts[0], places - 1, element=one), self.one.itemsize))
 
     def declarations(self) -> str:
         """Of what rankings call."""
