@@ -256,15 +256,15 @@ class StateText(Text):
             return self.put(f"bitcast {lanes.mask} {mask} to i{lanes.width}")
 
         def each() -> None:
+            kind, word = f"i{len(columns) * lanes.width}", "0"
             for k, term in enumerate(columns):
                 self.store(lanes.type, term, self.at(self.terms_at, k * lanes.width, element=self.one.scalar), ALIGNED)
-            together = WORD // lanes.width
-            for first in range(0, len(columns), together):
-                word = "0"
-                for k, term in enumerate(columns[first : first + together]):
-                    bits = self.put(f"zext i{lanes.width} {near(term)} to i64")
-                    word = self.integer("or", word, self.integer("shl", bits, k * lanes.width))
-                self._rank_near(root, word, first, lasts, numbers)
+                bits = near(term)
+                if len(columns) > 1:
+                    bits = self.put(f"zext i{lanes.width} {bits} to {kind}")
+                    bits = self.put(f"shl {kind} {bits}, {k * lanes.width}")
+                word = self.put(f"or {kind} {word}, {bits}")
+            self._rank_near(root, kind, word, lasts, numbers)
 
         some = near(self._best(root, columns))
         self.when(self.put(f"icmp ne i{lanes.width} {some}, 0"), each)
@@ -278,8 +278,8 @@ class StateText(Text):
             best = self.put(f"select {self.lanes.mask} {closer}, {self.lanes.type} {term}, {self.lanes.type} {best}")
         return best if len(columns) > 1 else columns[0]
 
-    def _rank_near(self, root: Root, word: str, first: int, lasts: str, numbers: Callable[[str, str], str]) -> None:
-        """Inserts the terms whose bits are set, from column `first` on; each decides whether it has a place."""
+    def _rank_near(self, root: Root, kind: str, word: str, lasts: str, numbers: Callable[[str, str], str]) -> None:
+        """Inserts the terms whose bits are set; each decides whether it has a place."""
         lanes, value = self.lanes, root.fields[0]
         width, one = lanes.width, self.one.scalar
         insert = self._insert_short if self.short(root) else self._insert_long
@@ -287,29 +287,28 @@ class StateText(Text):
 
         def term(held: list[str]) -> tuple[str, list[str]]:
             left, last = held
-            bit = self.put(f"call i64 @llvm.cttz.i64(i64 {left}, i1 true)")
+            bit = self.put(f"call {kind} @llvm.cttz.{kind}({kind} {left}, i1 true)")
+            if kind != "i64":
+                bit = self.put(f"{'zext' if int(kind[1:]) < 64 else 'trunc'} {kind} {bit} to i64")
             lane = self.integer("and", bit, width - 1)
-            column = self.plus(self.integer("lshr", bit, width.bit_length() - 1), first)
-            new = self.load(one, self.at(self.terms_at, first * width, bit, element=one), lanes.itemsize)
+            column = self.integer("lshr", bit, width.bit_length() - 1)
+            new = self.load(one, self.at(self.terms_at, bit, element=one), lanes.itemsize)
             place = [*self.component(root.index, width), lane]
             starts = [
                 self.at(self.state_at[f], *(self.times(k, self.room(root)) for k in place), element=self.element(f))
                 for f in root.fields
             ]
-            least = insert(root, [new, numbers(str(column), lane)], starts)
+            least = insert(root, [new, numbers(column, lane)], starts)
             narrow = lane if lanes.itemsize == 8 else self.put(f"trunc i64 {lane} to i32")
             narrow = self.broadcast(lanes, narrow, f"i{8 * lanes.itemsize}")
             mine = self.put(f"icmp eq {lanes.integer} {narrow}, <{', '.join(places)}>")
             last = self.put(f"select {lanes.mask} {mine}, {lanes.type} {least}, {lanes.type} {last}")
-            rest = self.integer("and", left, self.integer("sub", left, 1))
-            return self.put(f"icmp ne i64 {rest}, 0"), [rest, last]
+            rest = self.put(f"and {kind} {left}, {self.put(f'sub {kind} {left}, 1')}")
+            return self.put(f"icmp ne {kind} {rest}, 0"), [rest, last]
 
-        def terms() -> None:
-            last = self.load(lanes.type, lasts, self.aligned(value))
-            _, last = self.repeat([("i64", word), (lanes.type, last)], term)
-            self.store(lanes.type, last, lasts, self.aligned(value))
-
-        self.when(self.put(f"icmp ne i64 {word}, 0"), terms)
+        last = self.load(lanes.type, lasts, self.aligned(value))
+        _, last = self.repeat([(kind, word), (lanes.type, last)], term)
+        self.store(lanes.type, last, lasts, self.aligned(value))
 
     def short(self, root: Root) -> bool:
         """Whether lists of a ranking are inserted into as vectors."""
@@ -383,7 +382,7 @@ class StateText(Text):
     def declarations(self) -> str:
         """Of what rankings call."""
         return (
-            "declare i64 @llvm.cttz.i64(i64, i1)\ndeclare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
+            "".join(f"declare i{n} @llvm.cttz.i{n}(i{n}, i1)\n" for n in (8, 16, 32, 64, 128)) + "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
         ) * bool(self.ranking)
 
 
