@@ -147,29 +147,29 @@ class StateText(Text):
         """Lists of rows, whose places are far from each other in the state; lanes without a row let nothing near."""
         one, width, dim = self.element(f), self.lanes.width, self.dims[f]
 
-        def lane_of(component: str, lane: str) -> list[str]:
-            mine = self.integer("add", self.integer("mul", component, width), lane)
-            start = self.integer("mul", mine, self.rooms[f])
+        def component_of(component: str, _: list[str]) -> list[str]:
+            first = self.integer("mul", component, width)
+            lists = self.at(self.state_at[f], self.integer("mul", first, self.rooms[f]), element=one)
 
-            def place(t: str, _: list[str]) -> list[str]:
+            def place(t: str, _: list[str]) -> list[str]:  # lane by lane: they are next to each other in the state
                 theirs = self.integer("add", self.integer("mul", t, dim), component)
-                theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, lane, element=one)
-                return self._move(one, theirs, self.at(self.state_at[f], start, t, element=one), load)
+                theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, element=one)
+                mine = self.at(lists, t, element=one)
+                return self.loop(0, count, 1, [], lambda lane, _: self._move(
+                    one, self.at(theirs, lane, element=one),
+                    self.at(mine, self.integer("mul", lane, self.rooms[f]), element=one), load))
+
+            def last(lane: str, _: list[str]) -> list[str]:
+                theirs = self.at(lists, self.integer("mul", lane, self.rooms[f]), places - 1, element=one)
+                return self._move(one, theirs, self.at(lasts, lane, element=one), True)
 
             self.loop(0, places, 1, [], place)
             if load and self.spare[f]:
-                last = self.load(one, self.at(self.state_at[f], start, places - 1, element=one), self.itemsize(f))
-                at = self.at(self.state_at[f], mine, -self.spare[f], element=one)
-                self.store(one, last, at, self.itemsize(f))
-            return []
-
-        def component_of(component: str, _: list[str]) -> list[str]:
-            if load and self.spare[f]:
+                lasts = self.at(self.state_at[f], first, -self.spare[f], element=one)
                 nothing = self.lanes.literal(-self.kernel.fields[f].identity)
-                at = self.integer("mul", component, width)
-                at = self.at(self.state_at[f], at, -self.spare[f], element=one)
-                self.store(self.lanes.of(one), nothing, at, self.aligned(f))
-            return self.loop(0, count, 1, [], lambda lane, _: lane_of(component, lane))
+                self.store(self.lanes.of(one), nothing, lasts, self.aligned(f))
+                self.loop(0, count, 1, [], last)
+            return []
 
         self.loop(0, dim, 1, [], component_of)
 
