@@ -19,9 +19,9 @@ FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are co
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
-RANKED = (8, 45)  # of rankings: they share a test
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
+RANKED = (8, 45)  # the same of a short ranking
 SUMS = ("add", "fma")  # steps that add up
 STATES = 1 << 25  # bytes of the states of all parts, at most
 
@@ -87,7 +87,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     long vector is one load for the row, and one load and two operations for each step: four steps spread the former,
     and more need more registers than there are. A component of a large state costs a load, a conversion and a store of
     the accumulator per span, and one load of the pair's value for each step, which several components share: as many
-    as there are registers for.
+    as there are registers for. Steps of a ranking share one test, whether any term may have a place: eight, as long as
+    their text is short.
 
     Parameters
     ----------
@@ -143,9 +144,10 @@ def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
     text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
-    if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots):
+    ranked = any(root.places > 1 for root in kernel.roots)
+    if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots) or (ranked and text > RANKED[1]):
         return 4 if chain % 4 == 0 else 1
-    ways = (RANKED, *STEPS) if any(root.places > 1 for root in kernel.roots) else STEPS
+    ways = (RANKED, *STEPS) if ranked else STEPS
     return next((n for n, longest in ways if text <= longest and chain % n == 0), 1)
 
 

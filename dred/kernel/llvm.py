@@ -423,7 +423,8 @@ class _Fold(LargeText):
 
                 def candidates(n: int = n, value: Expr = terms[0]) -> None:
                     nothing = self.lanes.literal(float("nan"))  # comes before nothing
-                    found = [self._chosen(mask, self.lanes.type, self.pairs.get(value, s), nothing) for s in range(steps)]
+                    found = [self.pairs.get(value, s) for s in range(steps)]
+                    found = [self._chosen(mask, self.lanes.type, v, nothing) for v in found]
                     self.rank(n, found, self.column_number)
 
                 self._over(n, candidates, terms[:1])

@@ -10,8 +10,7 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_values import Operand, Text, Values
 
 ALIGNED = 64  # bytes: of everything in scratch memory
-WORD = 64  # terms whose tests are bits of one integer
-SHORT = 32  # places of lists that are inserted into as vectors, at most
+AT_ONCE = 768  # bytes of a list of a ranking, at most, that is written at once: few enough vectors for registers
 
 Cells = dict[tuple[int, Index], str]
 """Values of components of fields."""
@@ -37,12 +36,13 @@ class StateText(Text):
                 self.dims[f] = kernel.fields[f].size // root.places
         self.ranking = [n for n, root in enumerate(kernel.roots) if root.places > 1]
         lasts = {kernel.roots[n].fields[0] for n in self.ranking}
-        self.rooms = {f: self.room(kernel.roots[n]) for n in self.ranking for f in kernel.roots[n].fields}
+        self.rooms = {f: self._room(kernel.roots[n]) for n in self.ranking for f in kernel.roots[n].fields}
         self.spare = [self.dims[f] * self.lanes.width if f in lasts else 0 for f in self.numbers]
         self.merged = Values(self, self.wide, self._merge_leaf)
         self.close, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
         self.lists: dict[int, Values] = {}  # of all places of a list, by their number
-        self.terms_at = ""  # values of a block of columns, while they are inserted into lists
+        self.words = set[str]()  # types of integers whose bits are counted
+        self.terms_at = ""  # values of some columns, while they are inserted into lists
         self.groups = _groups(kernel.roots)
         self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
         self.state_at: list[str] = []
@@ -155,9 +155,18 @@ class StateText(Text):
                 theirs = self.integer("add", self.integer("mul", t, dim), component)
                 theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, element=one)
                 mine = self.at(lists, t, element=one)
-                return self.loop(0, count, 1, [], lambda lane, _: self._move(
-                    one, self.at(theirs, lane, element=one),
-                    self.at(mine, self.integer("mul", lane, self.rooms[f]), element=one), load))
+                return self.loop(
+                    0,
+                    count,
+                    1,
+                    [],
+                    lambda lane, _: self._move(
+                        one,
+                        self.at(theirs, lane, element=one),
+                        self.at(mine, self.integer("mul", lane, self.rooms[f]), element=one),
+                        load,
+                    ),
+                )
 
             def last(lane: str, _: list[str]) -> list[str]:
                 theirs = self.at(lists, self.integer("mul", lane, self.rooms[f]), places - 1, element=one)
@@ -237,15 +246,15 @@ class StateText(Text):
         with values.scope():
             return values.get(e)
 
-    def rank(self, n: int, columns: Sequence[str], numbers: Callable[[str, str], str]) -> None:
+    def rank(self, n: int, columns: Sequence[str], number: Callable[[str, str], str]) -> None:
         """Inserts the terms of some columns; seldom is any of them near enough.
 
-        `columns`: values, one vector for each column; NaN comes before nothing. `numbers`: the row number of a term
-        whose column, and whose lane, have the given numbers.
+        `columns`: the values of each column, one vector; NaN comes before nothing. `number`: (column, lane) -> the row
+        number of a term.
         """
         root, lanes = self.kernel.roots[n], self.lanes
-        value = root.fields[0]
-        component = self.component(root.index, lanes.width)
+        width, value = lanes.width, root.fields[0]
+        component = self.component(root.index, width)
         lasts = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
 
         def near(term: str) -> str:
@@ -253,102 +262,115 @@ class StateText(Text):
             key = (value, root.index)
             last = self.load(lanes.type, lasts, self.aligned(value))
             mask = self._holds(self.close, root.near, {key: last}, {key: term})
-            return self.put(f"bitcast {lanes.mask} {mask} to i{lanes.width}")
+            return self.put(f"bitcast {lanes.mask} {mask} to i{width}")
 
         def each() -> None:
-            kind, word = f"i{len(columns) * lanes.width}", "0"
+            size, some = len(columns) * width, "0"
             for k, term in enumerate(columns):
-                self.store(lanes.type, term, self.at(self.terms_at, k * lanes.width, element=self.one.scalar), ALIGNED)
+                self.store(lanes.type, term, self.at(self.terms_at, k * width, element=self.one.scalar), ALIGNED)
                 bits = near(term)
                 if len(columns) > 1:
-                    bits = self.put(f"zext i{lanes.width} {bits} to {kind}")
-                    bits = self.put(f"shl {kind} {bits}, {k * lanes.width}")
-                word = self.put(f"or {kind} {word}, {bits}")
-            self._rank_near(root, kind, word, lasts, numbers)
+                    bits = self.put(f"zext i{width} {bits} to i{size}")
+                some = self.put(f"or i{size} {some}, {self.put(f'shl i{size} {bits}, {k * width}')}")
+            self._insert_some(root, some, size, lasts, number)
 
-        some = near(self._best(root, columns))
-        self.when(self.put(f"icmp ne i{lanes.width} {some}, 0"), each)
+        self.when(self.put(f"icmp ne i{width} {near(self._nearest(root, columns))}, 0"), each)
 
-    def _best(self, root: Root, columns: Sequence[str]) -> str:
-        """The value of each lane that comes first, of some columns: as near as any of them, whatever is NaN."""
-        none = self.kernel.fields[root.fields[0]].identity
-        best, compare = self.lanes.literal(none), "olt" if none > 0 else "ogt"
-        for term in columns if len(columns) > 1 else ():
-            closer = self.put(f"fcmp {compare} {self.lanes.type} {term}, {best}")
-            best = self.put(f"select {self.lanes.mask} {closer}, {self.lanes.type} {term}, {self.lanes.type} {best}")
-        return best if len(columns) > 1 else columns[0]
+    def _nearest(self, root: Root, columns: Sequence[str]) -> str:
+        """For each lane a value that is as near as any of some columns': one test does for all of them.
 
-    def _rank_near(self, root: Root, kind: str, word: str, lasts: str, numbers: Callable[[str, str], str]) -> None:
-        """Inserts the terms whose bits are set; each decides whether it has a place."""
-        lanes, value = self.lanes, root.fields[0]
-        width, one = lanes.width, self.one.scalar
-        insert = self._insert_short if self.short(root) else self._insert_long
-        places = [f"i{8 * lanes.itemsize} {k}" for k in range(width)]
+        What is NaN leaves the value of the columns before as it is. It begins with a number, so it is one.
+        """
+        lanes, none = self.lanes, self.kernel.fields[root.fields[0]].identity
+        if len(columns) == 1:
+            return columns[0]
+        nearest, compare = lanes.literal(none), "olt" if none > 0 else "ogt"
+        for term in columns:  # one instruction: the minimum, or the maximum
+            nearer = self.put(f"fcmp {compare} {lanes.type} {term}, {nearest}")
+            nearest = self.put(f"select {lanes.mask} {nearer}, {lanes.type} {term}, {lanes.type} {nearest}")
+        return nearest
+
+    def _insert_some(self, root: Root, some: str, size: int, lasts: str, number: Callable[[str, str], str]) -> None:
+        """Inserts the terms whose bits are set in `some`, of `size` bits, column by column.
+
+        Those before may have made the last places better, so a term need not have a place any more: it finds none.
+        """
+        lanes, one, width = self.lanes, self.one.scalar, self.lanes.width
+        word, element, aligned = f"i{size}", f"i{8 * self.lanes.itemsize}", self.aligned(root.fields[0])
+        insert = self._insert_at_once if self._at_once(root) else self._insert_by_halves
+        every = ", ".join(f"{element} {k}" for k in range(width))
+        self.words.add(word)
 
         def term(held: list[str]) -> tuple[str, list[str]]:
             left, last = held
-            bit = self.put(f"call {kind} @llvm.cttz.{kind}({kind} {left}, i1 true)")
-            if kind != "i64":
-                bit = self.put(f"{'zext' if int(kind[1:]) < 64 else 'trunc'} {kind} {bit} to i64")
-            lane = self.integer("and", bit, width - 1)
-            column = self.integer("lshr", bit, width.bit_length() - 1)
-            new = self.load(one, self.at(self.terms_at, bit, element=one), lanes.itemsize)
+            bit = self.put(f"call {word} @llvm.cttz.{word}({word} {left}, i1 true)")
+            if size != 64:
+                bit = self.put(f"{'zext' if size < 64 else 'trunc'} {word} {bit} to i64")
+            lane, column = self.integer("and", bit, width - 1), self.integer("lshr", bit, width.bit_length() - 1)
+            value = self.load(one, self.at(self.terms_at, bit, element=one), lanes.itemsize)
             place = [*self.component(root.index, width), lane]
             starts = [
-                self.at(self.state_at[f], *(self.times(k, self.room(root)) for k in place), element=self.element(f))
+                self.at(self.state_at[f], *(self.times(k, self.rooms[f]) for k in place), element=self.element(f))
                 for f in root.fields
             ]
-            least = insert(root, [new, numbers(column, lane)], starts)
-            narrow = lane if lanes.itemsize == 8 else self.put(f"trunc i64 {lane} to i32")
-            narrow = self.broadcast(lanes, narrow, f"i{8 * lanes.itemsize}")
-            mine = self.put(f"icmp eq {lanes.integer} {narrow}, <{', '.join(places)}>")
-            last = self.put(f"select {lanes.mask} {mine}, {lanes.type} {least}, {lanes.type} {last}")
-            rest = self.put(f"and {kind} {left}, {self.put(f'sub {kind} {left}, 1')}")
-            return self.put(f"icmp ne {kind} {rest}, 0"), [rest, last]
+            new = insert(root, [value, number(column, lane)], starts)
+            if element != "i64":
+                lane = self.put(f"trunc i64 {lane} to {element}")
+            mine = self.put(f"icmp eq {lanes.integer} {self.broadcast(lanes, lane, element)}, <{every}>")
+            last = self.put(f"select {lanes.mask} {mine}, {lanes.type} {new}, {lanes.type} {last}")
+            rest = self.put(f"and {word} {left}, {self.put(f'sub {word} {left}, 1')}")
+            return self.put(f"icmp ne {word} {rest}, 0"), [rest, last]
 
-        last = self.load(lanes.type, lasts, self.aligned(value))
-        _, last = self.repeat([(kind, word), (lanes.type, last)], term)
-        self.store(lanes.type, last, lasts, self.aligned(value))
+        # last places stay in a register meanwhile: a vector that is read just after one of its lanes was written waits
+        last = self.load(lanes.type, lasts, aligned)
+        _, last = self.repeat([(word, some), (lanes.type, last)], term)
+        self.store(lanes.type, last, lasts, aligned)
 
-    def short(self, root: Root) -> bool:
-        """Whether lists of a ranking are inserted into as vectors."""
-        return root.places <= SHORT
+    def _at_once(self, root: Root) -> bool:
+        """Whether all places of a list are written when a term is inserted."""
+        return root.places * sum(map(self.itemsize, root.fields)) <= AT_ONCE
 
-    def room(self, root: Root) -> int:
-        """Places of a list in scratch memory; those beyond its own hold anything."""
+    def _room(self, root: Root) -> int:
+        """Places of a list in scratch memory: whole vectors where it is written at once."""
         width = self.lanes.width
-        return -(-root.places // width) * width if self.short(root) else root.places
+        return -(-root.places // width) * width if self._at_once(root) else root.places
 
-    def _insert_short(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
-        """One term into the list of a row, whose last value is returned, in all lanes: all places at once, as vectors."""
+    def _insert_at_once(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """One term into the list of a row; returns the value in last place, in all lanes.
+
+        All places that the term comes before take what was in the one before them, or the term. What follows the last
+        place changes, too, and nobody reads it.
+        """
         assert root.before is not None
-        room = self.room(root)
+        room, width = self.rooms[root.fields[0]], self.lanes.width
         lanes = Lanes(self.dtype, room)
-        if room not in self.lists:
-            self.lists[room] = Values(self, lanes, self._order_leaf)
+        lists = self.lists.setdefault(room, Values(self, lanes, self._order_leaf))
         kinds = [lanes.of(self.element(f)) for f in root.fields]
-        aligns = [min(ALIGNED, room * self.itemsize(f)) for f in root.fields]
-        old = [self.load(kind, start, a) for kind, start, a in zip(kinds, starts, aligns, strict=True)]
-        new = [self.broadcast(lanes, v, self.element(f)) for f, v in zip(root.fields, term, strict=True)]
+        aligned = [min(ALIGNED, room * self.itemsize(f)) for f in root.fields]
+        old = [self.load(kind, at, align) for kind, at, align in zip(kinds, starts, aligned, strict=True)]
+        new = [self.broadcast(lanes, value, self.element(f)) for f, value in zip(root.fields, term, strict=True)]
         keys = [(f, root.index) for f in root.fields]
-        later = self._holds(self.lists[room], root.before, dict(zip(keys, old, strict=True)), dict(zip(keys, new, strict=True)))
-        moved = self._shifted(lanes.mask, later, "zeroinitializer", room)
-        merged = []
-        for kind, start, align, mine, value in zip(kinds, starts, aligns, old, new, strict=True):
-            kept = self.put(f"select {lanes.mask} {later}, {kind} {value}, {kind} {mine}")
-            merged.append(self.put(f"select {lanes.mask} {moved}, {kind} {self._shifted(kind, mine, 'poison', room)}, {kind} {kept}"))
-            self.store(kind, merged[-1], start, align)
-        which = ", ".join([f"i32 {root.places - 1}"] * self.lanes.width)
-        return self.put(f"shufflevector {kinds[0]} {merged[0]}, {kinds[0]} poison, <{self.lanes.width} x i32> <{which}>")
+        state, other = dict(zip(keys, old, strict=True)), dict(zip(keys, new, strict=True))
+        later = self._holds(lists, root.before, state, other)
+        moves = self._moved(lanes.mask, later, "zeroinitializer", room)
+        out = []
+        for kind, start, align, was, value in zip(kinds, starts, aligned, old, new, strict=True):
+            # `was` must not be the last choice: LLVM would make it a masked store, which later loads wait for
+            here = self.put(f"select {lanes.mask} {later}, {kind} {value}, {kind} {was}")
+            moved = self._moved(kind, was, "poison", room)
+            out.append(self.put(f"select {lanes.mask} {moves}, {kind} {moved}, {kind} {here}"))
+            self.store(kind, out[-1], start, align)
+        which = ", ".join([f"i32 {root.places - 1}"] * width)
+        return self.put(f"shufflevector {kinds[0]} {out[0]}, {kinds[0]} poison, <{width} x i32> <{which}>")
 
-    def _shifted(self, kind: str, values: str, first: str, room: int) -> str:
-        """Each place holds what was in the one before."""
+    def _moved(self, kind: str, values: str, first: str, room: int) -> str:
+        """What is in each place goes to the next one."""
         which = ", ".join(f"i32 {k}" for k in (room, *range(room - 1)))
         return self.put(f"shufflevector {kind} {values}, {kind} {first}, <{room} x i32> <{which}>")
 
-    def _insert_long(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
-        """One term into the list of a row, whose last value is returned, in all lanes: after all places that it does not come before; later ones move by one."""
-        before, places = root.before, root.places
+    def _insert_by_halves(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """The same for long lists: after all places that the term does not come before; later ones move by one."""
+        before, places, one = root.before, root.places, self.one.scalar
         assert before is not None
         keys = [(f, root.index) for f in root.fields]
 
@@ -376,14 +398,15 @@ class StateText(Text):
                 self.store(element, value, here, self.itemsize(f))
 
         self.when(self.put(f"icmp slt i64 {at}, {places}"), shift)
-        one = self.one.scalar
-        return self.broadcast(self.lanes, self.load(one, self.at(starts[0], places - 1, element=one), self.one.itemsize))
+        last = self.load(one, self.at(starts[0], places - 1, element=one), self.one.itemsize)
+        return self.broadcast(self.lanes, last)
 
     def declarations(self) -> str:
         """Of what rankings call."""
-        return (
-            "".join(f"declare i{n} @llvm.cttz.i{n}(i{n}, i1)\n" for n in (8, 16, 32, 64, 128)) + "declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
-        ) * bool(self.ranking)
+        lines = [f"declare {word} @llvm.cttz.{word}({word}, i1)\n" for word in sorted(self.words)]
+        if any(not self._at_once(self.kernel.roots[n]) for n in self.ranking):
+            lines.append("declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n")
+        return "".join(lines)
 
 
 def _groups(roots: Sequence[Root]) -> list[list[int]]:
