@@ -272,7 +272,9 @@ class StateText(Text):
                 if len(columns) > 1:
                     bits = self.put(f"zext i{width} {bits} to i{size}")
                 some = self.put(f"or i{size} {some}, {self.put(f'shl i{size} {bits}, {k * width}')}")
-            self._insert_some(root, some, size, lasts, number)
+            # none: where lists are not full yet, and all is NaN
+            any_of = self.put(f"icmp ne i{size} {some}, 0")
+            self.when(any_of, lambda: self._insert_some(root, some, size, lasts, number))
 
         self.when(self.put(f"icmp ne i{width} {near(self._nearest(root, columns))}, 0"), each)
 
