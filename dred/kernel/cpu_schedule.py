@@ -21,6 +21,7 @@ SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
+RANKED = (8, 45)  # the same of a short ranking
 SUMS = ("add", "fma")  # steps that add up
 STATES = 1 << 25  # bytes of the states of all parts, at most
 
@@ -86,7 +87,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     component of a long vector is one load for the row, and one load and two operations for each step: four steps spread
     the former, and more need more registers than there are. A component of a large state costs a load, a conversion and
     a store of the accumulator per span, and one load of the pair's value for each step, which several components share:
-    as many as there are registers for.
+    as many as there are registers for. Steps of a ranking share one test, whether any term may have a place: eight, as
+    long as their text is short.
 
     Parameters
     ----------
@@ -142,9 +144,11 @@ def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
     text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
-    if any(e.op in FOLDS for e in pair) or any(root.loops or root.places > 1 for root in kernel.roots):
+    ranked = any(root.places > 1 for root in kernel.roots)
+    if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots) or (ranked and text > RANKED[1]):
         return 4 if chain % 4 == 0 else 1
-    return next((n for n, longest in STEPS if text <= longest and chain % n == 0), 1)
+    ways = (RANKED, *STEPS) if ranked else STEPS
+    return next((n for n, longest in ways if text <= longest and chain % n == 0), 1)
 
 
 class Split(NamedTuple):

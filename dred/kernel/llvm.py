@@ -94,14 +94,17 @@ class _Fold(LargeText):
 
     def program(self) -> Program:
         rows, columns, shared = (self.at("%scratch", offset, element="i8") for offset in self.offsets[:3])
+        self.terms_at = self.at("%scratch", self.offsets[3], element="i8")
         self.staged, self.shared_base = {I: rows, J: columns}, shared
-        self.place_states(self.offsets[3:])
+        self.place_states(self.offsets[4:])
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
+        # the values of some columns are in memory where functions are called for others: never across cache lines
+        own = '"stackrealign" ' if self.ranking else ""
         attributes = "".join(
             f'attributes #{n} = {{ {words}nounwind "prefer-vector-width"="512" }}\n'
-            for n, words in enumerate(("", "noinline "))
+            for n, words in enumerate((own, "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
         return Program(self.declarations() + text + attributes, self.nbytes, self.plan, self.kernel.hoisted)
@@ -112,6 +115,7 @@ class _Fold(LargeText):
             self.plan.rows * k.size_i * itemsize,
             self.plan.panel * k.size_j * itemsize,
             self.plan.span * self.shared_size * width * itemsize,
+            self.plan.steps * width * itemsize if self.ranking else 0,
             *map(self.state_bytes, self.numbers),
         )
         self.offsets, self.nbytes = [], 0
@@ -420,12 +424,13 @@ class _Fold(LargeText):
             for n in self.ranking:
                 terms = roots[n].terms
 
-                def candidates(n: int = n, terms: Sequence[Expr] = terms) -> None:
-                    found = [[self.pairs.get(e, s) for e in terms] for s in range(steps)]
+                def candidates(n: int = n, value: Expr = terms[0]) -> None:
                     nothing = self.lanes.literal(float("nan"))  # comes before nothing
-                    self.rank(n, [[self._chosen(mask, self.lanes.type, v, nothing), q] for v, q in found])
+                    found = [self.pairs.get(value, s) for s in range(steps)]
+                    found = [self._chosen(mask, self.lanes.type, v, nothing) for v in found]
+                    self.rank(n, found, self.column_number)
 
-                self._over(n, candidates, terms)
+                self._over(n, candidates, terms[:1])
         return running
 
     def _write(self, values: Sequence[Expr], steps: int) -> None:

@@ -243,6 +243,12 @@ class RecordText(StateText):
             number = self.integer("add", number, step * self.plan.columns)
         return self._numbered(self.lanes, number, "i64", e.attr == self.plan.along)
 
+    def column_number(self, step: str, lane: str) -> str:
+        """The number of the column of a lane, in a step of a block."""
+        number = self.integer("add", self.first[J], "%column0")
+        number = self.integer("add", number, self.times(step, self.plan.columns))
+        return self.integer("add", number, lane) if self.plan.along == J else number
+
     def _numbered(self, lanes: Lanes, number: str, element: str, along: bool) -> str:
         """A number in every lane, or numbers from there on."""
         number = self.broadcast(lanes, number, element)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from dred.kernel.ir import Expr, Index, Kernel, Loop, Root, StateField, walk
@@ -10,6 +10,7 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_values import Operand, Text, Values
 
 ALIGNED = 64  # bytes: of everything in scratch memory
+AT_ONCE = 768  # bytes of a list of a ranking, at most, that is written at once: few enough vectors for registers
 
 Cells = dict[tuple[int, Index], str]
 """Values of components of fields."""
@@ -35,9 +36,13 @@ class StateText(Text):
                 self.dims[f] = kernel.fields[f].size // root.places
         self.ranking = [n for n, root in enumerate(kernel.roots) if root.places > 1]
         lasts = {kernel.roots[n].fields[0] for n in self.ranking}
+        self.rooms = {f: self._room(kernel.roots[n]) for n in self.ranking for f in kernel.roots[n].fields}
         self.spare = [self.dims[f] * self.lanes.width if f in lasts else 0 for f in self.numbers]
         self.merged = Values(self, self.wide, self._merge_leaf)
         self.close, self.order = (Values(self, lanes, self._order_leaf) for lanes in (self.lanes, self.one))
+        self.lists: dict[int, Values] = {}  # of all places of a list, by their number
+        self.words = set[str]()  # types of integers whose bits are counted
+        self.terms_at = ""  # values of some columns, while they are inserted into lists
         self.groups = _groups(kernel.roots)
         self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
         self.state_at: list[str] = []
@@ -65,7 +70,8 @@ class StateText(Text):
         return self.near_rows.whole(self.near_rows.none) if field.number else self.lanes.literal(field.identity)
 
     def state_bytes(self, f: int) -> int:
-        return (self.kernel.fields[f].size * self.lanes.width + self.spare[f]) * self.itemsize(f)
+        size = self.dims[f] * self.rooms[f] if f in self.rooms else self.kernel.fields[f].size
+        return (size * self.lanes.width + self.spare[f]) * self.itemsize(f)
 
     def component(self, index: Index, stride: int = 1) -> list[Operand]:
         """A component number times `stride`, as operands to be added."""
@@ -141,29 +147,38 @@ class StateText(Text):
         """Lists of rows, whose places are far from each other in the state; lanes without a row let nothing near."""
         one, width, dim = self.element(f), self.lanes.width, self.dims[f]
 
-        def lane_of(component: str, lane: str) -> list[str]:
-            mine = self.integer("add", self.integer("mul", component, width), lane)
-            start = self.integer("mul", mine, places)
+        def component_of(component: str, _: list[str]) -> list[str]:
+            first = self.integer("mul", component, width)
+            lists = self.at(self.state_at[f], self.integer("mul", first, self.rooms[f]), element=one)
 
-            def place(t: str, _: list[str]) -> list[str]:
+            def place(t: str, _: list[str]) -> list[str]:  # lane by lane: they are next to each other in the state
                 theirs = self.integer("add", self.integer("mul", t, dim), component)
-                theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, lane, element=one)
-                return self._move(one, theirs, self.at(self.state_at[f], start, t, element=one), load)
+                theirs = self.at(base, self.integer("mul", theirs, "%pitch"), row, element=one)
+                mine = self.at(lists, t, element=one)
+                return self.loop(
+                    0,
+                    count,
+                    1,
+                    [],
+                    lambda lane, _: self._move(
+                        one,
+                        self.at(theirs, lane, element=one),
+                        self.at(mine, self.integer("mul", lane, self.rooms[f]), element=one),
+                        load,
+                    ),
+                )
+
+            def last(lane: str, _: list[str]) -> list[str]:
+                theirs = self.at(lists, self.integer("mul", lane, self.rooms[f]), places - 1, element=one)
+                return self._move(one, theirs, self.at(lasts, lane, element=one), True)
 
             self.loop(0, places, 1, [], place)
             if load and self.spare[f]:
-                last = self.load(one, self.at(self.state_at[f], start, places - 1, element=one), self.itemsize(f))
-                at = self.at(self.state_at[f], mine, -self.spare[f], element=one)
-                self.store(one, last, at, self.itemsize(f))
-            return []
-
-        def component_of(component: str, _: list[str]) -> list[str]:
-            if load and self.spare[f]:
+                lasts = self.at(self.state_at[f], first, -self.spare[f], element=one)
                 nothing = self.lanes.literal(-self.kernel.fields[f].identity)
-                at = self.integer("mul", component, width)
-                at = self.at(self.state_at[f], at, -self.spare[f], element=one)
-                self.store(self.lanes.of(one), nothing, at, self.aligned(f))
-            return self.loop(0, count, 1, [], lambda lane, _: lane_of(component, lane))
+                self.store(self.lanes.of(one), nothing, lasts, self.aligned(f))
+                self.loop(0, count, 1, [], last)
+            return []
 
         self.loop(0, dim, 1, [], component_of)
 
@@ -231,63 +246,135 @@ class StateText(Text):
         with values.scope():
             return values.get(e)
 
-    def rank(self, n: int, candidates: Sequence[Sequence[str]]) -> None:
-        """Inserts the terms of some columns, one after the other; seldom is any of them near enough."""
-        root = self.kernel.roots[n]
-        value = root.fields[0]
-        key = (value, root.index)
-        assert root.near is not None
-        component = self.component(root.index, self.lanes.width)
-        at = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
-        bits = f"i{self.lanes.width}"
+    def rank(self, n: int, columns: Sequence[str], number: Callable[[str, str], str]) -> None:
+        """Inserts the terms of some columns; seldom is any of them near enough.
 
-        def near(term: Sequence[str]) -> str:
+        `columns`: the values of each column, one vector; NaN comes before nothing. `number`: (column, lane) -> the row
+        number of a term.
+        """
+        root, lanes = self.kernel.roots[n], self.lanes
+        width, value = lanes.width, root.fields[0]
+        component = self.component(root.index, width)
+        lasts = self.at(self.state_at[value], *component, -self.spare[value], element=self.one.scalar)
+
+        def near(term: str) -> str:
             assert root.near is not None
-            last = self.load(self.lanes.type, at, self.aligned(value))
-            mask = self._holds(self.close, root.near, {key: last}, {key: term[0]})
-            return self.put(f"bitcast {self.lanes.mask} {mask} to {bits}")
+            key = (value, root.index)
+            last = self.load(lanes.type, lasts, self.aligned(value))
+            mask = self._holds(self.close, root.near, {key: last}, {key: term})
+            return self.put(f"bitcast {lanes.mask} {mask} to i{width}")
 
         def each() -> None:
-            for term in candidates:
-                self._rank_lanes(root, term, near(term), at)
+            size, some = len(columns) * width, "0"
+            for k, term in enumerate(columns):
+                self.store(lanes.type, term, self.at(self.terms_at, k * width, element=self.one.scalar), ALIGNED)
+                bits = near(term)
+                if len(columns) > 1:
+                    bits = self.put(f"zext i{width} {bits} to i{size}")
+                some = self.put(f"or i{size} {some}, {self.put(f'shl i{size} {bits}, {k * width}')}")
+            # none: where lists are not full yet, and all is NaN
+            any_of = self.put(f"icmp ne i{size} {some}, 0")
+            self.when(any_of, lambda: self._insert_some(root, some, size, lasts, number))
 
-        some = [near(term) for term in candidates]
-        any_of = some[0]
-        for more in some[1:]:
-            any_of = self.put(f"or {bits} {any_of}, {more}")
-        self.when(self.put(f"icmp ne {bits} {any_of}, 0"), each)
+        self.when(self.put(f"icmp ne i{width} {near(self._nearest(root, columns))}, 0"), each)
 
-    def _rank_lanes(self, root: Root, term: Sequence[str], near: str, lasts: str) -> None:
-        """Inserts a column's terms of the lanes in `near`."""
-        bits, width = f"i{self.lanes.width}", self.lanes.width
+    def _nearest(self, root: Root, columns: Sequence[str]) -> str:
+        """For each lane a value that is as near as any of some columns': one test does for all of them.
 
-        def lane_of(held: list[str]) -> tuple[str, list[str]]:
-            lane = self.put(f"call {bits} @llvm.cttz.{bits}({bits} {held[0]}, i1 true)")
-            lane = self.put(f"zext {bits} {lane} to i64")
-            kinds = [self.lanes.type, self.lanes.number]
-            self._insert(
-                root,
-                [self.put(f"extractelement {kind} {v}, i64 {lane}") for kind, v in zip(kinds, term, strict=True)],
-                [*self.component(root.index, width), lane],
-                self.at(lasts, lane, element=self.one.scalar),
-            )
-            rest = self.put(f"and {bits} {held[0]}, {self.put(f'sub {bits} {held[0]}, 1')}")
-            return self.put(f"icmp ne {bits} {rest}, 0"), [rest]
+        What is NaN leaves the value of the columns before as it is. It begins with a number, so it is one.
+        """
+        lanes, none = self.lanes, self.kernel.fields[root.fields[0]].identity
+        if len(columns) == 1:
+            return columns[0]
+        nearest, compare = lanes.literal(none), "olt" if none > 0 else "ogt"
+        for term in columns:  # one instruction: the minimum, or the maximum
+            nearer = self.put(f"fcmp {compare} {lanes.type} {term}, {nearest}")
+            nearest = self.put(f"select {lanes.mask} {nearer}, {lanes.type} {term}, {lanes.type} {nearest}")
+        return nearest
 
-        def lanes() -> None:
-            self.repeat([(bits, near)], lane_of)
+    def _insert_some(self, root: Root, some: str, size: int, lasts: str, number: Callable[[str, str], str]) -> None:
+        """Inserts the terms whose bits are set in `some`, of `size` bits, column by column.
 
-        self.when(self.put(f"icmp ne {bits} {near}, 0"), lanes)
+        Those before may have made the last places better, so a term need not have a place any more: it finds none.
+        """
+        lanes, one, width = self.lanes, self.one.scalar, self.lanes.width
+        word, element, aligned = f"i{size}", f"i{8 * self.lanes.itemsize}", self.aligned(root.fields[0])
+        insert = self._insert_at_once if self._at_once(root) else self._insert_by_halves
+        every = ", ".join(f"{element} {k}" for k in range(width))
+        self.words.add(word)
 
-    def _insert(self, root: Root, term: Sequence[str], lane: Sequence[Operand], last: str) -> None:
-        """One term into the list of a row: after all places that it does not come before; later ones move by one."""
-        before, places = root.before, root.places
+        def term(held: list[str]) -> tuple[str, list[str]]:
+            left, last = held
+            bit = self.put(f"call {word} @llvm.cttz.{word}({word} {left}, i1 true)")
+            if size != 64:
+                bit = self.put(f"{'zext' if size < 64 else 'trunc'} {word} {bit} to i64")
+            lane, column = self.integer("and", bit, width - 1), self.integer("lshr", bit, width.bit_length() - 1)
+            value = self.load(one, self.at(self.terms_at, bit, element=one), lanes.itemsize)
+            place = [*self.component(root.index, width), lane]
+            starts = [
+                self.at(self.state_at[f], *(self.times(k, self.rooms[f]) for k in place), element=self.element(f))
+                for f in root.fields
+            ]
+            new = insert(root, [value, number(column, lane)], starts)
+            if element != "i64":
+                lane = self.put(f"trunc i64 {lane} to {element}")
+            mine = self.put(f"icmp eq {lanes.integer} {self.broadcast(lanes, lane, element)}, <{every}>")
+            last = self.put(f"select {lanes.mask} {mine}, {lanes.type} {new}, {lanes.type} {last}")
+            rest = self.put(f"and {word} {left}, {self.put(f'sub {word} {left}, 1')}")
+            return self.put(f"icmp ne {word} {rest}, 0"), [rest, last]
+
+        # last places stay in a register meanwhile: a vector that is read just after one of its lanes was written waits
+        last = self.load(lanes.type, lasts, aligned)
+        _, last = self.repeat([(word, some), (lanes.type, last)], term)
+        self.store(lanes.type, last, lasts, aligned)
+
+    def _at_once(self, root: Root) -> bool:
+        """Whether all places of a list are written when a term is inserted."""
+        return root.places * sum(map(self.itemsize, root.fields)) <= AT_ONCE
+
+    def _room(self, root: Root) -> int:
+        """Places of a list in scratch memory: whole vectors where it is written at once."""
+        width = self.lanes.width
+        return -(-root.places // width) * width if self._at_once(root) else root.places
+
+    def _insert_at_once(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """One term into the list of a row; returns the value in last place, in all lanes.
+
+        All places that the term comes before take what was in the one before them, or the term. What follows the last
+        place changes, too, and nobody reads it.
+        """
+        assert root.before is not None
+        room, width = self.rooms[root.fields[0]], self.lanes.width
+        lanes = Lanes(self.dtype, room)
+        lists = self.lists.setdefault(room, Values(self, lanes, self._order_leaf))
+        kinds = [lanes.of(self.element(f)) for f in root.fields]
+        aligned = [min(ALIGNED, room * self.itemsize(f)) for f in root.fields]
+        old = [self.load(kind, at, align) for kind, at, align in zip(kinds, starts, aligned, strict=True)]
+        new = [self.broadcast(lanes, value, self.element(f)) for f, value in zip(root.fields, term, strict=True)]
+        keys = [(f, root.index) for f in root.fields]
+        state, other = dict(zip(keys, old, strict=True)), dict(zip(keys, new, strict=True))
+        later = self._holds(lists, root.before, state, other)
+        moves = self._moved(lanes.mask, later, "zeroinitializer", room)
+        out = []
+        for kind, start, align, was, value in zip(kinds, starts, aligned, old, new, strict=True):
+            # `was` must not be the last choice: LLVM would make it a masked store, which later loads wait for
+            here = self.put(f"select {lanes.mask} {later}, {kind} {value}, {kind} {was}")
+            moved = self._moved(kind, was, "poison", room)
+            out.append(self.put(f"select {lanes.mask} {moves}, {kind} {moved}, {kind} {here}"))
+            self.store(kind, out[-1], start, align)
+        which = ", ".join([f"i32 {root.places - 1}"] * width)
+        return self.put(f"shufflevector {kinds[0]} {out[0]}, {kinds[0]} poison, <{width} x i32> <{which}>")
+
+    def _moved(self, kind: str, values: str, first: str, room: int) -> str:
+        """What is in each place goes to the next one."""
+        which = ", ".join(f"i32 {k}" for k in (room, *range(room - 1)))
+        return self.put(f"shufflevector {kind} {values}, {kind} {first}, <{room} x i32> <{which}>")
+
+    def _insert_by_halves(self, root: Root, term: Sequence[str], starts: Sequence[str]) -> str:
+        """The same for long lists: after all places that the term does not come before; later ones move by one."""
+        before, places, one = root.before, root.places, self.one.scalar
         assert before is not None
         keys = [(f, root.index) for f in root.fields]
-        starts = [
-            self.at(self.state_at[f], *(self.times(k, places) for k in lane), element=self.element(f))
-            for f in root.fields
-        ]
 
         def halved(held: list[str]) -> tuple[str, list[str]]:
             low, high = held
@@ -311,18 +398,17 @@ class StateText(Text):
                 size = self.integer("mul", self.integer("sub", places - 1, at), self.itemsize(f))
                 self.do(f"call void @llvm.memmove.p0.p0.i64(ptr {following}, ptr {here}, i64 {size}, i1 false)")
                 self.store(element, value, here, self.itemsize(f))
-            one, f = self.one.scalar, root.fields[0]
-            least = self.load(one, self.at(starts[0], places - 1, element=one), self.itemsize(f))
-            self.store(one, least, last, self.itemsize(f))
 
         self.when(self.put(f"icmp slt i64 {at}, {places}"), shift)
+        last = self.load(one, self.at(starts[0], places - 1, element=one), self.one.itemsize)
+        return self.broadcast(self.lanes, last)
 
     def declarations(self) -> str:
         """Of what rankings call."""
-        bits = f"i{self.lanes.width}"
-        return (
-            f"declare {bits} @llvm.cttz.{bits}({bits}, i1)\ndeclare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n"
-        ) * bool(self.ranking)
+        lines = [f"declare {word} @llvm.cttz.{word}({word}, i1)\n" for word in sorted(self.words)]
+        if any(not self._at_once(self.kernel.roots[n]) for n in self.ranking):
+            lines.append("declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)\n")
+        return "".join(lines)
 
 
 def _groups(roots: Sequence[Root]) -> list[list[int]]:

@@ -324,7 +324,7 @@ ALIASES = ["x = Vi(0, 3)", "y = Vj(1, 3)", "b = Vj(2, 1)"]
 CASES = [
     ("Exp(-SqDist(x,y))*b", "Sum", None),
     ("Log(1+SqDist(x,y))*Sin(b)+Powf(b,b)", "LogSumExp", None),  # with functions of the C library
-    ("SqDist(x,y)", "KMin_ArgKMin", 5),  # with memmove
+    ("SqDist(x,y)", "KMin_ArgKMin", 100),  # with memmove
 ]
 
 
