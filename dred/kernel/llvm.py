@@ -100,11 +100,10 @@ class _Fold(LargeText):
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
-        # the values of some columns are in memory where functions are called for others: never across cache lines
-        own = '"stackrealign" ' if self.ranking else ""
+        # vectors that registers do not hold are in memory, where functions are called, say: never across cache lines
         attributes = "".join(
             f'attributes #{n} = {{ {words}nounwind "prefer-vector-width"="512" }}\n'
-            for n, words in enumerate((own, "noinline "))
+            for n, words in enumerate(('"stackrealign" ', "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
         return Program(self.declarations() + text + attributes, self.nbytes, self.plan, self.kernel.hoisted)
