@@ -14,7 +14,7 @@ described in `peers.py`; which of them a row has is a matter of the form of its 
     all other rows          by differences, which lose no digits
 
 "/best" divides dred by the fastest peer of the row, "e/best" does so with `expand`. "fma" are the multiply-adds that
-a pair needs at least (an exponential counts 8 in float32 and 13 in float64; additions and comparisons are not counted,
+a pair needs at least (an exponential counts 6 in float32 and 12 in float64; additions and comparisons are not counted,
 processors have other units for them), "of fma" is their part of the rate of independent multiply-adds that one thread
 reaches in the same rounds: of `expand` where there is one in an expanded row, else of dred.
 

@@ -16,6 +16,7 @@ class PairValues(Values):
     """Values of pairs: what varies with one index alone is read from the staged records."""
 
     records: frozenset[int] = frozenset()
+    parted = False
 
     def recorded(self, e: Expr) -> bool:
         return e.id in self.records

@@ -190,7 +190,15 @@ class Values:
         (expr, column) -> operand of what is at hand already (constants, loads, records), or None: to be computed.
     groups : dict
         For a fold over a component loop (by id): the folds that share its loop.
+
+    Attributes
+    ----------
+    parted : bool
+        Whether a sum that has its loop for itself goes by every fourth component four times, at once. Where it may
+        share the loop with those of other columns it must not: its bits would depend on that.
     """
+
+    parted = True
 
     def __init__(
         self,
@@ -325,14 +333,21 @@ class Values:
             return missing
         totals = [w for f in group for w in self._everywhere(f)]
 
-        def step(held: list[str]) -> list[str]:
-            return [self._term(f, s, total) for (f, s), total in zip(totals, held, strict=True)]
-
-        carry = [(self.lanes.type, self.lanes.literal(FOLDS[f.op][1])) for f, _ in totals]
         # several sums hide each other's latency, and fill the registers; a loop inside would be written each time
         inner = any(b.op in FOLDS and loop in b.free for f in group for b in walk(f.args))
         unroll = 1 if len(totals) > 1 or inner else 4
-        for want, total in zip(totals, self.components(loop, carry, step, unroll), strict=True):
+        parts = unroll if self.parted and group[0].op == "fold" else 1
+
+        def step(held: list[str]) -> list[str]:
+            new = [self._term(f, s, total) for (f, s), total in zip(totals, held, strict=False)]
+            return [*held[len(new) :], *new]
+
+        carry = [(self.lanes.type, self.lanes.literal(FOLDS[f.op][1])) for f, _ in totals] * parts
+        found = self.components(loop, carry, step, unroll)
+        while len(found) > len(totals):  # halves in turn
+            pairs = zip(found[::2], found[1::2], strict=True)
+            found = [operation(self.text.put, self.lanes, "add", pair) for pair in pairs]
+        for want, total in zip(totals, found, strict=True):
             self._scopes[-1][self._key(want)] = total
         return []
 
