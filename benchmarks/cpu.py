@@ -239,6 +239,8 @@ def load():
 
 def header(options):
     cpus = f"{os.cpu_count()} CPUs, one thread"
+    if os.environ.get("DRED_CPU"):
+        cpus += f"; DRED_CPU={os.environ['DRED_CPU']}"
     print(f"{machine.processor()} ({machine.host().cpu}: {' '.join(machine.simd())}), {cpus}")
     found = [f"dred {dred_version}"]
     for package in dict.fromkeys(("numpy", "llvmlite", *(package for package, _ in PEERS.values()))):
