@@ -89,13 +89,17 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
         out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
     rewriting.kept = set()
     simple = all(root.places == 1 and not root.loops for root in roots)
-    return [root._replace(quick=_quickened(rewriting, root.quick) if root.quick and simple else None) for root in out]
+    bounded = {root.part for root in out if root.quick for post in root.quick.posts if post and post.most < math.inf}
+    for n, root in enumerate(out):
+        quick = root.quick if simple else None
+        rewriting.bounded = root.part in bounded
+        out[n] = root._replace(quick=_quickened(rewriting, quick) if quick else None)
+    return out
 
 
 def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
     """Quick steps with the terms of their sums rewritten."""
     steps, posts = list(quick.steps), list(quick.posts)
-    rewriting.bounded = any(post is not None and post.most < math.inf for post in posts)
     for n, post in enumerate(posts):
         if post is not None:
             state, term = steps[n].args
@@ -225,7 +229,7 @@ class _Rewriting:
         g = self.graph
         if self.approximate and a.op == "sub" and a.args[1].op == "stored":
             return self.relative(*a.args)
-        if self.bounded and a.op == "sub" and a.args[0].op == "neg":
+        if self.bounded and a.op == "sub" and a.args[0].op == "neg" and a.args[1].op == "stored":
             a = g.make("neg", self.above(a.args[0].args[0], a.args[1]))
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]

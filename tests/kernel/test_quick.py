@@ -10,6 +10,7 @@ import pytest
 from dred.formula.language import formula
 from dred.formula.node import I
 from dred.kernel import cpu, cpu_calls, cpu_schedule, hoist, llvm, lower
+from dred.kernel.ir import IJ, walk
 from dred.kernel.llvm_records import RecordText
 from dred.kernel.output import empty
 from dred.kernel.primitives import Range
@@ -429,6 +430,18 @@ def check_memory(names, monkeypatch):
                 m.setattr(np, "empty", filled)
                 found.add(packed(fold(spec, arrays, M, N)))
         assert len(found) == 1
+
+
+@pytest.mark.parametrize(("reduction", "weight"), [("LogSumExp", None), ("SoftMax", "g"), ("Max_SumShiftExp", None)])
+def test_a_pair_costs_one_exponential(reduction, weight):
+    """Whose argument begins with the reference, where a reference may stay: nothing is subtracted from the term."""
+    spec = made(reduction, "-SqDist(x,y)", ["x=Vi(3)", "y=Vj(3)", "g=Vj(2)"], weight)
+    roots = lower.lower(spec, cpu.UNROLL, hoist=True).roots
+    ops = [e.op for e in walk([step for root in roots for step in root.quick.steps]) if e.axes == IJ]
+    assert sum(op.startswith("exp2s") for op in ops) == 1
+    assert "exp" not in ops
+    stays = reduction != "Max_SumShiftExp"
+    assert ("exp2s_bounded" in ops, ops.count("sub"), "neg" in ops) == (stays, 3 if stays else 4, not stays)
 
 
 def test_records_that_are_not_written_are_noticed(monkeypatch, forget):
