@@ -89,10 +89,10 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
         out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
     rewriting.kept = set()
     simple = all(root.places == 1 and not root.loops for root in roots)
-    bounded = {root.part for root in out if root.quick for post in root.quick.posts if post and post.most < math.inf}
+    staying = {root.part for root in out if root.quick for post in root.quick.posts if post and post.most < math.inf}
     for n, root in enumerate(out):
         quick = root.quick if simple else None
-        rewriting.bounded = root.part in bounded
+        rewriting.staying = root.part in staying
         out[n] = root._replace(quick=_quickened(rewriting, quick) if quick else None)
     return out
 
@@ -139,7 +139,7 @@ class _Rewriting:
         self.numbers, self.approximate = NUMBERS[dtype], approximate
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
-        self.bounded = False  # whether it is looked at if powers of two are large
+        self.staying = False  # whether terms are read by exponentials alone that refer to a term which stays
 
     def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
         """What leaves a sum; NaN in rows where the sum without it may have lost what counts. None: it has to stay."""
@@ -229,7 +229,8 @@ class _Rewriting:
         g = self.graph
         if self.approximate and a.op == "sub" and a.args[1].op == "stored":
             return self.relative(*a.args)
-        if self.bounded and a.op == "sub" and a.args[0].op == "neg" and a.args[1].op == "stored":
+        staying = self.staying and a.op == "sub" and a.args[1].op == "stored"
+        if staying and a.args[0].op == "neg":
             a = g.make("neg", self.above(a.args[0].args[0], a.args[1]))
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
@@ -253,7 +254,7 @@ class _Rewriting:
         exponent = g.make("mul", q, scale)
         if self.approximate:
             return g.make("approx_exp2", exponent)
-        power = ("exp2s", "exp2s_rise", "exp2s_fall")[sign] if not self.bounded else "exp2s_bounded"
+        power = "exp2s_stay" if staying else ("exp2s", "exp2s_rise", "exp2s_fall")[sign]
         return g.make("mul", g.make(power, exponent), self.unit)
 
     def above(self, a: Expr, reference: Expr) -> Expr:

@@ -45,39 +45,29 @@ def exp2(c: Code, x: Value) -> Value:
     return _scaled(c, c.fma(r, c.polynomial(table.EXP2[c.lanes.dtype], r), 1.0), k)
 
 
-def exp2s(c: Code, a: Value, falls: bool = True) -> Value:
-    """2^(a + SHIFT) as `RANGES` says; `falls`: the exponent may be below 0."""
+def exp2s(c: Code, a: Value, falls: bool = True, rises: bool = True, vanishes: bool = True) -> Value:
+    """2^(a + SHIFT) as `RANGES` says; `falls`, `rises`: the exponent may be below 0, or above.
+
+    Of all powers the one for `low` is taken away: that leaves 0 there. What is left elsewhere is never denormal, for
+    the shift is large enough; processors may take a hundred times as long for such numbers. With or without AVX-512
+    nothing but this difference is rounded. Where a power need not vanish (`vanishes`), it is a small normal number.
+    """
     (low, high), shift = RANGES[c.lanes.dtype], SHIFT[c.lanes.dtype]
-    if c.native:
-        return _scaled_power(c, a, shift, a.exceeds(low + 0.5) if falls else None)
+    least = -(2.0 ** (low + shift))
+    if not vanishes:
+        low = float(2 - c.bias - shift)
     if falls:
-        a = c.max(low, a)  # there the power is 0
-    # 2^(a + 1) 2^(shift - 1), for at `high` the power is the largest one
-    return _product_of_powers(c, c.min(high, a), 1, shift - 1)
-
-
-def exp2s_fall(c: Code, a: Value, bound: float = math.inf) -> Value:
-    """2^(a + SHIFT), where it is denormal, too; for a well below the largest exponent, or cut off at a bound."""
-    shift = SHIFT[c.lanes.dtype]
+        a = c.max(low, a)
     if c.native:
-        return _scaled_power(c, a, shift)
-    if bound < math.inf:
-        a = c.min(bound, a)
-    # 2^(a - shift) 2^(2 shift), for at the least result that is not 0 the power is the smallest one, and below it is 0
-    return _product_of_powers(c, c.max(-(2 * shift + c.bias), a), -shift, 2 * shift)
-
-
-def _scaled_power(c: Code, a: Value, shift: int, where: Value | None = None) -> Value:
-    """2^(a + shift) = 2^n 2^(r + shift); 0 in lanes that are not in `where`."""
-    n = c.nearest(a)
-    return c.scaled(_power_of_fraction(c, a - n, shift), n, where)
-
-
-def _product_of_powers(c: Code, a: Value, first: int, second: int) -> Value:
-    """2^(a + first + second) = 2^(r + first) 2^(n + second), where the latter is normal, 0 or infinite."""
-    magic = 1.5 * 2**c.mantissa + second + c.bias  # see `Code.rounded`; the low bits are n + second + bias
+        n = c.nearest(a)
+        power = c.scaled(_power_of_fraction(c, a - n, shift), n)
+        return power + least if falls and vanishes else power
+    if rises:
+        a = c.min(high, a)  # there the power of 2 is the largest one, and twice that is infinite
+    magic = 1.5 * 2**c.mantissa + (shift - 1 + c.bias)  # see `Code.rounded`; the low bits are n + shift - 1 + bias
     t = a + magic
-    return _power_of_fraction(c, a - (t - magic), first) * c.power(t.bits())
+    fraction, power = _power_of_fraction(c, a - (t - magic), 1), c.power(t.bits())
+    return c.fma(fraction, power, least) if falls and vanishes else fraction * power
 
 
 def _power_of_fraction(c: Code, r: Value, shift: int) -> Value:

@@ -155,10 +155,6 @@ class Value:
     def __gt__(self, other: Value | float) -> Value:
         return self._compare("ogt", other)
 
-    def exceeds(self, other: Value | float) -> Value:
-        """True for NaN as well."""
-        return self._compare("ugt", other)
-
     def equals(self, other: Value | float) -> Value:
         if self.kind == self.code.lanes.integer:
             return self._compare("eq", other, "icmp")
@@ -311,19 +307,14 @@ class Code:
         """The integer nearest to x, halfway the even one, as a number; NaN and infinities are themselves."""
         return self._native("rndscale", f"{x.kind} {x.name}, i32 8")
 
-    def scaled(self, x: Value, n: Value, where: Value | None = None) -> Value:
-        """x 2^n for an integer n, rounded once; 0 in lanes that are not in `where`.
+    def scaled(self, x: Value, n: Value) -> Value:
+        """x 2^n for an integer n, rounded once. Where n is infinite a factor x that comes of inf - inf is none."""
+        return self._native("scalef", f"{x.kind} {x.name}, {n.kind} {n.name}")
 
-        NaN times 2^-inf is 0, NaN times 2^inf infinite: for 2^n with infinite n, a factor that comes of inf - inf.
-        """
-        return self._native("scalef", f"{x.kind} {x.name}, {n.kind} {n.name}", where)
-
-    def _native(self, name: str, operands: str, where: Value | None = None) -> Value:
-        """An instruction of AVX-512; 0 in lanes that are not in `where`."""
-        T, bits = self.lanes.type, f"i{self.lanes.width}"
-        mask = "-1" if where is None else self.put(f"bitcast {where.kind} {where.name} to {bits}")
-        kind = "ps" if self.single else "pd"
-        more = f"{T} zeroinitializer, {bits} {mask}, i32 4"  # 4: the rounding that is set
+    def _native(self, name: str, operands: str) -> Value:
+        """An instruction of AVX-512."""
+        T, kind = self.lanes.type, "ps" if self.single else "pd"
+        more = f"{T} zeroinitializer, i{self.lanes.width} -1, i32 4"  # in all lanes, by the rounding that is set
         return self.write(f"call {T} @llvm.x86.avx512.mask.{name}.{kind}.512({operands}, {more})", T)
 
     def rarely(self, where: Value, name: str, x: Value, usual: Sequence[Value]) -> tuple[Value, ...]:

@@ -9,7 +9,7 @@ from functools import partial
 from dred.kernel import llvm_angles as angles
 from dred.kernel import llvm_exponentials as exponentials
 from dred.kernel.llvm_lanes import Code, Lanes, Put, Value
-from dred.kernel.primitives import BOUND, PRIMITIVES
+from dred.kernel.primitives import PRIMITIVES
 
 __all__ = ["Lanes", "Put", "declared", "operation"]
 
@@ -22,8 +22,8 @@ INLINE: dict[str, Recipe] = {
     "exp": exponentials.exp,
     "exp2": exponentials.exp2,
     "exp2s": exponentials.exp2s,
-    "exp2s_fall": exponentials.exp2s_fall,
-    "exp2s_bounded": partial(exponentials.exp2s_fall, bound=BOUND),
+    "exp2s_fall": partial(exponentials.exp2s, rises=False),
+    "exp2s_stay": partial(exponentials.exp2s, vanishes=False),
     "exp2s_rise": partial(exponentials.exp2s, falls=False),
 }
 """Written where they are used: short, or where time matters most."""

@@ -31,29 +31,23 @@ def _erf(a: Any) -> Any:
     return np.frompyfunc(math.erf, 1, 1)(a)
 
 
-SHIFT = {"float32": 24, "float64": 53}  # `exp2s` is larger than the power of 2 by so many bits: no result is denormal
+SHIFT = {"float32": 48, "float64": 105}  # `exp2s` is larger than the power of 2 by so many bits
 
 
 class Range(NamedTuple):
-    """Exponents that `exp2s` tells apart: up to half above `low` it is 0, from `high` on infinite."""
+    """Numbers from `low` to `high`."""
 
     low: float
     high: float
 
 
-RANGES = {"float32": Range(-150.0, 104.0), "float64": Range(-1075.0, 971.0)}  # 2^-149.5 is rounded to 0
-
-
-BOUND = 64.0
+# exponents that `exp2s` tells apart: up to `low`, where a power of 2 is rounded to 0, it is 0; from `high` on infinite
+RANGES = {"float32": Range(-150.0, 80.0), "float64": Range(-1075.0, 919.0)}
 
 
 def _exp2s(a: Any) -> Any:
     name = np.asarray(a).dtype.name
-    return np.where(a <= RANGES[name].low + 0.5, a.dtype.type(0), _exp2s_fall(a))
-
-
-def _exp2s_fall(a: Any) -> Any:
-    return np.exp2(a + SHIFT[np.asarray(a).dtype.name])
+    return np.where(a <= RANGES[name].low, a.dtype.type(0), np.exp2(a + SHIFT[name]))
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ class Primitive:
     library: str = ""
 
 
-def _scaled_power(numpy: Callable[..., Any], cost: float) -> Primitive:
-    return Primitive(1, numpy, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 24 : 53))", cost)
+def _scaled_power(cost: float) -> Primitive:
+    return Primitive(1, _exp2s, "", "exp2{f}({0} + (sizeof({T}) == 4 ? 48 : 105))", cost)
 
 
 def _compare(symbol: str, llvm: str, numpy: Callable[..., Any]) -> Primitive:
@@ -139,12 +133,12 @@ PRIMITIVES: dict[str, Primitive] = {
     "sqrt": _intrinsic("sqrt", "sqrt", np.sqrt, 8),
     "exp": _function("exp", np.exp, 20),
     "exp2": _function("exp2", np.exp2, 21),
-    # 2^(a + SHIFT) as `RANGES` says; for arguments that are known not to be above 0; for those not to be below; where
-    # of a result for arguments above BOUND no more counts than that it is above that for BOUND
-    "exp2s": _scaled_power(_exp2s, 14),
-    "exp2s_fall": _scaled_power(_exp2s_fall, 12),
-    "exp2s_rise": _scaled_power(_exp2s, 12),
-    "exp2s_bounded": _scaled_power(_exp2s_fall, 13),
+    # 2^(a + SHIFT) as `RANGES` says; for arguments that are known not to be above 0; for those not to be below; for
+    # terms beside much larger ones, where it need not be 0
+    "exp2s": _scaled_power(14),
+    "exp2s_fall": _scaled_power(12),
+    "exp2s_rise": _scaled_power(12),
+    "exp2s_stay": _scaled_power(13),
     # of a GPU's special function unit: within 2 ulp; of a power of 2, what would be denormal is 0
     "approx_exp2": _approximate("exp2", np.exp2),
     "approx_sqrt": _approximate("sqrt", np.sqrt),

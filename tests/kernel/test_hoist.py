@@ -64,7 +64,7 @@ def test_what_varies_with_the_row_alone_leaves_the_sum():
     kernel = lower(made("e*Sqrt(g)*Exp(-g*SqDist(x,y))*b*2"), 8, hoist=True)
     (root,) = kernel.roots
     (post,) = root.posts
-    assert post.scale == 2.0**-23  # 2, and what `exp2s` is too large by
+    assert post.scale == 2.0**-47  # 2, and what `exp2s` is too large by
     assert {e.attr.ind for e in walk([post.factor]) if e.op == "load"} == {3, 4}
     assert not any(e.op == "load" and e.attr.ind == 4 for e in walk(root.steps))
 

@@ -441,7 +441,7 @@ def test_a_pair_costs_one_exponential(reduction, weight):
     assert sum(op.startswith("exp2s") for op in ops) == 1
     assert "exp" not in ops
     stays = reduction != "Max_SumShiftExp"
-    assert ("exp2s_bounded" in ops, ops.count("sub"), "neg" in ops) == (stays, 3 if stays else 4, not stays)
+    assert ("exp2s_stay" in ops, ops.count("sub"), "neg" in ops) == (stays, 3 if stays else 4, not stays)
 
 
 def test_records_that_are_not_written_are_noticed(monkeypatch, forget):
