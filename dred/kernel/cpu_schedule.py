@@ -19,11 +19,11 @@ FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are co
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
 PART = 1e7  # and those that are worth states of their own
+STATES = 1 << 25  # bytes of the states of all parts, at most
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
 RANKED = (8, 45)  # the same of a short ranking
 SUMS = ("add", "fma")  # steps that add up
-STATES = 1 << 25  # bytes of the states of all parts, at most
 
 
 class Schedule(NamedTuple):

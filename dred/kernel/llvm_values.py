@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dred.formula.node import J
-from dred.kernel.ir import FOLDS, Expr, Loop, walk
+from dred.kernel.ir import FOLDS, Expr, Loop, maximal, walk
 from dred.kernel.llvm_math import Lanes, operation
 
 STRAIGHT = 1000  # instructions of a basic block: LLVM's time grows with the square of their number
@@ -278,19 +278,8 @@ class Values:
 
     def lasting(self, roots: Iterable[Expr]) -> list[Expr]:
         """What some values read that is the same in all columns."""
-        found: dict[int, Expr] = {}
-        seen: set[int] = set()
-        stack = list(roots)
-        while stack:
-            e = stack.pop()
-            if e.id in seen:
-                continue
-            seen.add(e.id)
-            if not e.axes & J:
-                found[e.id] = e
-            elif not self.recorded(e):
-                stack.extend(e.args)
-        return [found[key] for key in sorted(found)]
+        found = maximal(list(roots), lambda e: not e.axes & J or self.recorded(e))
+        return [e for e in found if not e.axes & J]
 
     def recorded(self, e: Expr) -> bool:
         """Whether a value is read from a record, so that its arguments are not wanted."""

@@ -446,12 +446,19 @@ def test_texts_that_are_staggered():
 
 
 def test_short_steps_are_staggered():
-    """The text of a Gaussian: eight roots of the exponent's fraction are begun before the first power is done."""
+    """The text of a Gaussian: the differences of the fourth column are there before the power of the first is."""
     lines = program(make("Exp(-g*SqDist(x,y))*b")).text.splitlines()
     start = next(n for n, line in enumerate(lines) if "fsub <16 x float>" in line)
     ends = [n for n, line in enumerate(lines[start:]) if "shl <16 x i32>" in line][:8]
     begins = [n for n, line in enumerate(lines[start:]) if "fsub <16 x float>" in line]
     assert begins[3 * 3] < ends[0]  # the fourth step's differences
+
+
+def test_vectors_on_the_stack_are_aligned():
+    """Else they lie across cache lines, or not, by the size of the environment."""
+    text = program(make("Exp(-g*SqDist(x,y))*b")).text
+    (number,) = re.findall(r"define void @fold\(.*\) #(\d+) {", text)
+    assert '"stackrealign"' in next(line for line in text.splitlines() if line.startswith(f"attributes #{number} "))
 
 
 @pytest.mark.parametrize(
