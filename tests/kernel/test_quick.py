@@ -159,16 +159,16 @@ def test_sums_of_exponentials_of_any_shape(seed):
             check_exponentials(reduction, order, str(rng.choice(["float32", "float64"])), D, G, M, N, seed)
 
 
-def jumps():
+def jumps(reduction="Max_SumShiftExp"):
     """The largest error of sums whose reference rises by something, in the middle of a chain."""
-    spec = made("Max_SumShiftExp", "f+z", ["f=Vj(1)", "z=Vi(1)"])
+    spec = made(reduction, "f+z", ["f=Vj(1)", "z=Vi(1)"])
     rng = np.random.default_rng(0)
     worst = 0.0
     for jump in (2, 4, 6, 9, 20, 40, 80):
         f, z = np.zeros((192, 1), "f4"), rng.random((800, 1), dtype="f4")
         f[84] = jump
-        m, s = fold(spec, [f, z], 800, 192)
         top, want, _ = exponentials(f + z[:, None], 1.0)
+        m, s = rebased(spec, fold(spec, [f, z], 800, 192), [top.T])
         np.testing.assert_array_equal(m.T, top)
         worst = max(worst, np.abs(s.T / want - 1).max())
     return worst
@@ -181,6 +181,15 @@ def test_a_term_far_above_the_reference_costs_no_digits():
 def test_a_chain_that_refers_too_far_down_is_noticed(monkeypatch, forget):
     monkeypatch.setattr(lower, "BEYOND", 1000)
     assert jumps() > 1e-6
+
+
+def test_a_reference_that_stays_does_so_as_long_as_terms_are_near():
+    assert jumps("LogSumExp") < 1e-6
+
+
+def test_a_reference_that_stays_too_far_down_is_noticed(monkeypatch, forget):
+    monkeypatch.setattr(lower, "MOST", 2.0**78)
+    assert jumps("LogSumExp") > 1e-6
 
 
 def check_reference(drop):
