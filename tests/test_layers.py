@@ -46,6 +46,7 @@ ORDER = [
     "dred.kernel.pattern",
     "dred.kernel.batches",
     "dred.kernel.hoist",
+    "dred.kernel.exponents",
     "dred.kernel.pieces",
     "dred.kernel.lower",
     "dred.kernel.flat",

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from dred.formula.node import I, J
 from dred.kernel import disk, sources
 from dred.kernel.cpu_calls import Call, Share, listed, whole
 from dred.kernel.cpu_schedule import Schedule, split
+from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
@@ -32,9 +33,14 @@ from dred.kernel.threads import thread_count
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CACHED = 128  # compiled kernels that are kept
+MANY = 1 << 25  # pairs, to look at all rows of the arrays for what exponents may be,
+ROWS = 512  # and how many there are for a row
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
 
 State = tuple[NDArray[Any], ...]
+T = TypeVar("T")
+Keep = Callable[[bytes], None]
+"""Writes an entry to disk."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Compiled:
     engine: Any
 
 
-_kernels: OrderedDict[str, Compiled] = OrderedDict()
+_kernels: OrderedDict[str, Any] = OrderedDict()  # and their exponents
 _lookup, _compile = threading.Lock(), threading.Lock()
 
 
@@ -114,7 +120,10 @@ def fold(
         return tuple(np.array(field, order="C") for field in state)
     arrays = _checked(spec, arrays, M, N, batches)
     along, parts = split(spec, M, N, batches) if pattern is None else (I, ((0, N),))
-    kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
+    pairs = batches * (M * N if pattern is None else pattern.pairs)
+    looked = pairs > max(MANY, ROWS * batches * (M + N))
+    moderate = looked and exponents(spec).moderate(spec.dtype, arrays, state)
+    kernel, careful = compiled(spec, along, moderate=moderate), partial(compiled, spec, along, hoist=False)
     count = thread_count() if threads is None else threads
     return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count, batches, pattern)
 
@@ -218,7 +227,7 @@ def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, b
     return [np.ascontiguousarray(a) for a in arrays]
 
 
-def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
+def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> Compiled:
     """The machine code of a kernel, compiled once per process however many threads ask, or found on disk.
 
     What is found has no text in its program: a kernel is neither lowered nor written for that.
@@ -230,23 +239,47 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
         What the lanes are: I or J.
     hoist : bool
         See `lower`.
+    moderate : bool
+        Whether exponents are known to be moderate (see `dred.kernel.exponents`). No bit depends on it.
     """
-    name = f"{spec.digest} {along} {hoist}"
+    name = f"{spec.digest} {along} {hoist} {moderate}"
     if (found := _find(name)) is not None:
+        return cast(Compiled, found)
+    machine = chosen()
+
+    def make(keep: Keep) -> Compiled:
+        kernel = lower(spec, UNROLL, hoist)
+        program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling, moderate)
+        return build(program, kernel.cost, *machine[:2], keep=keep)
+
+    return _once(name, machine.key, _unpacked, make)
+
+
+def exponents(spec: KernelSpec) -> Exponents:
+    """The exponents of a kernel, read off it once per process, or found on disk."""
+
+    def make(keep: Keep) -> Exponents:
+        found = Exponents.of(lower(spec, UNROLL, hoist=True))
+        keep(found.written())
         return found
+
+    return _once(f"{spec.digest} exponents", "", Exponents.read, make)
+
+
+def _once(name: str, machine: str, read: Callable[[bytes], T | None], make: Callable[[Keep], T]) -> T:
+    """What is remembered under a name; or else read from what is kept on disk; or else made, and kept."""
+    if (found := _find(name)) is not None:
+        return cast(T, found)
     with _compile:
         if (found := _find(name)) is not None:
-            return found
-        machine = chosen()
+            return cast(T, found)
         version = sources.digest()
         store = disk.default() if version else disk.Store(None)
-        key = "\n".join(("cpu", name, version or "", machine.key))
+        key = "\n".join(("cpu", name, version or "", machine))
         entry = store.read(key)
-        new = None if entry is None else _unpacked(entry)
+        new = None if entry is None else read(entry)
         if new is None:
-            kernel = lower(spec, UNROLL, hoist)
-            program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling)
-            new = build(program, kernel.cost, *machine[:2], keep=lambda entry: store.write(key, entry))
+            new = make(lambda entry: store.write(key, entry))
         with _lookup:
             _kernels[name] = new
             while len(_kernels) > CACHED:
@@ -254,11 +287,11 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
         return new
 
 
-def _find(digest: str) -> Compiled | None:
+def _find(name: str) -> Any:
     with _lookup:
-        if digest in _kernels:
-            _kernels.move_to_end(digest)
-        return _kernels.get(digest)
+        if name in _kernels:
+            _kernels.move_to_end(name)
+        return _kernels.get(name)
 
 
 def build(
@@ -266,7 +299,7 @@ def build(
     cost: float = 1.0,
     cpu: str | None = None,
     features: str | None = None,
-    keep: Callable[[bytes], None] | None = None,
+    keep: Keep | None = None,
 ) -> Compiled:
     """Machine code of a program, for this machine or for the CPU and features that are named.
 

@@ -30,8 +30,8 @@ class RecordText(StateText):
     Values of pairs that the components of a large state read lie (step of the chain, values, lanes).
     """
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool) -> None:
-        super().__init__(kernel, dtype, acc, plan.lanes, scaling)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool, moderate: bool) -> None:
+        super().__init__(kernel, dtype, acc, plan.lanes, scaling, moderate)
         self.plan = plan
         self.slots = {I: {e.id: at for e, at in kernel.slots_i}, J: {e.id: at for e, at in kernel.slots_j}}
         self.sizes = {I: kernel.size_i, J: kernel.size_j}
