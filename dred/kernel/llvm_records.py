@@ -11,6 +11,8 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_state import Cells, StateText
 from dred.kernel.llvm_values import Operand, Values, below
 
+FETCHED = 16  # values of a row, at most, that are asked for before they are needed: longer ones take longer to work on
+
 
 class PairValues(Values):
     """Values of pairs: what varies with one index alone is read from the staged records."""
@@ -81,6 +83,7 @@ class RecordText(StateText):
 
             def tile(k: str, _: list[str]) -> list[str]:
                 self.row, self.wide_loads = self.integer("add", first, k), {}
+                self._fetch(axis)
                 self._stage(slots, self.at(records, self.integer("mul", k, size), element=self.one.scalar), width, True)
                 return []
 
@@ -95,6 +98,17 @@ class RecordText(StateText):
             return []
 
         self.loop(whole, self.integer("and", self.integer("add", count, width - 1), -width), 1, [], lane)
+
+    def _fetch(self, axis: int) -> None:
+        """Asks for the rows of the next panel, which come while this one is computed with."""
+        for ind, dim, axes in self.kernel.loads:
+            if axes == axis and dim <= FETCHED:
+                first = self.integer("add", self.row, self.plan.panel)
+                there = self.at(self.base[ind], self.times(first, dim), element=self.one.scalar)
+                for line in range(0, dim * self.lanes.nbytes, 64):
+                    self.do(
+                        f"call void @llvm.prefetch.p0(ptr {self.at(there, line, element='i8')}, i32 0, i32 3, i32 1)"
+                    )
 
     def stride(self, axis: int) -> int:
         """Distance between values of a record."""
