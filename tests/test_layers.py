@@ -45,6 +45,8 @@ ORDER = [
     "dred.kernel.spec",
     "dred.kernel.pattern",
     "dred.kernel.batches",
+    "dred.kernel.cost",
+    "dred.kernel.scales",
     "dred.kernel.hoist",
     "dred.kernel.exponents",
     "dred.kernel.pieces",

@@ -145,7 +145,7 @@ def _summed(kernel: Kernel) -> bool:
 def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
-    text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
+    text = sum(PRIMITIVES[e.op].cost for e in pair if e.op in PRIMITIVES)
     ranked = any(root.places > 1 for root in kernel.roots)
     if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots) or (ranked and text > RANKED[1]):
         return 4 if chain % 4 == 0 else 1
