@@ -117,7 +117,7 @@ class Genred(Routine):
     use_fast_math : bool
         True: in sums and log-sum-exps, the number or parameter c of ``Exp(c*q)`` goes into the rows that q is made of,
         where that spares instructions: ``Exp(-g*SqDist(x, y))`` is computed of ``Sqrt(g)*x`` and ``Sqrt(g)*y``. Then
-        the exponent errs by about c*|x|*|x - y|*eps (eps: 6e-8 in float32, 1e-16 in float64) and not by c*|x - y|^2*eps,
+        the exponent errs by about c*|x|*|x - y|*eps (eps: 6e-8 in float32, 1e-16 in float64), not by c*|x - y|^2*eps,
         which is worse for points that are far from the origin, compared with their distances. Everything else has its
         full precision.
     expand : bool

@@ -59,8 +59,9 @@ class Exponents(NamedTuple):
             for f, term, merge in zip(root.fields, root.terms, root.merge, strict=False)
             if merge.op in ("max", "min")
         }
-        read = walk([e.args[0] for e in found])
-        read = walk([*read, *(terms[e.attr.field] for e in read if e.op == "stored" and e.attr.field in terms)])
+        exponents = walk([e.args[0] for e in found])
+        met = walk([terms[e.attr.field] for e in exponents if e.op == "stored" and e.attr.field in terms])
+        read = [*met, *(e for e in exponents if e not in met)]  # terms before what is one of them
         if any(e.free or e.op in FOLDS or (e.op == "stored" and e.attr.field not in terms) for e in read):
             return Exponents()
         places = {e.id: n for n, e in enumerate(read)}

@@ -124,6 +124,16 @@ def test_a_reference_that_has_been_met_before_counts():
         assert found.moderate("float32", arrays, state) is fine
 
 
+@TYPES
+def test_references_of_scaled_rows(dtype):
+    """They are terms that are written otherwise."""
+    spec = Genred("-SqDist(x,y)", ALIASES, "LogSumExp", axis=1, use_fast_math=True).spec(dtype)
+    x = np.random.default_rng(3).random((20, 2)).astype(dtype)
+    assert of(spec).powers
+    assert of(spec).moderate(dtype, [x, x], empty(spec, 20))
+    assert not of(spec).moderate(dtype, [x, 100 * x], empty(spec, 20))
+
+
 def test_rows_are_all_looked_at():
     spec, found = ready("gaussian", "float64")
     for M in (1, 63, 64, 65, 200):
