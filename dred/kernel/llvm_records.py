@@ -100,14 +100,14 @@ class RecordText(StateText):
         self.loop(whole, self.integer("and", self.integer("add", count, width - 1), -width), 1, [], lane)
 
     def _fetch(self, axis: int) -> None:
-        """Asks for the rows of the next panel, which come while this one is computed with."""
+        """Asks for the rows of the next panel: they come into the L2 cache while this one is computed with."""
         for ind, dim, axes in self.kernel.loads:
             if axes == axis and dim <= FETCHED:
                 first = self.integer("add", self.row, self.plan.panel)
                 there = self.at(self.base[ind], self.times(first, dim), element=self.one.scalar)
                 for line in range(0, dim * self.lanes.nbytes, 64):
                     self.do(
-                        f"call void @llvm.prefetch.p0(ptr {self.at(there, line, element='i8')}, i32 0, i32 3, i32 1)"
+                        f"call void @llvm.prefetch.p0(ptr {self.at(there, line, element='i8')}, i32 0, i32 2, i32 1)"
                     )
 
     def stride(self, axis: int) -> int:
