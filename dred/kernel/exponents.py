@@ -13,21 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dred.kernel.ir import FOLDS, Expr, Kernel, walk
+from dred.kernel.ir import FOLDS, Expr, Kernel, Loop, walk
 from dred.kernel.primitives import RANGES, SHIFT, Range
 
 LIMITED = ("exp2s", "exp2s_fall", "exp2s_rise", "exp2s_stay")
 MARGIN = 4.0  # powers of 2 that bounds keep away from where limits, and what they leave, are noticed
 
 Bounds = NDArray[Any]
-"""The least and the greatest value, as arithmetic in the compute type gives them; a constant NaN is NaN twice."""
+"""The least and the greatest value (2, n), as arithmetic in the compute type gives them: n is 1, or the turns of a loop
+over components that the value is in. A constant NaN is NaN twice."""
 
 
 class Step(NamedTuple):
     """One value: an operation on earlier ones by their numbers.
 
-    Besides operations there are "load" (attr: position and component of a variable), "const" (attr: the number) and
-    "stored" (attr: a field of the state; its argument is the term of it). What else there is may be anything.
+    Besides operations there are "load" (attr: position of a variable, its first component, steps from one to the next,
+    and how many of them), "const" (attr: the number), "stored" (attr: a field of the state; its argument is the term of
+    it) and those of `FOLDS` (attr: turns). What else there is may be anything.
     """
 
     op: str
@@ -42,7 +44,7 @@ class Exponents(NamedTuple):
     ----------
     steps : tuple of Step
     powers : tuple of (str, int)
-        Operations of `LIMITED`, and the steps of their arguments. Empty: there are none, or in component loops alone.
+        Operations of `LIMITED`, and the steps of their arguments. Empty: there are none, or in loops in loops.
     """
 
     steps: tuple[Step, ...] = ()
@@ -50,7 +52,7 @@ class Exponents(NamedTuple):
 
     @staticmethod
     def of(kernel: Kernel) -> Exponents:
-        """Those of a kernel. Beside long vectors an exponential is nothing: loops over components are left alone."""
+        """Those of a kernel."""
         roots = [e for root in kernel.roots for e in (*root.steps, *(root.quick.steps if root.quick else ()))]
         found = [e for e in walk(roots) if e.op in LIMITED]
         terms = {  # of fields that are one of them
@@ -62,7 +64,8 @@ class Exponents(NamedTuple):
         exponents = walk([e.args[0] for e in found])
         met = walk([terms[e.attr.field] for e in exponents if e.op == "stored" and e.attr.field in terms])
         read = [*met, *(e for e in exponents if e not in met)]  # terms before what is one of them
-        if any(e.free or e.op in FOLDS or (e.op == "stored" and e.attr.field not in terms) for e in read):
+        nested = any(len(e.free) > 1 or (e.op in FOLDS and e.free) for e in read)
+        if nested or any(e.op == "stored" and e.attr.field not in terms for e in read):
             return Exponents()
         places = {e.id: n for n, e in enumerate(read)}
         steps = tuple(Step(e.op, *_described(e, places, terms)) for e in read)
@@ -97,23 +100,29 @@ class Exponents(NamedTuple):
         known: dict[int, Bounds] = {}
         with np.errstate(all="ignore"):
             for op, args, attr in self.steps:
+                given = [values[n] for n in args]
                 if op == "const":
-                    values.append(np.full(2, attr[0], dtype))
+                    values.append(np.full((2, 1), attr[0], dtype))
                     continue
                 if op == "load":
-                    ind, k = map(int, attr)
+                    ind, first, step, turns = map(int, attr)
                     if ind not in known:
                         known[ind] = _extremes(arrays[ind])
-                    bounds = known[ind][:, k]
+                    bounds = known[ind][:, first + step * np.arange(turns)]
                 elif op == "stored":  # terms that have been met, here or before
                     before = state[int(attr[0])]
-                    bounds = _hull(before[np.isfinite(before)], values[args[0]])
+                    bounds = _hull(before[np.isfinite(before)], *given)
+                elif op in FOLDS:
+                    bounds = TURNS[op](np.broadcast_to(given[0], (2, int(attr[0]))), axis=1, keepdims=True)
                 else:
-                    bounds = RULES.get(op, _anything)(*[values[n] for n in args])
+                    bounds = RULES.get(op, _anything)(*given)
                 bounds = bounds.astype(dtype, copy=False)
                 values.append(_anything().astype(dtype) if np.isnan(bounds).any() else bounds)
             limits = {op: _limits(op, dtype) for op, _ in self.powers}
-            return all(limits[op].low <= values[n][0] and values[n][1] <= limits[op].high for op, n in self.powers)
+            return all(
+                (limits[op].low <= values[n][0]).all() and (values[n][1] <= limits[op].high).all()
+                for op, n in self.powers
+            )
 
 
 def _described(
@@ -122,8 +131,10 @@ def _described(
     if e.op == "stored":
         return (places[terms[e.attr.field].id],), (e.attr.field,)
     if e.op == "load":
-        return (), (e.attr.ind, e.attr.index.offset)
-    return tuple(places[a.id] for a in e.args), (float(e.attr),) if e.op == "const" else ()
+        ((loop, step),) = e.attr.index.terms or ((Loop(0, 1), 0),)
+        return (), (e.attr.ind, e.attr.index.offset, step, loop.length)
+    attr = (float(e.attr),) if e.op == "const" else (e.attr.length,) if e.op in FOLDS else ()
+    return tuple(places[a.id] for a in e.args), attr
 
 
 def _extremes(array: NDArray[Any]) -> Bounds:
@@ -153,20 +164,25 @@ def _limits(op: str, dtype: str) -> Range:
 # interval arithmetic --------------------------------------------------------------------------------------------------
 
 
-def _hull(*values: Any) -> Bounds:
+def _hull(*values: NDArray[Any]) -> Bounds:
     """Of all values, those that are NaN passed over: a power whose exponent is NaN is NaN, with limits and without."""
-    everything = np.concatenate(values)
-    return np.stack([np.fmin.reduce(everything), np.fmax.reduce(everything)])
+    everything = np.concatenate([np.ravel(v) for v in values])
+    return np.stack([np.fmin.reduce(everything), np.fmax.reduce(everything)])[:, None]
 
 
 def _anything(*_: Bounds) -> Bounds:
-    return np.array([-np.inf, np.inf])
+    return np.array([[-np.inf], [np.inf]])
+
+
+def _ends(a: Bounds, b: Bounds, of: Callable[..., Any]) -> Bounds:
+    """What a function gives that is monotone in both."""
+    every = [of(*np.broadcast_arrays(one, other)) for one in a for other in b]
+    return np.stack([np.min(every, axis=0), np.max(every, axis=0)])
 
 
 def _product(a: Bounds, b: Bounds) -> Bounds:
-    every = np.multiply.outer(a, b)
-    least, most = every.min(), every.max()
-    return np.stack([np.maximum(least, 0) if a is b else least, most])
+    found = _ends(a, b, np.multiply)
+    return np.stack([np.maximum(found[0], 0), found[1]]) if a is b else found
 
 
 def _fma(a: Bounds, b: Bounds, c: Bounds) -> Bounds:
@@ -177,16 +193,16 @@ def _fma(a: Bounds, b: Bounds, c: Bounds) -> Bounds:
 
 
 def _quotient(a: Bounds, b: Bounds) -> Bounds:
-    if not (b[0] > 0 or b[1] < 0):
-        return _anything()
-    every = np.divide.outer(a, b)
-    return np.stack([every.min(), every.max()])
+    return _ends(a, b, np.divide) if ((b[0] > 0) | (b[1] < 0)).all() else _anything()
 
 
 def _absolute(a: Bounds) -> Bounds:
     size = np.abs(a)
-    return np.stack([np.where((a[0] <= 0) & (a[1] >= 0), 0 * size[0], size.min()), size.max()])
+    return np.stack([np.where((a[0] <= 0) & (a[1] >= 0), 0 * size[0], size.min(axis=0)), size.max(axis=0)])
 
+
+TURNS: Mapping[str, Callable[..., Bounds]] = {"fold": np.sum, "fold_max": np.max, "fold_min": np.min}
+"""What loops over components make of bounds."""
 
 RULES: Mapping[str, Callable[..., Bounds]] = {
     "add": lambda a, b: a + b,
