@@ -7,7 +7,9 @@ a kernel without these limits gives the same bits in less time.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +21,9 @@ from dred.kernel.primitives import RANGES, SHIFT, Range
 LIMITED = ("exp2s", "exp2s_fall", "exp2s_rise", "exp2s_stay")
 MARGIN = 4.0  # powers of 2 that bounds keep away from where limits, and what they leave, are noticed
 
-Bounds = NDArray[Any]
-"""The least and the greatest value (2, n), as arithmetic in the compute type gives them: n is 1, or the turns of a loop
-over components that the value is in. A constant NaN is NaN twice."""
+Bounds = tuple[Any, Any]
+"""The least and the greatest value: numbers, or arrays of the turns of a loop over components that the value is in. A
+constant NaN is NaN twice."""
 
 
 class Step(NamedTuple):
@@ -96,32 +98,35 @@ class Exponents(NamedTuple):
         state : sequence of ndarray
             By field.
         """
+        error, most = float(np.finfo(dtype).eps), float(np.finfo(dtype).max)
         values: list[Bounds] = []
         known: dict[int, Bounds] = {}
+        low: Any
+        high: Any
         with np.errstate(all="ignore"):
             for op, args, attr in self.steps:
                 given = [values[n] for n in args]
-                if op == "const":
-                    values.append(np.full((2, 1), attr[0], dtype))
-                    continue
                 if op == "load":
                     ind, first, step, turns = map(int, attr)
                     if ind not in known:
                         known[ind] = _extremes(arrays[ind])
-                    bounds = known[ind][:, first + step * np.arange(turns)]
+                    low, high = (end[first : first + step * turns : step] if step else float(end[first])
+                                 for end in known[ind])  # fmt: skip
+                elif op == "const":
+                    low = high = attr[0]
                 elif op == "stored":  # terms that have been met, here or before
                     before = state[int(attr[0])]
-                    bounds = _hull(before[np.isfinite(before)], *given)
+                    low, high = _hull(*given, before[np.isfinite(before)])
                 elif op in FOLDS:
-                    bounds = TURNS[op](np.broadcast_to(given[0], (2, int(attr[0]))), axis=1, keepdims=True)
+                    low, high = (_turned(op, end, int(attr[0])) for end in given[0])
                 else:
-                    bounds = RULES.get(op, _anything)(*given)
-                bounds = bounds.astype(dtype, copy=False)
-                values.append(_anything().astype(dtype) if np.isnan(bounds).any() else bounds)
+                    low, high = RULES.get(op, _anything)(*given)
+                    low, high = low - error * abs(low), high + error * abs(high)
+                fine = op in ("const", "select") or (_all(low >= -most) and _all(high <= most))
+                values.append((low, high) if fine else ANYTHING)
             limits = {op: _limits(op, dtype) for op, _ in self.powers}
             return all(
-                (limits[op].low <= values[n][0]).all() and (values[n][1] <= limits[op].high).all()
-                for op, n in self.powers
+                _all(limits[op].low <= values[n][0]) and _all(values[n][1] <= limits[op].high) for op, n in self.powers
             )
 
 
@@ -138,16 +143,14 @@ def _described(
 
 
 def _extremes(array: NDArray[Any]) -> Bounds:
-    """The least and greatest values (2, dim) of each component."""
+    """The least and greatest values of each component."""
     dim, group = array.shape[-1], 64
     rows = array.reshape(-1, dim)
-    whole = len(rows) - len(rows) % group
-    parts = [rows[whole:], rows[:whole].reshape(-1, group * dim)]  # the latter are long vectors, of many rows each
-    found = [
-        reduce(np.concatenate([reduce(part, axis=0).reshape(-1, dim) for part in parts if len(part)]), axis=0)
-        for reduce in (np.minimum.reduce, np.maximum.reduce)
-    ]
-    return np.stack(found)
+    if len(rows) > 2 * group:  # long vectors, of many rows each; those that are left over are among the last ones
+        long = rows[: len(rows) - len(rows) % group].reshape(-1, group * dim)
+        low, high = (end(long, axis=0).reshape(-1, dim) for end in (np.minimum.reduce, np.maximum.reduce))
+        rows = np.concatenate([low, high, rows[-group:]])
+    return np.minimum.reduce(rows, axis=0).astype(float), np.maximum.reduce(rows, axis=0).astype(float)
 
 
 def _limits(op: str, dtype: str) -> Range:
@@ -164,57 +167,69 @@ def _limits(op: str, dtype: str) -> Range:
 # interval arithmetic --------------------------------------------------------------------------------------------------
 
 
-def _hull(*values: NDArray[Any]) -> Bounds:
-    """Of all values, those that are NaN passed over: a power whose exponent is NaN is NaN, with limits and without."""
-    everything = np.concatenate([np.ravel(v) for v in values])
-    return np.stack([np.fmin.reduce(everything), np.fmax.reduce(everything)])[:, None]
+# Ends are widened, after each operation, by what it is rounded at most; what may overflow may be anything.
+
+ANYTHING: Bounds = (-math.inf, math.inf)
+
+
+def _all(truth: Any) -> bool:
+    return truth if isinstance(truth, bool) else bool(truth.all())
 
 
 def _anything(*_: Bounds) -> Bounds:
-    return np.array([[-np.inf], [np.inf]])
+    return ANYTHING
 
 
-def _ends(a: Bounds, b: Bounds, of: Callable[..., Any]) -> Bounds:
-    """What a function gives that is monotone in both."""
-    every = [of(*np.broadcast_arrays(one, other)) for one in a for other in b]
-    return np.stack([np.min(every, axis=0), np.max(every, axis=0)])
+def _ends(*values: Any) -> Bounds:
+    """The least and greatest of some values, turn by turn."""
+    if all(isinstance(v, float) for v in values):
+        return min(values), max(values)
+    return reduce(np.minimum, values), reduce(np.maximum, values)
+
+
+def _hull(*values: Any) -> Bounds:
+    """Of all values, those that are NaN passed over: a power whose exponent is NaN is NaN, with limits and without."""
+    everything = np.concatenate([np.ravel(v) for v in values])
+    return float(np.fmin.reduce(everything)), float(np.fmax.reduce(everything))
+
+
+def _turned(op: str, end: Any, turns: int) -> float:
+    """What a loop over components makes of an end."""
+    every = np.broadcast_to(end, turns)
+    return float(every.sum() if op == "fold" else every.max() if op == "fold_max" else every.min())
 
 
 def _product(a: Bounds, b: Bounds) -> Bounds:
-    found = _ends(a, b, np.multiply)
-    return np.stack([np.maximum(found[0], 0), found[1]]) if a is b else found
+    low, high = _ends(*(one * other for one in a for other in b))
+    return (_ends(low, 0.0 * low)[1] if a is b else low), high
 
 
 def _fma(a: Bounds, b: Bounds, c: Bounds) -> Bounds:
-    """Rounded once: computed in a wider type."""
-    wide = np.float64 if a.dtype == np.float32 else np.longdouble
-    one = a.astype(wide)
-    return _product(one, one if a is b else b.astype(wide)) + c
+    low, high = _product(a, b)
+    return low + c[0], high + c[1]
 
 
 def _quotient(a: Bounds, b: Bounds) -> Bounds:
-    return _ends(a, b, np.divide) if ((b[0] > 0) | (b[1] < 0)).all() else _anything()
+    fine = _all((b[0] > 0) | (b[1] < 0))
+    return _ends(*(one / other for one in a for other in b)) if fine else ANYTHING
 
 
 def _absolute(a: Bounds) -> Bounds:
-    size = np.abs(a)
-    return np.stack([np.where((a[0] <= 0) & (a[1] >= 0), 0 * size[0], size.min(axis=0)), size.max(axis=0)])
+    low, high = _ends(abs(a[0]), abs(a[1]))
+    return (low if _all((a[0] > 0) | (a[1] < 0)) else 0.0 * low), high
 
-
-TURNS: Mapping[str, Callable[..., Bounds]] = {"fold": np.sum, "fold_max": np.max, "fold_min": np.min}
-"""What loops over components make of bounds."""
 
 RULES: Mapping[str, Callable[..., Bounds]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b[::-1],
-    "neg": lambda a: -a[::-1],
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "neg": lambda a: (-a[1], -a[0]),
     "mul": _product,
     "fma": _fma,
     "div": _quotient,
     "abs": _absolute,
-    "sqrt": np.sqrt,
-    "min": np.minimum,
-    "max": np.maximum,
+    "sqrt": lambda a: (a[0] ** 0.5, a[1] ** 0.5) if _all(a[0] >= 0) else ANYTHING,
+    "min": lambda a, b: (_ends(a[0], b[0])[0], _ends(a[1], b[1])[0]),
+    "max": lambda a, b: (_ends(a[0], b[0])[1], _ends(a[1], b[1])[1]),
     "select": lambda _, a, b: _hull(a, b),
 }
 """What operations make of bounds."""
