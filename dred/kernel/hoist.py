@@ -266,24 +266,21 @@ class _Rewriting:
             if sign:
                 fine = g.make("both", fine, g.make("le", scale, g.const(0)))
             scale = g.make("select", fine, scale, g.const(math.nan))
-        exponent = self.exponent(q, scale, number, rest, sign) or g.make("mul", q, scale)
+        known = (-1 if sign else 0) if rest else (-1 if number < 0 else 1)  # the sign of the scale
+        exponent = self.scaled(q, scale, known) or g.make("mul", q, scale)
         if self.approximate:
             return g.make("approx_exp2", exponent)
         power = "exp2s_stay" if staying else ("exp2s", "exp2s_rise", "exp2s_fall")[sign]
         return g.make("mul", g.make(power, exponent), self.unit)
 
-    def exponent(self, q: Expr, scale: Expr, number: Fraction, rest: Sequence[Expr], sign: int) -> Expr | None:
-        """scale * q, at no cost for each pair; None where there is no such way.
-
-        Roots of a scale need its sign: that of a number, or the one that `exp` has made sure of.
-        """
+    def scaled(self, q: Expr, scale: Expr, sign: int) -> Expr | None:
+        """scale * q, at no cost for each pair; None where there is no such way. Roots need the sign of the scale."""
         if not self.scaling or scale.axes:
             return None
         found = self.scaling.scaled(q, Scale(scale, signed=True))
-        if found is None and (sign or not rest):
-            falls = sign < 0 if rest else number < 0
-            size = self.graph.make("neg", scale) if falls else scale
-            found = self.scaling.scaled(q, Scale(size, negative=falls))
+        if found is None and sign:
+            size = self.graph.make("neg", scale) if sign < 0 else scale
+            found = self.scaling.scaled(q, Scale(size, negative=sign < 0))
         return found
 
     def above(self, a: Expr, reference: Expr) -> Expr:
