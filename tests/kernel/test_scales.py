@@ -94,7 +94,7 @@ def test_exponents_err_by_what_is_said(dtype, far, g, seed):
     want = terms(GAUSSIAN, arrays)[..., 0]
     error = np.abs(routine(GAUSSIAN)(*arrays, backend="cpu")[:, 0] - want.sum(1))
     allowed = (np.abs(want) * (4 * g * size * distance + 20) * EPS[dtype]).sum(1)
-    assert (error <= allowed).all()
+    assert (error <= allowed + float(np.finfo(dtype).smallest_subnormal)).all()
 
 
 def test_the_error_is_there():
