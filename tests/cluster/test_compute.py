@@ -678,7 +678,7 @@ def test_another_computation_is_refused(tmp_path, monkeypatch):
             "delete it"
         )
 
-    refused("formula", Genred(f"Exp(-2*{DISTANCE}) * b", ALIASES, axis=1))
+    refused("formula", Genred(f"Exp({DISTANCE}) * b", ALIASES, axis=1))
     refused("formula, inputs, plan", routine_of("LogSumExp"))  # which reads no weights
     refused("inputs", args=(args[0] + 1, *args[1:]))
     refused("inputs", args=(*args[:3], args[3] + 1))

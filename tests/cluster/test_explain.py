@@ -21,18 +21,18 @@ SLOW = {"dred.plan.operations-per-second": {"cpu": 1e5}}
 UNWATCHED = {f"distributed.worker.memory.{what}": False for what in ("target", "spill", "pause", "terminate")}
 WAVES = {"dred.plan.feed": "waves", "dred.plan.y-budget": "1 kB"}
 
-# 1000 x 200 pairs of 28 operations: 56 s, so 64 tasks wanted and 7 lanes for 10 x blocks; y rows of 24 bytes.
+# 1000 x 200 pairs of 27 operations: 54 s, so 64 tasks wanted and 7 lanes for 10 x blocks; y rows of 24 bytes.
 TABLE = """\
 reduction     Sum on cpu
-pairs         1,000 x 200 = 2e+05, each of 28 operations
-time          about 56 s of one worker, at 1e+05 operations per second
+pairs         1,000 x 200 = 2e+05, each of 27 operations
+time          about 54 s of one worker, at 1e+05 operations per second
 feed          resident: every worker may come to hold all y blocks, 4.8 kB
 lanes         7 x 1 steps, merged 8 at a time, tree of depth 1
 x blocks      10 of at most 100 kept rows
 y blocks      20 of at most 10 reduced rows
 tasks         80 = 70 fold + 10 out
 edges         340
-longest fold  about 0.84 s; it holds 4.72 kB
+longest fold  about 0.81 s; it holds 4.72 kB
 kept rows     24 kB
 reduced rows  4.8 kB
 states        56 kB
@@ -40,8 +40,8 @@ results       8 kB
 """
 # A fold: 100 rows of 24 + 2 * 8 bytes, 30 y rows joined; at once: its 30 y rows besides. At most: all y rows, its part
 # of x with 7 states of 8 bytes and a result of 8, and what a fold holds. Moved: x and y once, states and nothing else.
-ONE = "1 worker      about 56 s (assumed)\nbytes moved   at most 0 B\n"
-FOUR = "4 workers     about 14 s, 4 of them busy (assumed)\nbytes moved   at most 142 kB\n"
+ONE = "1 worker      about 54 s (assumed)\nbytes moved   at most 0 B\n"
+FOUR = "4 workers     about 13.5 s, 4 of them busy (assumed)\nbytes moved   at most 142 kB\n"
 MEMORY = "memory        a worker of 1 thread holds at most {} kB, 5.44 kB of it at once; no limit is known"
 
 
@@ -187,7 +187,7 @@ def test_a_cluster_is_asked(small_workers):
     assert explanation.fits
     lines = str(explanation).splitlines()
     assert lines[-3:] == [
-        "2 workers     about 28 s, 2 of them busy",
+        "2 workers     about 27 s, 2 of them busy",
         "bytes moved   at most 84.8 kB",
         "memory        a worker of 3 threads holds at most 63 kB, 16.3 kB of it at once; its limit is 1 MB",
     ]
