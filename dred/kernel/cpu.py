@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
-from dred.kernel.cpu_calls import Call, Share, listed, whole
+from dred.kernel.cpu_calls import Call, Share, addresses, alone, listed, whole
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
@@ -27,12 +28,15 @@ from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
+from dred.kernel.threads import NEVER, Stop, declared, thread_count
 from dred.kernel.threads import run as _run
-from dred.kernel.threads import thread_count
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CACHED = 128  # compiled kernels that are kept
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
+SHAPES = 256  # sizes of calls whose arrays' shapes are kept
+SPARE, SPARES = 1 << 21, 8  # bytes of scratch memory that is used again, and how many of them wait for that
+TILES = 64  # in its table of what is to be done again, at least
 
 State = tuple[NDArray[Any], ...]
 
@@ -111,12 +115,11 @@ def fold(
         LLVM cannot compile for this machine.
     """
     if M == 0 or N == 0 or batches == 0:
-        return tuple(np.array(field, order="C") for field in state)
+        return tuple([field.copy() for field in state])
     arrays = _checked(spec, arrays, M, N, batches)
     along, parts = split(spec, M, N, batches) if pattern is None else (I, ((0, N),))
     kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
-    count = thread_count() if threads is None else threads
-    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count, batches, pattern)
+    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), threads, batches, pattern)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -134,7 +137,7 @@ def folded(
     arrays: Sequence[NDArray[Any]],
     M: int,
     numbers: tuple[int, int] = (0, 0),
-    threads: int = 1,
+    threads: int | None = 1,
     batches: int = 1,
     pattern: Pattern | None = None,
 ) -> State:
@@ -152,7 +155,7 @@ def folded(
     state, arrays, M, numbers, threads, batches, pattern
         As of `fold`; `numbers` are i0 and j0.
     """
-    new = tuple(np.array(field, order="C") for field in state)
+    new = tuple([field.copy() for field in state])
     plan = kernel.program.plan
     lanes = plan.lanes if plan.along == J else 1
     if len(parts) == lanes == 1:
@@ -162,27 +165,39 @@ def folded(
         states = [empty(one, batches * M * lanes) for _ in parts]
     strides = _strides(spec, arrays, M * lanes, batches)
 
-    def work(share: Share, stop: threading.Event) -> None:
-        scratch = np.empty(kernel.program.scratch + 64, np.uint8)
+    def work(share: Share, stop: Stop) -> None:
         for part, calls in share:
-            _calls(kernel, arrays, states[part], calls, numbers, stop, careful, scratch, strides)
+            _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides)
 
-    if batches == 1 and pattern is None:
-        shares = whole(plan, kernel.cost, M, parts, threads)
+    single = batches == 1 and pattern is None
+    if single and alone(kernel.cost, M * (parts[-1][1] - parts[0][0])):
+        declared()  # even where it makes no difference, it must not be wrong
+        work(whole(plan, kernel.cost, M, parts, 1)[0], NEVER)
     else:
-        shares = listed(plan, kernel.cost, M, parts, batches, pattern, threads)
-    _run([partial(work, share) for share in shares])
+        most = thread_count() if threads is None else threads
+        if single:
+            shares = whole(plan, kernel.cost, M, parts, most)
+        else:
+            shares = listed(plan, kernel.cost, M, parts, batches, pattern, most)
+        _run([partial(work, share) for share in shares])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
 
 
-def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int, batches: int) -> NDArray[np.int64]:
+def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int, batches: int) -> bytes:
     """Values from one batch to the next: of the state, then of each array, 0 where all batches share it."""
+    if batches == 1:
+        return _none(arrays)
     strides = np.zeros(1 + len(arrays), np.int64)
     strides[0] = rows
-    for v in spec.read if batches > 1 else ():
+    for v in spec.read:
         if arrays[v.ind].ndim == (2 if v.cat == 2 else 3):
             strides[1 + v.ind] = arrays[v.ind][0].size
-    return strides
+    return strides.tobytes()
+
+
+def _none(arrays: Sequence[NDArray[Any]]) -> bytes:
+    """The strides of a single batch."""
+    return bytes(8 + 8 * len(arrays))
 
 
 def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
@@ -205,17 +220,26 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
     return tuple(a[:, 0] for a in parts)
 
 
-def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, batches: int) -> list[NDArray[Any]]:
+@lru_cache(SHAPES)
+def _shapes(spec: KernelSpec, M: int, N: int) -> tuple[np.dtype[Any], tuple[tuple[int, tuple[int, ...]], ...]]:
+    """The type of all arrays and, for each that the kernel reads, its position and shape."""
+    rows = {0: (), I: (M,), J: (N,)}
+    return np.dtype(spec.dtype), tuple((v.ind, (*rows[spec.level(v.cat)], v.dim)) for v in spec.read)
+
+
+def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, batches: int) -> Sequence[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
-    for v in spec.read:
-        rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
-        a, shape = arrays[v.ind], (*rows, v.dim)
-        if a.dtype != spec.dtype or (a.shape != shape and a.shape != (batches, *shape)):
+    kind, shapes = _shapes(spec, M, N)
+    contiguous = True
+    for ind, shape in shapes:
+        a = arrays[ind]
+        if a.dtype != kind or (a.shape != shape and a.shape != (batches, *shape)):
             raise InputError(
-                f"variable {v.ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
+                f"variable {ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
                 + (f" or {(batches, *shape)}" if batches > 1 else "")
             )
-    return [np.ascontiguousarray(a) for a in arrays]
+        contiguous = contiguous and a.flags.c_contiguous
+    return arrays if contiguous else [np.ascontiguousarray(a) for a in arrays]
 
 
 def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
@@ -325,32 +349,61 @@ def _calls(
     state: State,
     calls: Sequence[Call],
     numbers: tuple[int, int],
-    stop: Any,
+    stop: Stop,
     careful: Callable[[], Compiled] | None = None,
-    scratch: NDArray[np.uint8] | None = None,
-    strides: NDArray[np.int64] | None = None,
+    strides: bytes | None = None,
 ) -> None:
     """Folds one share; `careful` is what goes on where sums are not finite."""
-    program = kernel.program
-    if scratch is None:
-        scratch = np.empty(program.scratch + 64, np.uint8)
-    aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
-    variables = _pointers(arrays)
-    states = _pointers(state)
-    if strides is None:
-        strides = np.zeros(1 + len(arrays), np.int64)
-    pitch = state[0].shape[1]
-    redo = np.full((max((call.tiles for call in calls), default=0) if program.hoisted else 0, 2), -1, np.int64)
+    program, function, (i0, j0) = kernel.program, kernel.function, numbers
+    variables, states, pitch = _pointers(arrays), _pointers(state), state[0].shape[1]
+    strides = _none(arrays) if strides is None else strides
+    scratch = _scratch(program.scratch, max([call.tiles for call in calls]) if program.hoisted else 0)
     for call in calls:
         if stop.is_set():
             return
-        items, intervals = call.items, call.intervals
-        tables = (strides.ctypes.data, items.ctypes.data, 0, len(items), intervals.ctypes.data)
-        kernel.function(variables, *tables, states, pitch, aligned, *numbers, redo.ctypes.data)
-        if careful and program.hoisted and (again := call.again(program.plan, redo)) is not None:
-            _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
-            redo[:] = -1
+        items, intervals = call.places
+        count = len(call.items)
+        function(variables, strides, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at)
+        if scratch.redo != scratch.blank:
+            again = call.again(program.plan, np.frombuffer(scratch.redo, np.int64).reshape(-1, 2))
+            scratch.redo[:] = scratch.blank
+            if careful is not None and again is not None:
+                _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
+    if len(_spare) < SPARES and scratch.memory.size <= SPARE:
+        _spare.append(scratch)
 
 
-def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+def _pointers(arrays: Sequence[NDArray[Any]]) -> bytes:
+    return _packer(len(arrays))(*addresses(arrays))
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}P").pack
+
+
+class _Scratch:
+    """Memory for one share at a time, from an address on that is a multiple of 64, and its table of tiles to redo."""
+
+    __slots__ = ("at", "blank", "memory", "redo", "redo_at")
+
+    def __init__(self, size: int, tiles: int) -> None:
+        self.memory = np.empty(size + 64, np.uint8)
+        self.blank = b"\xff" * (16 * tiles)  # -1: nothing
+        self.redo = bytearray(self.blank)
+        start, self.redo_at = addresses((self.memory, self.redo))
+        self.at = start + -start % 64
+
+
+_spare: list[_Scratch] = []  # whoever takes one has it alone; what an error or a fork takes along is not missed
+
+
+def _scratch(size: int, tiles: int) -> _Scratch:
+    """Scratch memory: that which was used last, and is in the caches, if it is large enough."""
+    try:
+        found = _spare.pop()
+        if found.memory.size >= size + 64 and len(found.redo) >= 16 * tiles:
+            return found
+    except IndexError:
+        pass
+    return _Scratch(size, max(tiles, TILES))

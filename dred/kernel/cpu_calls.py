@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ctypes
+from collections.abc import Collection, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,27 @@ from dred.kernel.cpu_schedule import SHARE, Schedule
 from dred.kernel.pattern import Pattern
 
 CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
+CUTS, FEW = 256, 8  # how often it is remembered how all pairs are cut, and the most that may be: pairs of so many calls
 
 Table = NDArray[np.int64]
+
+_first, _address = ctypes.c_byte.from_buffer, ctypes.addressof
+
+
+def addresses(arrays: Collection[Any]) -> list[int]:
+    """Where arrays, or bytearrays, begin; they are contiguous.
+
+    That takes a fifth of the time of `array.ctypes.data`, as long as they may be written to.
+    """
+    try:
+        return [_address(_first(a)) for a in arrays]
+    except (TypeError, ValueError, BufferError):  # one is read-only, or of no bytes
+        return [int(np.asarray(a).ctypes.data) for a in arrays]
+
+
+def alone(cost: float, pairs: int) -> bool:
+    """Whether so many pairs, at so many instructions each, are worth no second thread."""
+    return cost * pairs < 2 * SHARE
 
 
 class Call(NamedTuple):
@@ -28,17 +49,24 @@ class Call(NamedTuple):
     intervals : (m, 2) int64
     tiles : int
         Of all items.
+    places : list of int
+        Addresses of both tables.
     """
 
     items: Table
     intervals: Table
     tiles: int
+    places: list[int]
 
     @staticmethod
     def of(plan: Schedule, first: int, last: int, start: int, stop: int) -> Call:
         """Rows and columns of a single batch."""
         items = np.array([[0, first, last, 0, 1, 0]], np.int64)
-        return Call(items, np.array([[start, stop]], np.int64), -(-(last - first) // plan.tile))
+        return Call._of(items, np.array([[start, stop]], np.int64), -(-(last - first) // plan.tile))
+
+    @staticmethod
+    def _of(items: Table, intervals: Table, tiles: int) -> Call:
+        return Call(items, intervals, tiles, addresses((items, intervals)))
 
     @staticmethod
     def several(plan: Schedule, items: Table, intervals: Table) -> Call:
@@ -47,7 +75,7 @@ class Call(NamedTuple):
         ends = np.cumsum(tiles)
         items = np.ascontiguousarray(items)
         items[:, 5] = ends - tiles
-        return Call(items, np.ascontiguousarray(intervals), int(ends[-1]))
+        return Call._of(items, np.ascontiguousarray(intervals), int(ends[-1]))
 
     def again(self, plan: Schedule, redo: Table) -> Call | None:
         """What is left where sums were not finite, tiles that go on from the same place together; None: nothing."""
@@ -69,11 +97,11 @@ class Call(NamedTuple):
         return Call.several(plan, np.array(items, np.int64), np.array(intervals, np.int64))
 
 
-Share = list[tuple[int, list[Call]]]
+Share = Sequence[tuple[int, Sequence[Call]]]
 """What one thread does: parts of the columns, each of which has states of its own, and calls."""
 
 
-def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> list[Share]:
+def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> Sequence[Share]:
     """For each thread its tiles of rows of its parts of the columns; within a part, columns are cut at whole panels.
 
     Parameters
@@ -88,26 +116,37 @@ def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]],
     threads : int
         At most.
     """
-    tiles, most = -(-M // plan.tile), CALL / cost
     pairs = M * (parts[-1][1] - parts[0][0])
+    threads = max(1, min(threads, -(-M // plan.tile) * len(parts), int(pairs * cost / SHARE)))
+    cut = _remembered if pairs * cost <= FEW * CALL else _cut
+    return cut(plan, M, tuple(parts), threads, CALL / cost)
+
+
+def _cut(
+    plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float
+) -> tuple[Share, ...]:
+    """The shares of so many threads, in calls of at most so many pairs."""
+    tiles = -(-M // plan.tile)
     units = tiles * len(parts)
-    threads = max(1, min(threads, units, int(pairs * cost / SHARE)))
     out: list[Share] = []
     for t in range(threads):
         low, high = units * t // threads, units * (t + 1) // threads
-        share: Share = []
+        share: list[tuple[int, tuple[Call, ...]]] = []
         for part, (start, stop) in enumerate(parts):
             first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
             rows = plan.rows * max(1, int(most / (plan.rows * (stop - start))))
             columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
-            calls = [
+            calls = tuple(
                 Call.of(plan, i, min(i + rows, last), j, min(j + columns, stop))
                 for i in range(first, last, rows)
                 for j in range(start, stop, columns)
-            ]
+            )
             share += [(part, calls)] if calls else []
-        out.append(share)
-    return out
+        out.append(tuple(share))
+    return tuple(out)
+
+
+_remembered = lru_cache(CUTS)(_cut)
 
 
 def listed(
@@ -118,7 +157,7 @@ def listed(
     batches: int,
     pattern: Pattern | None,
     threads: int,
-) -> list[Share]:
+) -> Sequence[Share]:
     """The same of several batches, or of a pattern, which is of one part; thread by thread about as much to do."""
     if pattern is None:
         every = Pattern.whole(M, 1).items(batches)
@@ -146,7 +185,7 @@ def listed(
         if k1 < len(items):
             mine[-1, 2] = min(mine[-1, 1] + tile1 * plan.tile, mine[-1, 2])
         mine[0, 1] += tile * plan.tile
-        share: Share = []
+        share: list[tuple[int, list[Call]]] = []
         for part in range(len(parts)):
             some = mine[(owner[k : k1 + 1] == part) & (mine[:, 2] > mine[:, 1])]
             calls = list(_calls(plan, some, intervals, met, CALL / cost))

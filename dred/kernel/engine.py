@@ -198,11 +198,11 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    own: dict[str, dict[str, Any]] = {
-        "cuda": {"device_id": device_id, "memory": memory},
-        "cpu": {"threads": threads},
-    }
-    more = own.get(backend, {}) | {"pattern": pattern, "i0": i0, "j0": j0}
+    more: dict[str, Any] = {"pattern": pattern, "i0": i0, "j0": j0}
+    if backend == "cpu":
+        more["threads"] = threads
+    elif backend == "cuda":
+        more |= {"device_id": device_id, "memory": memory}
     arrays = spec.arrays(arrays)
     if not spec.batch:
         result: State = _module(backend).fold(spec, state, arrays, M, N, **more)
@@ -236,4 +236,4 @@ def finalize(
     spec: KernelSpec, state: State, outputs: Sequence[Output], by_row: bool = False
 ) -> tuple[NDArray[Any], ...]:
     """The arrays (M, ...) that are read off a state; with the dimensions of the batch in front, or behind the rows."""
-    return tuple((output.by_row if by_row else output.read)(spec, state) for output in outputs)
+    return tuple([output.by_row(spec, state) if by_row else output.read(spec, state) for output in outputs])

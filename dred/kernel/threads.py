@@ -27,6 +27,14 @@ class Stop(Protocol):
         """Whether the share must end now; where others are to have this thread's turn, waits for the next one."""
 
 
+class _Never:
+    def is_set(self) -> bool:
+        return False
+
+
+NEVER: Stop = _Never()
+"""That of what is done at once, in the thread that asks for it: nothing waits for its turn."""
+
 Share = Callable[[Stop], None]
 
 # -- how many ------------------------------------------------------------------------------------------------------
