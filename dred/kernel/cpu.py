@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
-from dred.kernel.cpu_calls import Call, Share, addresses, alone, listed, whole
+from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
+from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
@@ -34,20 +34,27 @@ from dred.kernel.threads import run as _run
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CACHED = 128  # compiled kernels that are kept
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
-SHAPES = 256  # sizes of calls whose arrays' shapes are kept
-SPARE, SPARES = 1 << 21, 8  # bytes of scratch memory that is used again, and how many of them wait for that
-TILES = 64  # in its table of what is to be done again, at least
+SIZES = 256  # of calls, of which it is kept what they decide
 
 State = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Machine code of a kernel; it lives as long as `engine`."""
+    """Machine code of a kernel; it lives as long as `engine`.
+
+    Attributes
+    ----------
+    function : callable
+        See `dred.kernel.llvm.Program`.
+    call : callable
+        The same function, of the address of its arguments: see `dred.kernel.cpu_memory.by_table`.
+    """
 
     program: Program
     cost: float
     function: Callable[..., None]
+    call: Callable[[int], None]
     engine: Any
 
 
@@ -116,10 +123,11 @@ def fold(
     """
     if M == 0 or N == 0 or batches == 0:
         return tuple([field.copy() for field in state])
-    arrays = _checked(spec, arrays, M, N, batches)
-    along, parts = split(spec, M, N, batches) if pattern is None else (I, ((0, N),))
+    sizes = _sizes(spec, M, N, batches, pattern is None)
+    arrays = _checked(spec, sizes, arrays, batches)
+    along = sizes.along
     kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
-    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), threads, batches, pattern)
+    return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -163,41 +171,30 @@ def folded(
     else:
         one = replace(spec, batch=(), own=()) if spec.batch else spec
         states = [empty(one, batches * M * lanes) for _ in parts]
-    strides = _strides(spec, arrays, M * lanes, batches)
-
-    def work(share: Share, stop: Stop) -> None:
-        for part, calls in share:
-            _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides)
-
-    single = batches == 1 and pattern is None
-    if single and alone(kernel.cost, M * (parts[-1][1] - parts[0][0])):
+    strides = _strides(spec, arrays, M * lanes) if batches > 1 else None
+    single = pattern is None and batches == 1
+    if single and (share := alone(plan, kernel.cost, M, tuple(parts))) is not None:
         declared()  # even where it makes no difference, it must not be wrong
-        work(whole(plan, kernel.cost, M, parts, 1)[0], NEVER)
+        _share(kernel, arrays, states, numbers, careful, strides, share, NEVER)
     else:
         most = thread_count() if threads is None else threads
         if single:
             shares = whole(plan, kernel.cost, M, parts, most)
         else:
             shares = listed(plan, kernel.cost, M, parts, batches, pattern, most)
+        work = partial(_share, kernel, arrays, states, numbers, careful, strides)
         _run([partial(work, share) for share in shares])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
 
 
-def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int, batches: int) -> bytes:
+def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDArray[np.int64]:
     """Values from one batch to the next: of the state, then of each array, 0 where all batches share it."""
-    if batches == 1:
-        return _none(arrays)
     strides = np.zeros(1 + len(arrays), np.int64)
     strides[0] = rows
     for v in spec.read:
         if arrays[v.ind].ndim == (2 if v.cat == 2 else 3):
             strides[1 + v.ind] = arrays[v.ind][0].size
-    return strides.tobytes()
-
-
-def _none(arrays: Sequence[NDArray[Any]]) -> bytes:
-    """The strides of a single batch."""
-    return bytes(8 + 8 * len(arrays))
+    return strides
 
 
 def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
@@ -220,18 +217,37 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
     return tuple(a[:, 0] for a in parts)
 
 
-@lru_cache(SHAPES)
-def _shapes(spec: KernelSpec, M: int, N: int) -> tuple[np.dtype[Any], tuple[tuple[int, tuple[int, ...]], ...]]:
-    """The type of all arrays and, for each that the kernel reads, its position and shape."""
+class _Sizes(NamedTuple):
+    """What the sizes of a fold decide, whatever is in the arrays.
+
+    Attributes
+    ----------
+    kind : dtype
+        Of all arrays.
+    shapes : tuple of (int, tuple of int)
+        For each array that the kernel reads, its position and shape.
+    along, parts
+        See `dred.kernel.cpu_schedule.Split`.
+    """
+
+    kind: np.dtype[Any]
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
+    along: int
+    parts: tuple[tuple[int, int], ...]
+
+
+@lru_cache(SIZES)
+def _sizes(spec: KernelSpec, M: int, N: int, batches: int, all_pairs: bool) -> _Sizes:
     rows = {0: (), I: (M,), J: (N,)}
-    return np.dtype(spec.dtype), tuple((v.ind, (*rows[spec.level(v.cat)], v.dim)) for v in spec.read)
+    shapes = tuple((v.ind, (*rows[spec.level(v.cat)], v.dim)) for v in spec.read)
+    cut = split(spec, M, N, batches) if all_pairs else (I, ((0, N),))
+    return _Sizes(np.dtype(spec.dtype), shapes, *cut)
 
 
-def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, batches: int) -> Sequence[NDArray[Any]]:
+def _checked(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], batches: int) -> Sequence[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
-    kind, shapes = _shapes(spec, M, N)
-    contiguous = True
-    for ind, shape in shapes:
+    kind, contiguous = sizes.kind, True
+    for ind, shape in sizes.shapes:
         a = arrays[ind]
         if a.dtype != kind or (a.shape != shape and a.shape != (batches, *shape)):
             raise InputError(
@@ -306,7 +322,7 @@ def build(
     """
     machine = chosen()
     machine = Machine(machine.cpu if cpu is None else cpu, machine.features if features is None else features)
-    code = emit(program.text, machine, 2 if len(program.text) < LARGE else 0)
+    code = emit(program.text + by_table(), machine, 2 if len(program.text) < LARGE else 0)
     if keep is not None and (entry := _packed(program, cost, code)) is not None:
         keep(entry)
     return _loaded(program, cost, code)
@@ -337,10 +353,25 @@ def _about(head: bytes) -> tuple[Program, float]:
 
 
 def _loaded(program: Program, cost: float, code: bytes) -> Compiled:
-    address, engine = load(code, "fold")
+    address, engine = load(code, "call")
     kinds = {"p": ctypes.c_void_p, "l": ctypes.c_int64}
-    prototype = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))
-    return Compiled(program, cost, prototype(address), engine)
+    function = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))(engine.get_function_address("fold"))
+    return Compiled(program, cost, function, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine)
+
+
+def _share(
+    kernel: Compiled,
+    arrays: Sequence[NDArray[Any]],
+    states: Sequence[State],
+    numbers: tuple[int, int],
+    careful: Callable[[], Compiled] | None,
+    strides: NDArray[np.int64] | None,
+    share: Share,
+    stop: Stop,
+) -> None:
+    """What one thread does."""
+    for part, calls in share:
+        _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides)
 
 
 def _calls(
@@ -351,59 +382,41 @@ def _calls(
     numbers: tuple[int, int],
     stop: Stop,
     careful: Callable[[], Compiled] | None = None,
-    strides: bytes | None = None,
+    strides: NDArray[np.int64] | None = None,
 ) -> None:
-    """Folds one share; `careful` is what goes on where sums are not finite."""
-    program, function, (i0, j0) = kernel.program, kernel.function, numbers
-    variables, states, pitch = _pointers(arrays), _pointers(state), state[0].shape[1]
-    strides = _none(arrays) if strides is None else strides
-    scratch = _scratch(program.scratch, max([call.tiles for call in calls]) if program.hoisted else 0)
+    """Folds the calls of one part; `careful` is what goes on where sums are not finite."""
+    program, pitch, (i0, j0) = kernel.program, state[0].shape[1], numbers
+    if strides is None:
+        _, strides_at = _none(1 + len(arrays))
+    else:
+        (strides_at,) = addresses((strides,))
+    pointers = addresses((*arrays, *state))
+    words = len(SIGNATURE) + len(pointers)
+    scratch, pack = taken(program.scratch, words), packer(words)
+    variables = scratch.words_at + BEHIND
+    states = variables + 8 * len(arrays)
     for call in calls:
         if stop.is_set():
             return
-        items, intervals = call.places
-        count = len(call.items)
-        function(variables, strides, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at)
+        if call.tiles > scratch.tiles:
+            scratch.hold(call.tiles)
+        items, count, intervals = call.tables
+        pack(
+            scratch.words, 0,
+            variables, strides_at, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at,
+            *pointers,
+        )  # fmt: skip
+        kernel.call(scratch.words_at)
         if scratch.redo != scratch.blank:
-            again = call.again(program.plan, np.frombuffer(scratch.redo, np.int64).reshape(-1, 2))
+            redo = np.frombuffer(bytes(scratch.redo), np.int64).reshape(-1, 2)
             scratch.redo[:] = scratch.blank
-            if careful is not None and again is not None:
+            if careful is not None and (again := call.again(program.plan, redo)) is not None:
                 _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
-    if len(_spare) < SPARES and scratch.memory.size <= SPARE:
-        _spare.append(scratch)
-
-
-def _pointers(arrays: Sequence[NDArray[Any]]) -> bytes:
-    return _packer(len(arrays))(*addresses(arrays))
+    given_back(scratch)
 
 
 @cache
-def _packer(count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"{count}P").pack
-
-
-class _Scratch:
-    """Memory for one share at a time, from an address on that is a multiple of 64, and its table of tiles to redo."""
-
-    __slots__ = ("at", "blank", "memory", "redo", "redo_at")
-
-    def __init__(self, size: int, tiles: int) -> None:
-        self.memory = np.empty(size + 64, np.uint8)
-        self.blank = b"\xff" * (16 * tiles)  # -1: nothing
-        self.redo = bytearray(self.blank)
-        start, self.redo_at = addresses((self.memory, self.redo))
-        self.at = start + -start % 64
-
-
-_spare: list[_Scratch] = []  # whoever takes one has it alone; what an error or a fork takes along is not missed
-
-
-def _scratch(size: int, tiles: int) -> _Scratch:
-    """Scratch memory: that which was used last, and is in the caches, if it is large enough."""
-    try:
-        found = _spare.pop()
-        if found.memory.size >= size + 64 and len(found.redo) >= 16 * tiles:
-            return found
-    except IndexError:
-        pass
-    return _Scratch(size, max(tiles, TILES))
+def _none(count: int) -> tuple[NDArray[np.int64], int]:
+    """Strides of a single batch, and their address."""
+    zeros = np.zeros(count, np.int64)
+    return zeros, addresses((zeros,))[0]

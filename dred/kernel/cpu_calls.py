@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.kernel.cpu_memory import addresses
 from dred.kernel.cpu_schedule import SHARE, Schedule
 from dred.kernel.pattern import Pattern
 
@@ -18,24 +18,6 @@ CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so tha
 CUTS, FEW = 256, 8  # how often it is remembered how all pairs are cut, and the most that may be: pairs of so many calls
 
 Table = NDArray[np.int64]
-
-_first, _address = ctypes.c_byte.from_buffer, ctypes.addressof
-
-
-def addresses(arrays: Collection[Any]) -> list[int]:
-    """Where arrays, or bytearrays, begin; they are contiguous.
-
-    That takes a fifth of the time of `array.ctypes.data`, as long as they may be written to.
-    """
-    try:
-        return [_address(_first(a)) for a in arrays]
-    except (TypeError, ValueError, BufferError):  # one is read-only, or of no bytes
-        return [int(np.asarray(a).ctypes.data) for a in arrays]
-
-
-def alone(cost: float, pairs: int) -> bool:
-    """Whether so many pairs, at so many instructions each, are worth no second thread."""
-    return cost * pairs < 2 * SHARE
 
 
 class Call(NamedTuple):
@@ -49,14 +31,14 @@ class Call(NamedTuple):
     intervals : (m, 2) int64
     tiles : int
         Of all items.
-    places : list of int
-        Addresses of both tables.
+    tables : (int, int, int)
+        Address of the items, their number, and address of the intervals.
     """
 
     items: Table
     intervals: Table
     tiles: int
-    places: list[int]
+    tables: tuple[int, int, int]
 
     @staticmethod
     def of(plan: Schedule, first: int, last: int, start: int, stop: int) -> Call:
@@ -66,7 +48,8 @@ class Call(NamedTuple):
 
     @staticmethod
     def _of(items: Table, intervals: Table, tiles: int) -> Call:
-        return Call(items, intervals, tiles, addresses((items, intervals)))
+        first, second = addresses((items, intervals))
+        return Call(items, intervals, tiles, (first, len(items), second))
 
     @staticmethod
     def several(plan: Schedule, items: Table, intervals: Table) -> Call:
@@ -99,6 +82,13 @@ class Call(NamedTuple):
 
 Share = Sequence[tuple[int, Sequence[Call]]]
 """What one thread does: parts of the columns, each of which has states of its own, and calls."""
+
+
+def alone(plan: Schedule, cost: float, M: int, parts: tuple[tuple[int, int], ...]) -> Share | None:
+    """All tiles and parts as one share, where they are worth no second thread; else None: see `whole`."""
+    if cost * M * (parts[-1][1] - parts[0][0]) >= 2 * SHARE:
+        return None
+    return _remembered(plan, M, parts, 1, CALL / cost)[0]
 
 
 def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> Sequence[Share]:

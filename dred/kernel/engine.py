@@ -198,20 +198,20 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    more: dict[str, Any] = {"pattern": pattern, "i0": i0, "j0": j0}
+    own: dict[str, Any] = {}
     if backend == "cpu":
-        more["threads"] = threads
+        own["threads"] = threads
     elif backend == "cuda":
-        more |= {"device_id": device_id, "memory": memory}
-    arrays = spec.arrays(arrays)
+        own["device_id"], own["memory"] = device_id, memory
+    arrays, backed = spec.arrays(arrays), _module(backend)
     if not spec.batch:
-        result: State = _module(backend).fold(spec, state, arrays, M, N, **more)
+        result: State = backed.fold(spec, state, arrays, M, N, pattern=pattern, i0=i0, j0=j0, **own)
         return result
     parts: list[State] = []
     for first, count, given in runs(spec, arrays):
         rows = slice(first * M, (first + count) * M)
         mine = tuple(field[:, rows] for field in state)
-        parts.append(_module(backend).fold(spec, mine, given, M, N, batches=count, **more))
+        parts.append(backed.fold(spec, mine, given, M, N, batches=count, pattern=pattern, i0=i0, j0=j0, **own))
     return parts[0] if len(parts) == 1 else tuple(np.concatenate(fields, axis=1) for fields in zip(*parts, strict=True))
 
 

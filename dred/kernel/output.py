@@ -115,10 +115,9 @@ def array_module(array: Any) -> Any:
 def empty(spec: KernelSpec, M: int) -> State:
     """The state of M rows that have met no term: per field an array (size, M), of all batches next to each other."""
     M *= spec.batches
-    return tuple([_filled((f.size, M), f.identity, kind) for f, kind in zip(spec.fields, spec.kinds, strict=True)])
-
-
-def _filled(shape: tuple[int, int], value: float, kind: np.dtype[Any]) -> NDArray[Any]:
-    array = np.empty(shape, kind)  # faster than np.full, which matters for small problems
-    array.fill(value)
-    return array
+    state = []
+    for size, value, kind in spec.blank:
+        field = np.empty((size, M), kind)  # and fill: faster than np.full, which matters for small problems
+        field.fill(value)
+        state.append(field)
+    return tuple(state)

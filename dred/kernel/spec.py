@@ -211,9 +211,9 @@ class KernelSpec:
         return tuple(field for part in self.layout for field in part)
 
     @cached_property
-    def kinds(self) -> tuple[np.dtype[Any], ...]:
-        """The types of these arrays."""
-        return tuple(np.dtype(stored(field.kind, self.dtype, self.acc)) for field in self.fields)
+    def blank(self) -> tuple[tuple[int, float, np.dtype[Any]], ...]:
+        """For each of these arrays, its rows, what is in it where no term has been met, and its type."""
+        return tuple((f.size, f.identity, np.dtype(stored(f.kind, self.dtype, self.acc))) for f in self.fields)
 
     @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
@@ -279,7 +279,7 @@ class KernelSpec:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
         return ((I, J, 0) if self.axis == 1 else (J, I, 0))[cat]
 
-    @property
+    @cached_property
     def batches(self) -> int:
         """Elements of the batch."""
         return prod(self.batch)
