@@ -141,7 +141,7 @@ REDUCERS: Mapping[str, Callable[..., Reducer]] = {
 
 def configured() -> str:
     """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and variable("DASK_DRED__BACKEND") is None:
+    if "dask" not in sys.modules and variable(b"DASK_DRED__BACKEND") is None:
         return "auto"
     from dred.cluster import config
 

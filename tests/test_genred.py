@@ -935,4 +935,4 @@ def test_the_device_is_handed_on(device, monkeypatch):
     monkeypatch.setattr(cuda, "device_count", lambda: 8)
     monkeypatch.setattr(engine, "fold", fold)
     Genred(TEXT, ALIASES)(*arrays(), backend="cuda", device_id=device)
-    assert seen == {"backend": "cuda", "device_id": int(device), "pattern": None}
+    assert seen == {"backend": "cuda", "device_id": int(device), "pattern": None, "own": True}

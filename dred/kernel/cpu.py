@@ -98,12 +98,13 @@ def fold(
     i0: int = 0,
     j0: int = 0,
     threads: int | None = None,
+    own: bool = False,
 ) -> State:
     """The state after the terms of one block of columns; bits do not depend on the number of threads.
 
     Parameters
     ----------
-    spec, state, arrays, M, N, pattern, i0, j0
+    spec, state, arrays, M, N, pattern, i0, j0, own
         See `dred.kernel.engine.fold`.
     batches : int
         Arrays may be (batches, rows, dim) as well, parameters (batches, dim); the state is of batches * M rows.
@@ -127,7 +128,7 @@ def fold(
     arrays = _checked(spec, sizes, arrays, batches)
     along = sizes.along
     kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
-    return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern)
+    return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern, own)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -148,6 +149,7 @@ def folded(
     threads: int | None = 1,
     batches: int = 1,
     pattern: Pattern | None = None,
+    own: bool = False,
 ) -> State:
     """The state after the terms of some parts of the columns.
 
@@ -160,10 +162,10 @@ def folded(
     parts : sequence of (int, int)
         First and one past the last column. Where there are several, or lanes are columns, each part and lane has a
         state of its own, which are merged in the end. A pattern takes one part, of all columns.
-    state, arrays, M, numbers, threads, batches, pattern
+    state, arrays, M, numbers, threads, batches, pattern, own
         As of `fold`; `numbers` are i0 and j0.
     """
-    new = tuple([field.copy() for field in state])
+    new = state if own else tuple([field.copy() for field in state])
     plan = kernel.program.plan
     lanes = plan.lanes if plan.along == J else 1
     if len(parts) == lanes == 1:

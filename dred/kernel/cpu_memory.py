@@ -26,7 +26,7 @@ def addresses(arrays: Collection[Any]) -> list[int]:
     That takes a fifth of the time of `array.ctypes.data`, as long as they may be written to.
     """
     try:
-        return [_address(_first(a)) for a in arrays]
+        return [*map(_address, map(_first, arrays))]
     except (TypeError, ValueError, BufferError):  # one is read-only, or of no bytes
         return [int(np.asarray(a).ctypes.data) for a in arrays]
 

@@ -22,9 +22,9 @@ def _found() -> Callable[[bytes], bytes | None] | None:
 _getenv = _found()
 
 
-def variable(name: str) -> str | None:
+def variable(name: bytes) -> str | None:
     """The value of a variable; None where it is not set."""
     if _getenv is None:
-        return os.environ.get(name)
-    found = _getenv(name.encode())
+        return os.environ.get(os.fsdecode(name))
+    found = _getenv(name)
     return None if found is None else os.fsdecode(found)
