@@ -396,7 +396,7 @@ class Routine:
             Not even a few rows fit into its memory.
         """
         name = engine.named(backend)
-        if (type(device_id) is not int and not isinstance(device_id, np.integer)) or device_id < -1:
+        if isinstance(device_id, bool) or not isinstance(device_id, (int, np.integer)) or device_id < -1:
             raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")

@@ -18,7 +18,7 @@ from dred.ranges import Ranges
 from dred.sweeps import Sweep
 
 Place = tuple[slice, ...]  # of a part of the batch; () where it is all
-Reducer = Callable[[Sweep, Sequence[Any], int, int, Pattern | None], tuple[Any, ...]]
+Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]]
 
 
 def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Ranges | None = None) -> tuple[Any, ...]:
@@ -26,7 +26,7 @@ def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Rang
     if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
         (sweep,) = planned
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        return reducer(sweep, inputs.arrays, M, N, ranges and _along(ranges, sweep))
+        return reducer(sweep, list(inputs.arrays), M, N, None if ranges is None else _along(ranges, sweep))
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
@@ -98,7 +98,7 @@ def _on_host(backend: str, device_id: int, inputs: Inputs, place: Place = ()) ->
 
 
 def _here(
-    found: str, device_id: int, sweep: Sweep, arrays: Sequence[Any], M: int, N: int, pattern: Pattern | None
+    found: str, device_id: int, sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None
 ) -> tuple[Any, ...]:
     spec = sweep.spec
     chosen = engine.placed(found, spec, M, N, pattern=pattern)
@@ -112,7 +112,7 @@ def _on_device(backend: str, device_id: int, inputs: Inputs, place: Place = ()) 
 
     device_id = cuda.placed(inputs.device, device_id)
 
-    def reducer(sweep: Sweep, arrays: Sequence[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         found: tuple[Any, ...] = cuda.reduce_device(
             sweep.spec, arrays, M, N, outputs=sweep.outputs, pattern=pattern, device_id=device_id
         )
@@ -126,7 +126,7 @@ def _lazily(backend: str, device_id: int, inputs: Inputs, place: Place = ()) -> 
         raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
     from dred.cluster import graph
 
-    def reducer(sweep: Sweep, arrays: Sequence[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
+    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
         return graph.reduce(sweep.spec, arrays, sweep.outputs, backend, label=sweep.label, pattern=pattern)
 
     return reducer

@@ -297,6 +297,7 @@ def test_a_million_equal_terms(axis):
 def in_order(monkeypatch):
     """Terms are added one after the other: lanes are rows, and columns are not split."""
     monkeypatch.setattr(cpu_schedule, "FEW", 0)
+    monkeypatch.setattr(cpu, "_sizes", cpu._sizes.__wrapped__)  # nothing of that is remembered
     monkeypatch.setattr(cpu_schedule, "UNITS", 1)
 
 

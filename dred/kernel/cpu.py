@@ -45,15 +45,12 @@ class Compiled:
 
     Attributes
     ----------
-    function : callable
-        See `dred.kernel.llvm.Program`.
     call : callable
-        The same function, of the address of its arguments: see `dred.kernel.cpu_memory.by_table`.
+        The function of the program, of the address of its arguments: see `dred.kernel.cpu_memory.by_table`.
     """
 
     program: Program
     cost: float
-    function: Callable[..., None]
     call: Callable[[int], None]
     engine: Any
 
@@ -177,7 +174,8 @@ def folded(
     single = pattern is None and batches == 1
     if single and (share := alone(plan, kernel.cost, M, tuple(parts))) is not None:
         declared()  # even where it makes no difference, it must not be wrong
-        _share(kernel, arrays, states, numbers, careful, strides, share, NEVER)
+        for part, calls in share:
+            _calls(kernel, arrays, states[part], calls, numbers, NEVER, careful, strides)
     else:
         most = thread_count() if threads is None else threads
         if single:
@@ -211,11 +209,9 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
             tuple(np.ascontiguousarray(a[:, part]).reshape(len(a), -1) for a in parts)
             for part in (slice(0, half), slice(half, 2 * half))
         )
-        joined = merge_states(spec, left, right)
-        parts = [
-            np.concatenate([a.reshape(len(a), half, -1), b[:, 2 * half :]], 1)
-            for a, b in zip(joined, parts, strict=True)
-        ]
+        joined = [a.reshape(len(a), half, -1) for a in merge_states(spec, left, right)]
+        odd = count > 2 * half
+        parts = [np.concatenate([a, b[:, 2 * half :]], 1) for a, b in zip(joined, parts, strict=True)] if odd else joined
     return tuple(a[:, 0] for a in parts)
 
 
@@ -356,9 +352,7 @@ def _about(head: bytes) -> tuple[Program, float]:
 
 def _loaded(program: Program, cost: float, code: bytes) -> Compiled:
     address, engine = load(code, "call")
-    kinds = {"p": ctypes.c_void_p, "l": ctypes.c_int64}
-    function = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))(engine.get_function_address("fold"))
-    return Compiled(program, cost, function, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine)
+    return Compiled(program, cost, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine)
 
 
 def _share(

@@ -112,9 +112,7 @@ def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]],
     return cut(plan, M, tuple(parts), threads, CALL / cost)
 
 
-def _cut(
-    plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float
-) -> tuple[Share, ...]:
+def _cut(plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float) -> tuple[Share, ...]:
     """The shares of so many threads, in calls of at most so many pairs."""
     tiles = -(-M // plan.tile)
     units = tiles * len(parts)

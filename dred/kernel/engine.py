@@ -41,11 +41,11 @@ NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
 NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in ("", "_host", "_device")}
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
-# interpreter computes, and nothing is compiled: 19 x 19 pairs of a Gaussian sum in 3 dimensions, 9 x 9 in 16. A compiled
-# kernel that is ready is faster everywhere (of these 3 x 3 pairs, 11 us a call against 16; 30 x 30 pairs, 11 against 20,
-# measured on one core of Zen 4), but to compile one takes 35 ms, and some ms to load it from disk: as long as thousands
-# of calls of the interpreter, and one that is called less often for few points is not worth that. An operation of NumPy
-# costs about as much before it has computed anything as it does for CALLS pairs. Tests of compiled kernels set TINY to 0.
+# interpreter computes, and nothing is compiled: 19 x 19 pairs of a Gaussian sum in 3 dimensions, 9 x 9 in 16. A kernel
+# that is ready is faster everywhere (on one core of Zen 4, 11 us a call of that sum against 16 us, 5 x 5 pairs, or 20 us,
+# 30 x 30 pairs), but to compile one takes 35 ms, and to load it from disk some ms: as long as hundreds or
+# thousands of calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
+# does for CALLS pairs. Tests of compiled kernels set TINY to 0.
 TINY, CALLS = 16_000.0, 200.0
 
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
