@@ -211,7 +211,9 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
         )
         joined = [a.reshape(len(a), half, -1) for a in merge_states(spec, left, right)]
         odd = count > 2 * half
-        parts = [np.concatenate([a, b[:, 2 * half :]], 1) for a, b in zip(joined, parts, strict=True)] if odd else joined
+        parts = (
+            [np.concatenate([a, b[:, 2 * half :]], 1) for a, b in zip(joined, parts, strict=True)] if odd else joined
+        )
     return tuple(a[:, 0] for a in parts)
 
 
@@ -244,16 +246,18 @@ def _sizes(spec: KernelSpec, M: int, N: int, batches: int, all_pairs: bool) -> _
 
 def _checked(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], batches: int) -> Sequence[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
-    kind, contiguous = sizes.kind, True
+    kind, ready = sizes.kind, True
     for ind, shape in sizes.shapes:
         a = arrays[ind]
+        if a.dtype is kind and a.shape == shape and a.flags.c_contiguous:
+            continue
         if a.dtype != kind or (a.shape != shape and a.shape != (batches, *shape)):
             raise InputError(
                 f"variable {ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
                 + (f" or {(batches, *shape)}" if batches > 1 else "")
             )
-        contiguous = contiguous and a.flags.c_contiguous
-    return arrays if contiguous else [np.ascontiguousarray(a) for a in arrays]
+        ready = False
+    return arrays if ready else [np.ascontiguousarray(a) for a in arrays]
 
 
 def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dred.errors import BackendError
 from dred.kernel import interpret
 from dred.kernel.batches import runs
-from dred.kernel.output import Output, empty, silently
+from dred.kernel.output import Output, empty, read, silently
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 
@@ -241,9 +241,5 @@ def finalize(
     """The arrays (M, ...) that are read off a state; with the dimensions of the batch in front, or behind the rows."""
     if by_row:
         return tuple([output.by_row(spec, state) for output in outputs])
-    found: tuple[NDArray[Any], ...] = silently(_read, spec, state, outputs)
+    found: tuple[NDArray[Any], ...] = silently(read, spec, state, outputs)
     return found
-
-
-def _read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[NDArray[Any], ...]:
-    return tuple([output.found(spec, state) for output in outputs])

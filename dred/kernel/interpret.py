@@ -13,7 +13,7 @@ from dred.formula.node import I, J
 from dred.kernel.flat import Block, Program, Values, program, straight
 from dred.kernel.ir import Root
 from dred.kernel.lower import lower
-from dred.kernel.output import Output, empty, silently
+from dred.kernel.output import Output, empty, read, silently
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 from dred.reductions import MONOIDS, NONE, stored
@@ -198,7 +198,7 @@ def _reduced(
 ) -> tuple[NDArray[Any], ...]:
     state = empty(spec, M)
     _fold(spec, state, arrays, M, N, (0, 0), fresh=True)
-    return tuple([output.found(spec, state) for output in outputs])
+    return read(spec, state, outputs)
 
 
 def _fold(

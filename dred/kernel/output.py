@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from math import prod
@@ -60,9 +60,8 @@ class Output:
 
     def found(self, spec: KernelSpec, state: State) -> Any:
         """The same, for a caller who works `silently`."""
-        mine = spec.layout[self.part]
-        fields = state[spec.states(self.part)]
-        if len(fields) == 1 and self.texts == (mine[0].name,) and mine[0].places == 1 and not self.truth:
+        mine, fields = spec.layout[self.part], state[spec.states(self.part)]
+        if self.texts == spec.sole[self.part] and not self.truth:
             rows = [fields[0].T]  # as in sums, without a detour
         else:
             read = straight(spec.names[self.part], (), self.texts)
@@ -96,6 +95,11 @@ class Output:
     def empty(self, spec: KernelSpec) -> Any:
         """The array of no rows, as `by_row` gives it: its dtype and its shape but for the first number."""
         return self.by_row(spec, empty(spec, 0))
+
+
+def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any, ...]:
+    """What all outputs read off a state, for a caller who works `silently`."""
+    return tuple([output.found(spec, state) for output in outputs])
 
 
 _silence = Context()

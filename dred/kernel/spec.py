@@ -216,6 +216,11 @@ class KernelSpec:
         return tuple((f.size, f.identity, np.dtype(stored(f.kind, self.dtype, self.acc))) for f in self.fields)
 
     @cached_property
+    def sole(self) -> tuple[tuple[str, ...], ...]:
+        """For each part, the name of its field where it has but one, of a single place; else nothing."""
+        return tuple((part[0].name,) if len(part) == part[0].places == 1 else () for part in self.layout)
+
+    @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
         """For each part, what the fields of its state and the parameter of its reduction are called in texts."""
         return tuple((*(field.name for field in part), "K") for part in self.layout)
