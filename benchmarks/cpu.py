@@ -13,10 +13,11 @@ described in `peers.py`; which of them a row has is a matter of the form of its 
                             "expand", which is `Genred(..., expand=True)`
     all other rows          by differences, which lose no digits
 
-"/best" divides dred by the fastest peer of the row, "e/best" does so with `expand`. "fma" are the multiply-adds that
-a pair needs at least (an exponential counts 6 in float32 and 12 in float64; additions and comparisons are not counted,
-processors have other units for them), "of fma" is their part of the rate of independent multiply-adds that one thread
-reaches in the same rounds: of `expand` where there is one in an expanded row, else of dred.
+"fast" is `Genred(..., use_fast_math=True)`, where that makes a difference. "/best" divides dred by the fastest peer of
+the row, "e/best" does so with `expand`. "fma" are the multiply-adds that a pair needs at least (an exponential counts 6
+in float32 and 12 in float64; additions and comparisons are not counted, processors have other units for them), "of fma"
+is their part of the rate of independent multiply-adds that one thread reaches in the same rounds: of `expand` where
+there is one in an expanded row, else of dred.
 
 The third table is the largest error of each rival beside the largest magnitude of the result, in a few rows, against
 NumPy in float64; of neighbours, the error of the squared distances of those that were chosen. A rival that errs more
@@ -49,7 +50,7 @@ from peers import PEERS, Run, Task, part, reference  # beside this file
 from dred import Genred
 from dred import __version__ as dred_version
 from dred.kernel import machine
-from dred.kernel.ceiling import multiply_add_rate
+from dred.kernel.ceiling import COUNT, multiply_add_rate
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 CHECKED = 16  # rows
@@ -109,13 +110,21 @@ def data(t):
 
 
 def dred(t, **options):
-    if options and not t.expanded:
-        return None
     routine = Genred(t.formula, t.texts, reduction_op=t.reduction, axis=t.axis, opt_arg=t.K, **options)
     return Run(lambda v: routine(*(v[name] for name in t.variables), backend="cpu"), 256)
 
 
-RIVALS = {"dred": dred, "expand": lambda t: dred(t, expand=True), **{name: make for name, (_, make) in PEERS.items()}}
+def fast(t):
+    """Where there is an exponential, and something of it to be gained."""
+    plain = not t.expanded and not t.few and t.D < 64 and "Exp" in t.formula + t.reduction
+    return dred(t, use_fast_math=True) if plain else None
+
+
+def expand(t):
+    return dred(t, expand=True) if t.expanded else None
+
+
+RIVALS = {"dred": dred, "fast": fast, "expand": expand, **{name: make for name, (_, make) in PEERS.items()}}
 
 
 def error(t, v, result, expected):
@@ -217,20 +226,23 @@ RATIOS = ("/best", "e/best", "fma", "of fma")
 
 
 def two_threads(rounds):
-    """Wall clock of two threads beside one."""
+    """Wall clock of two threads beside one; and of two that do nothing but multiply and add."""
     t = next(tasks(["float32"]))
     v = data(t)
     run = dred(t)
     run.work(v)
-    times = {"1": [], "2": []}
+    times, rates = {"1": [], "2": []}, {"1": [], "2": []}
+    ceilings = {n: multiply_add_rate("float32", int(n), time.perf_counter, 100 * COUNT) for n in rates}
     for _ in range(rounds):
-        for threads, found in times.items():
+        for threads in times:
             os.environ["DRED_NUM_THREADS"] = threads
-            found.append(timed(t, run, v)[1])
+            times[threads].append(timed(t, run, v)[1])
+            rates[threads].append(ceilings[threads]())
     os.environ["DRED_NUM_THREADS"] = "1"
-    one, two = (t.most * t.columns / statistics.median(times[threads]) for threads in times)
+    one, two = (t.most * t.columns / statistics.median(found) for found in times.values())
+    most = statistics.median(rates["2"]) / statistics.median(rates["1"])
     print(f"\ndred, {t.name}, D = 3, float32, wall clock: one thread {rate(one)}, two threads {rate(two)}, "
-          f"{two / one:.2f} ×")  # fmt: skip
+          f"{two / one:.2f} ×; multiply-adds of two threads: {most:.2f} × those of one")  # fmt: skip
 
 
 def load():
@@ -271,7 +283,7 @@ def arguments():
 def main():
     options = arguments()
     warnings.simplefilter("ignore")  # of peers, at their imports
-    names = ["dred", "expand", *(name for name in PEERS if name in options.peers.split(","))]
+    names = ["dred", "fast", "expand", *(name for name in PEERS if name in options.peers.split(","))]
     ceilings = cache(multiply_add_rate)
     header(options)
     print(f"\nG pairs/s of one core, by CPU time\n{HEAD}" + "".join(f"{name:>7s}" for name in RATIOS))

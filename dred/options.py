@@ -147,11 +147,14 @@ class Accumulation:
         Terms that are added in the compute type before they join the accumulator.
     kahan : bool
         Whether sums are compensated, where they can be.
+    fast : bool
+        Whether terms may be less accurate.
     """
 
     acc: str | None
     chain: int
     kahan: bool
+    fast: bool = False
 
 
 def _sums(monoid: Monoid) -> bool:
@@ -188,8 +191,6 @@ def accumulation(
     for name, flag in (("use_double_acc", use_double_acc), ("use_fast_math", use_fast_math)):
         if not isinstance(flag, bool | np.bool_):
             raise OptionError(f"{name}={flag!r}: it is True or False")
-    if use_fast_math:
-        raise OptionError("use_fast_math=True is not offered: every operation has its full precision")
     if not isinstance(sum_scheme, str) or sum_scheme not in _SCHEMES:
         raise OptionError(f"sum_scheme={sum_scheme!r} is unknown: it is one of {', '.join(_SCHEMES)}")
     automatic = isinstance(dtype_acc, str) and dtype_acc == "auto"
@@ -206,7 +207,7 @@ def accumulation(
             names = list(dict.fromkeys(r.name for r in reduced))
             lacks = f"none of {', '.join(names)} has a {what}" if names[1:] else f"{names[0]} has no {what}"
             raise OptionError(f"{option}: {lacks}, leave it at {default}")
-    return Accumulation("float64" if use_double_acc else acc, scheme.chain, scheme.kahan)
+    return Accumulation("float64" if use_double_acc else acc, scheme.chain, scheme.kahan, bool(use_fast_math))
 
 
 def expansion(reduced: Sequence[Reduced], expand: Any) -> bool:

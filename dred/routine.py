@@ -127,7 +127,7 @@ class Routine:
         how, acc = self.how, accumulator(self.how, dtype)
         kind = compute_type(dtype)
         given = dtype if dtype != kind else ""
-        found = sweeps(self._reduced, self.parsed.variables, kind, acc, how.chain, how.kahan, given)
+        found = sweeps(self._reduced, self.parsed.variables, kind, acc, how.chain, how.kahan, given, how.fast)
         if not (given and self.rows_added):
             return found
         # rows are added up before they are rounded to the type of the arrays

@@ -73,6 +73,7 @@ def sweeps(
     chain: int,
     kahan: bool,
     given: str = "",
+    fast: bool = False,
 ) -> tuple[Sweep, ...]:
     """The sweeps that reductions of one output category take; the last one has their results.
 
@@ -88,7 +89,7 @@ def sweeps(
         As in `KernelSpec`.
     kahan : bool
         Compensated sums, where there are any.
-    given : str
+    given, fast
         As in `KernelSpec`.
 
     Returns
@@ -115,7 +116,8 @@ def sweeps(
         read = sorted({v for r, _ in wanted for v, _ in r.saved})
         left = tuple(v.ind for v in read) if given else ()
         parts = tuple(replace(part, any_reference=all(mine.values())) for part, mine in names.items())
-        spec = KernelSpec(parts, wanted[0][0].axis, dtype, acc, chain, (*variables, *read), given, left)
+        axis, everything = wanted[0][0].axis, (*variables, *read)
+        spec = KernelSpec(parts, axis, dtype, acc, chain, everything, given, left, fast=fast)
         return Sweep(spec, tuple(outputs), ", ".join(map("+".join, names.values())), places)
 
     first = (

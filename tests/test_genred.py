@@ -445,7 +445,6 @@ KNOWN = suggestion("zzz", [*REDUCTIONS])
          "use_double_acc=True contradicts dtype_acc='float32': give one of them"),
         ({"sum_scheme": "fast"},
          "sum_scheme='fast' is unknown: it is one of auto, block_sum, direct_sum, kahan_scheme"),
-        ({"use_fast_math": True}, "use_fast_math=True is not offered: every operation has its full precision"),
         ({"use_fast_math": "no"}, "use_fast_math='no': it is True or False"),
         ({"use_double_acc": 1}, "use_double_acc=1: it is True or False"),
         ({"axis": 1.0}, "axis=1.0: it is 0 (reduce over i) or 1 (reduce over j)"),

@@ -321,8 +321,8 @@ BAD = {
                 "KernelSolve takes one formula, a text, got list"),
     "opt_arg": (lambda: KernelSolve(*GAUSSIAN, "b", axis=1, opt_arg=3), OptionError,
                 "opt_arg=3: the reduction Sum takes none, leave it out"),
-    "fast": (lambda: KernelSolve(*GAUSSIAN, "b", axis=1, use_fast_math=True), OptionError,
-             "use_fast_math=True is not offered: every operation has its full precision"),
+    "fast": (lambda: KernelSolve(*GAUSSIAN, "b", axis=1, use_fast_math="no"), OptionError,
+             "use_fast_math='no': it is True or False"),
 }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ OPTIONS: Mapping[str, Key] = {
     "dtype_acc": Key(TEXT, "type of accumulators, as in Genred"),
     "use_double_acc": Key(FLAG, "whether to accumulate in float64"),
     "sum_scheme": Key(TEXT, "auto, block_sum, direct_sum or kahan_scheme"),
+    "use_fast_math": Key(FLAG, "whether scales of exponents go into the rows"),
     "expand": Key(FLAG, "squared distances as |x|² + |y|² - 2 x·y"),
 }
 REDUCTION: Mapping[str, Key] = {

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from dred.kernel import disk, sources
 from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
 from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
+from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
@@ -33,10 +34,15 @@ from dred.kernel.threads import run as _run
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CACHED = 128  # compiled kernels that are kept
+MANY = 1 << 25  # pairs, to look at all rows of the arrays for what exponents may be,
+ROWS = 512  # and how many there are for a row
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
 SIZES = 256  # of calls, of which it is kept what they decide
 
 State = tuple[NDArray[Any], ...]
+T = TypeVar("T")
+Keep = Callable[[bytes], None]
+"""Writes an entry to disk."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Compiled:
     engine: Any
 
 
-_kernels: OrderedDict[str, Compiled] = OrderedDict()
+_kernels: OrderedDict[str, Any] = OrderedDict()  # and their exponents
 _lookup, _compile = threading.Lock(), threading.Lock()
 
 
@@ -121,10 +127,11 @@ def fold(
     """
     if M == 0 or N == 0 or batches == 0:
         return tuple([field.copy() for field in state])
-    sizes = _sizes(spec, M, N, batches, pattern is None)
+    sizes = _sizes(spec, M, N, batches, None if pattern is None else pattern.pairs)
     arrays = _checked(spec, sizes, arrays, batches)
     along = sizes.along
-    kernel, careful = compiled(spec, along), partial(compiled, spec, along, hoist=False)
+    moderate = sizes.looked and exponents(spec).moderate(spec.dtype, arrays, state)
+    kernel, careful = compiled(spec, along, moderate=moderate), partial(compiled, spec, along, hoist=False)
     return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern, own)
 
 
@@ -228,20 +235,25 @@ class _Sizes(NamedTuple):
         For each array that the kernel reads, its position and shape.
     along, parts
         See `dred.kernel.cpu_schedule.Split`.
+    looked : bool
+        Whether the arrays are looked at for what exponents may be.
     """
 
     kind: np.dtype[Any]
     shapes: tuple[tuple[int, tuple[int, ...]], ...]
     along: int
     parts: tuple[tuple[int, int], ...]
+    looked: bool
 
 
 @lru_cache(SIZES)
-def _sizes(spec: KernelSpec, M: int, N: int, batches: int, all_pairs: bool) -> _Sizes:
+def _sizes(spec: KernelSpec, M: int, N: int, batches: int, visited: int | None) -> _Sizes:
+    """The same for so many pairs that a pattern visits; None: all."""
     rows = {0: (), I: (M,), J: (N,)}
     shapes = tuple((v.ind, (*rows[spec.level(v.cat)], v.dim)) for v in spec.read)
-    cut = split(spec, M, N, batches) if all_pairs else (I, ((0, N),))
-    return _Sizes(np.dtype(spec.dtype), shapes, *cut)
+    along, parts = split(spec, M, N, batches) if visited is None else (I, ((0, N),))
+    pairs = batches * (M * N if visited is None else visited)
+    return _Sizes(np.dtype(spec.dtype), shapes, along, parts, pairs > max(MANY, ROWS * batches * (M + N)))
 
 
 def _checked(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], batches: int) -> Sequence[NDArray[Any]]:
@@ -260,7 +272,7 @@ def _checked(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], ba
     return arrays if ready else [np.ascontiguousarray(a) for a in arrays]
 
 
-def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
+def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> Compiled:
     """The machine code of a kernel, compiled once per process however many threads ask, or found on disk.
 
     What is found has no text in its program: a kernel is neither lowered nor written for that.
@@ -272,23 +284,47 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
         What the lanes are: I or J.
     hoist : bool
         See `lower`.
+    moderate : bool
+        Whether exponents are known to be moderate (see `dred.kernel.exponents`). No bit depends on it.
     """
-    name = f"{spec.digest} {along} {hoist}"
+    name = f"{spec.digest} {along} {hoist} {moderate}"
     if (found := _find(name)) is not None:
+        return cast(Compiled, found)
+    machine = chosen()
+
+    def make(keep: Keep) -> Compiled:
+        kernel = lower(spec, UNROLL, hoist)
+        program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling, moderate)
+        return build(program, kernel.cost, *machine[:2], keep=keep)
+
+    return _once(name, machine.key, _unpacked, make)
+
+
+def exponents(spec: KernelSpec) -> Exponents:
+    """The exponents of a kernel, read off it once per process, or found on disk."""
+
+    def make(keep: Keep) -> Exponents:
+        found = Exponents.of(lower(spec, UNROLL, hoist=True))
+        keep(found.written())
         return found
+
+    return _once(f"{spec.digest} exponents", "", Exponents.read, make)
+
+
+def _once(name: str, machine: str, read: Callable[[bytes], T | None], make: Callable[[Keep], T]) -> T:
+    """What is remembered under a name; or else read from what is kept on disk; or else made, and kept."""
+    if (found := _find(name)) is not None:
+        return cast(T, found)
     with _compile:
         if (found := _find(name)) is not None:
-            return found
-        machine = chosen()
+            return cast(T, found)
         version = sources.digest()
         store = disk.default() if version else disk.Store(None)
-        key = "\n".join(("cpu", name, version or "", machine.key))
+        key = "\n".join(("cpu", name, version or "", machine))
         entry = store.read(key)
-        new = None if entry is None else _unpacked(entry)
+        new = None if entry is None else read(entry)
         if new is None:
-            kernel = lower(spec, UNROLL, hoist)
-            program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling)
-            new = build(program, kernel.cost, *machine[:2], keep=lambda entry: store.write(key, entry))
+            new = make(lambda entry: store.write(key, entry))
         with _lookup:
             _kernels[name] = new
             while len(_kernels) > CACHED:
@@ -296,11 +332,11 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True) -> Compiled:
         return new
 
 
-def _find(digest: str) -> Compiled | None:
+def _find(name: str) -> Any:
     with _lookup:
-        if digest in _kernels:
-            _kernels.move_to_end(digest)
-        return _kernels.get(digest)
+        if name in _kernels:
+            _kernels.move_to_end(name)
+        return _kernels.get(name)
 
 
 def build(
@@ -308,7 +344,7 @@ def build(
     cost: float = 1.0,
     cpu: str | None = None,
     features: str | None = None,
-    keep: Callable[[bytes], None] | None = None,
+    keep: Keep | None = None,
 ) -> Compiled:
     """Machine code of a program, for this machine or for the CPU and features that are named.
 

@@ -13,6 +13,7 @@ from dred.kernel.spec import KernelSpec
 LANES = {"float32": 16, "float64": 8}  # of a vector: 64 bytes, whatever the registers of the machine
 ROWS_VALUES, ROWS_MOST = 1 << 18, 1024  # of row records that are staged together: they stay in the L2 or L3 cache
 PANEL_BYTES, PANEL_MOST = 1 << 19, 4096  # of column records: they stay in the L2 cache while all tiles meet them
+PANEL_FEW = 1 << 14  # bytes where lanes are columns: each panel meets a few rows alone, and stays in the L1 cache
 PANEL_LEAST = 256  # columns, if that takes the L3 cache: once per panel a tile's state is read and written
 CHOICES = 64  # steps of a chain that adds nothing up
 FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
@@ -108,7 +109,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
         chain = span = CHOICES  # no rounding, whatever the order
     rows = min(ROWS_MOST, max(1, ROWS_VALUES // max(1, kernel.size_i)))
-    panel = max(min(PANEL_MOST, PANEL_BYTES // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
+    room = PANEL_FEW if along == J else PANEL_BYTES
+    panel = max(min(PANEL_MOST, room // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)
     return Schedule(
         along,
@@ -143,7 +145,7 @@ def _summed(kernel: Kernel) -> bool:
 def _steps(kernel: Kernel, chain: int) -> int:
     """Steps whose pairs are written next to each other."""
     pair = [e for e in walk(kernel.steps) if e.axes == IJ]
-    text = sum(max(1.0, PRIMITIVES[e.op].cost) for e in pair if e.op in PRIMITIVES)
+    text = sum(PRIMITIVES[e.op].cost for e in pair if e.op in PRIMITIVES)
     ranked = any(root.places > 1 for root in kernel.roots)
     if any(e.op in FOLDS for e in pair) or any(root.loops for root in kernel.roots) or (ranked and text > RANKED[1]):
         return 4 if chain % 4 == 0 else 1

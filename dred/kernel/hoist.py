@@ -10,6 +10,7 @@ from fractions import Fraction
 from dred.formula.node import I, J
 from dred.kernel.ir import IJ, Expr, Graph, Post, Quick, Root, contract, walk
 from dred.kernel.primitives import SHIFT, Range
+from dred.kernel.scales import Scale, Scaling
 
 Factors = tuple[Fraction, list[Expr]]
 """A product: a number and what else there is."""
@@ -31,7 +32,9 @@ FACTORS = {"float32": Range(2.0**-100, 2.0**24), "float64": Range(2.0**-960, 2.0
 NUMBERS = {"float32": Range(2.0**-120, 2.0**120), "float64": Range(2.0**-996, 2.0**996)}
 
 
-def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool = False) -> list[Root]:
+def hoisted(
+    graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool = False, fast: bool = False
+) -> list[Root]:
     """The roots with rewritten terms: equal to the given ones, up to rounding, where the new sums are finite.
 
     A sum of rewritten terms that is not finite may be so only because partial products were taken in another order,
@@ -43,6 +46,8 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
     - What several sums have in common is multiplied first, and once.
     - `exp(c * q)`, where c varies with the row at most, is `exp2s(c' * q)` with c' = c log2(e) staged. That costs an
       error of |c q| eps, as computing the argument does.
+    - `fast`: where c varies with nothing, it goes into the rows that q is made of (`dred.kernel.scales`), as in
+      ``|sqrt(c') x - sqrt(c') y|^2``: an instruction less for each pair, and an error of c |x| |x - y| eps.
     - On GPUs it is `approx_exp2`; roots, and quotients by them, become `approx_sqrt` and `approx_rsqrt`, but where
       their last bits decide about something.
 
@@ -54,14 +59,17 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
     dtype : str
     approximate : bool
         Whether the target has the approximate functions.
+    fast : bool
+        Whether scales go into rows.
 
     Returns
     -------
     list of Root
     """
     sums = {(r, n): term for r, root in enumerate(roots) for n in range(len(root.steps)) if (term := _sum(root, n))}
-    rewriting = _Rewriting(graph, dtype, _kept(roots, sums), approximate)
-    products = {key: rewriting.flat(rewriting.rewritten(term)) for key, term in sums.items()}
+    rewriting = _Rewriting(graph, dtype, _kept(roots, sums), approximate, fast)
+    terms = {key: rewriting.rewritten(term) for key, term in sums.items()}
+    products = {key: rewriting.flat(term, True) for key, term in terms.items()}
     shared = Counter(e for _, factors in products.values() for e in {f.id for f in factors})
 
     def order(f: Expr) -> tuple[int, int, int, int]:
@@ -84,9 +92,9 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
         (state,) = (a for a in root.steps[n].args if a.op == "state")
         posts = list(root.posts or [None] * len(root.steps))
         posts[n] = post
-        terms, steps = list(root.terms), list(root.steps)
-        terms[n], steps[n] = term, contract(graph, state, term)
-        out[r] = root._replace(terms=tuple(terms), steps=tuple(steps), posts=tuple(posts))
+        new, steps = list(root.terms), list(root.steps)
+        new[n], steps[n] = term, contract(graph, state, term)
+        out[r] = root._replace(terms=tuple(new), steps=tuple(steps), posts=tuple(posts))
     rewriting.kept = set()
     simple = all(root.places == 1 and not root.loops for root in roots)
     staying = {root.part for root in out if root.quick for post in root.quick.posts if post and post.most < math.inf}
@@ -94,6 +102,11 @@ def hoisted(graph: Graph, roots: Sequence[Root], dtype: str, approximate: bool =
         quick = root.quick if simple else None
         rewriting.staying = root.part in staying
         out[n] = root._replace(quick=_quickened(rewriting, quick) if quick else None)
+    if rewriting.scaling:  # so that chains that go by other steps need no other rows
+        used = rewriting.scaling.used
+        for n, root in enumerate(out):
+            if root.quick:
+                out[n] = root._replace(terms=tuple(map(used, root.terms)), steps=tuple(map(used, root.steps)))
     return out
 
 
@@ -103,7 +116,7 @@ def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
     for n, post in enumerate(posts):
         if post is not None:
             state, term = steps[n].args
-            number, factors = rewriting.flat(rewriting.rewritten(term))
+            number, factors = rewriting.flat(rewriting.rewritten(term), True)
             mine = [f for f in factors if rewriting.refers(f)]
             rest = [f for f in factors if rewriting.leaves(f)]
             if (new := rewriting.post(number, rest)) is None:
@@ -134,11 +147,12 @@ def _kept(roots: Sequence[Root], sums: Iterable[tuple[int, int]]) -> set[int]:
 
 
 class _Rewriting:
-    def __init__(self, graph: Graph, dtype: str, kept: set[int], approximate: bool) -> None:
+    def __init__(self, graph: Graph, dtype: str, kept: set[int], approximate: bool, fast: bool) -> None:
         self.graph, self.factors, self.kept = graph, FACTORS[dtype], kept
         self.numbers, self.approximate = NUMBERS[dtype], approximate
         self.unit = graph.const(Fraction(1, 2 ** SHIFT[dtype]))
         self.signs: dict[int, bool] = {}
+        self.scaling = Scaling(graph) if fast else None
         self.staying = False  # whether terms are read by exponentials alone that refer to a term which stays
 
     def post(self, number: Fraction, rest: Sequence[Expr]) -> Post | None:
@@ -227,10 +241,11 @@ class _Rewriting:
         NaN.
         """
         g = self.graph
-        if self.approximate and a.op == "sub" and a.args[1].op == "stored":
+        relative = a.op == "sub" and a.args[1].op == "stored"
+        if self.approximate and relative and not self.scaling:
             return self.relative(*a.args)
-        staying = self.staying and a.op == "sub" and a.args[1].op == "stored"
-        if staying and a.args[0].op == "neg":
+        staying = self.staying and relative
+        if (staying or (self.approximate and relative)) and a.args[0].op == "neg":
             a = g.make("neg", self.above(a.args[0].args[0], a.args[1]))
         number, factors = self.flat(a)
         rest = [f for f in factors if not f.axes & ~I]
@@ -241,7 +256,7 @@ class _Rewriting:
             number, rest, inside = Fraction(1), [], [a]
         scale, q = g.const(number * LOG2E), self.product(inside)
         sign = 0  # of a; -1 also where a positive one is made NaN
-        if not self.approximate and self.nonnegative(q):
+        if (self.scaling or not self.approximate) and self.nonnegative(q):
             sign = -1 if number < 0 or rest else 1
         if rest:
             scale = g.make("mul", scale, self.product(rest))
@@ -251,11 +266,22 @@ class _Rewriting:
             if sign:
                 fine = g.make("both", fine, g.make("le", scale, g.const(0)))
             scale = g.make("select", fine, scale, g.const(math.nan))
-        exponent = g.make("mul", q, scale)
+        known = (-1 if sign else 0) if rest else (-1 if number < 0 else 1)  # the sign of the scale
+        exponent = self.scaled(q, scale, known) or g.make("mul", q, scale)
         if self.approximate:
             return g.make("approx_exp2", exponent)
         power = "exp2s_stay" if staying else ("exp2s", "exp2s_rise", "exp2s_fall")[sign]
         return g.make("mul", g.make(power, exponent), self.unit)
+
+    def scaled(self, q: Expr, scale: Expr, sign: int) -> Expr | None:
+        """scale * q, at no cost for each pair; None where there is no such way. Roots need the sign of the scale."""
+        if not self.scaling or scale.axes:
+            return None
+        found = self.scaling.scaled(q, Scale(scale, signed=True))
+        if found is None and sign:
+            size = self.graph.make("neg", scale) if sign < 0 else scale
+            found = self.scaling.scaled(q, Scale(size, negative=sign < 0))
+        return found
 
     def above(self, a: Expr, reference: Expr) -> Expr:
         """a + reference, added up from the reference on: as exact as a, which is about as large where it counts."""
@@ -288,8 +314,11 @@ class _Rewriting:
         factors = [self.guarded(number, outside)] if outside else []
         return self.product([self.graph.const(number), *factors, total])
 
-    def flat(self, e: Expr) -> Factors:
-        """The factors of a product, in order; a quotient by what varies with the row alone is one."""
+    def flat(self, e: Expr, known: bool = False) -> Factors:
+        """The factors of a product, in order; a quotient by what varies with the row alone is one.
+
+        `known`: differences that have been scaled for something else are used, as what they are times the inverse.
+        """
         number, factors, stack = Fraction(1), list[Expr](), [e]
         while stack:
             e = stack.pop()
@@ -301,6 +330,9 @@ class _Rewriting:
                 stack += reversed(e.args)
             elif e.op == "neg":
                 number, stack = -number, [*stack, e.args[0]]
+            elif known and self.scaling and e.id in self.scaling.differences:
+                scaled, scale = self.scaling.differences[e.id]
+                factors += [scaled, self.scaling.inverse(scale)]
             elif e.op == "div" and not e.args[1].axes & ~I:
                 stack += [self.graph.make("div", self.graph.const(1), e.args[1]), e.args[0]]
             else:

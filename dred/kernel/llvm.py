@@ -62,7 +62,15 @@ class Program(NamedTuple):
     hoisted: bool = False
 
 
-def render(kernel: Kernel, dtype: str, acc: str, chain: int, along: int = I, scaling: bool = False) -> Program:
+def render(
+    kernel: Kernel,
+    dtype: str,
+    acc: str,
+    chain: int,
+    along: int = I,
+    scaling: bool = False,
+    moderate: bool = False,
+) -> Program:
     """The program of a kernel.
 
     Parameters
@@ -74,17 +82,17 @@ def render(kernel: Kernel, dtype: str, acc: str, chain: int, along: int = I, sca
         Terms that are added in the compute type.
     along : int
         The lanes are rows (I) or columns (J).
-    scaling : bool
-        Whether it may have instructions that not every machine has: see `Lanes`.
+    scaling, moderate : bool
+        Whether it may have instructions that not every machine has, and exponents have no limits: see `Lanes`.
     """
-    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along), scaling).program()
+    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along), scaling, moderate).program()
 
 
 class _Fold(LargeText):
     """Writes `fold`. One level of nesting is one method: items, blocks of rows, panels of columns, tiles, chains."""
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool) -> None:
-        super().__init__(kernel, dtype, acc, plan, scaling)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool, moderate: bool) -> None:
+        super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         self.own = [root.steps for root in kernel.roots]
         self.quick = [root.quick.steps if root.quick else root.steps for root in kernel.roots]
         self._layout()

@@ -51,8 +51,10 @@ def exp2s(c: Code, a: Value, falls: bool = True, rises: bool = True, vanishes: b
     Of all powers the one for `low` is taken away: that leaves 0 there. What is left elsewhere is never denormal, for
     the shift is large enough; processors may take a hundred times as long for such numbers. With or without AVX-512
     nothing but this difference is rounded. Where a power need not vanish (`vanishes`), it is a small normal number.
+    Where exponents are moderate, all this makes no difference, and is left out.
     """
     (low, high), shift = RANGES[c.lanes.dtype], SHIFT[c.lanes.dtype]
+    falls, rises = falls and not c.lanes.moderate, rises and not c.lanes.moderate
     least = -(2.0 ** (low + shift))
     if not vanishes:
         low = float(2 - c.bias - shift)

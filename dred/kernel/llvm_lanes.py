@@ -28,6 +28,8 @@ class Lanes:
     """Whether row numbers are counted from the beginning of a chain: then they are as wide as the values."""
     scaling: bool = False
     """Whether the machine has instructions of AVX-512 that round, and multiply by powers of 2. No bit depends on it."""
+    moderate: bool = False
+    """Whether powers of 2 are known to be within their limits (see `dred.kernel.exponents`)."""
 
     @property
     def scalar(self) -> str:

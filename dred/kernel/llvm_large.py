@@ -14,8 +14,8 @@ from dred.kernel.llvm_values import Operand
 class LargeText(RecordText):
     """Text of a function that goes by the components of large roots."""
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool) -> None:
-        super().__init__(kernel, dtype, acc, plan, scaling)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool, moderate: bool) -> None:
+        super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         chained = [n for n, root in enumerate(kernel.roots) if root.places == 1]
         self.flat = [n for n in chained if not kernel.roots[n].loops]
         self.large = [n for n in chained if kernel.roots[n].loops]

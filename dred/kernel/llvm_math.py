@@ -102,6 +102,9 @@ def library(name: str, arity: int, lanes: Lanes) -> str:
 _NATIVE = {"rndscale": "{T}, i32, {T}, {bits}, i32", "scalef": "{T}, {T}, {T}, {bits}, i32"}
 """Instructions of AVX-512, by name: types of their arguments."""
 
+_OTHERS = {"@llvm.prefetch.p0(": "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"}
+"""Other intrinsics: how a call begins, and the declaration."""
+
 _CALL = re.compile(r"call (<[^>]*>|\w+) @(llvm\.\w+)(\.\w+)\(")
 _ARITY = {"llvm.copysign": 2} | {
     m[2]: row.arity
@@ -133,4 +136,5 @@ def declared(text: str, kinds: Sequence[Lanes]) -> str:
             call = f"{lanes.type} @llvm.x86.avx512.mask.{name}.{'ps' if lanes.dtype == 'float32' else 'pd'}.512"
             if f"{call}(" in text:
                 intrinsics.append(f"declare {call}({given.format(T=lanes.type, bits=f'i{lanes.width}')})\n")
+    intrinsics += [line for call, line in _OTHERS.items() if call in text]
     return "".join([*dict.fromkeys(intrinsics), text])

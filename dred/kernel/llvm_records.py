@@ -11,6 +11,8 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_state import Cells, StateText
 from dred.kernel.llvm_values import Operand, Values, below
 
+FETCHED = 16  # values of a row, at most, that are asked for before they are needed: longer ones take longer to work on
+
 
 class PairValues(Values):
     """Values of pairs: what varies with one index alone is read from the staged records."""
@@ -30,8 +32,8 @@ class RecordText(StateText):
     Values of pairs that the components of a large state read lie (step of the chain, values, lanes).
     """
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool) -> None:
-        super().__init__(kernel, dtype, acc, plan.lanes, scaling)
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, plan: Schedule, scaling: bool, moderate: bool) -> None:
+        super().__init__(kernel, dtype, acc, plan.lanes, scaling, moderate)
         self.plan = plan
         self.slots = {I: {e.id: at for e, at in kernel.slots_i}, J: {e.id: at for e, at in kernel.slots_j}}
         self.sizes = {I: kernel.size_i, J: kernel.size_j}
@@ -81,6 +83,7 @@ class RecordText(StateText):
 
             def tile(k: str, _: list[str]) -> list[str]:
                 self.row, self.wide_loads = self.integer("add", first, k), {}
+                self._fetch(axis)
                 self._stage(slots, self.at(records, self.integer("mul", k, size), element=self.one.scalar), width, True)
                 return []
 
@@ -95,6 +98,17 @@ class RecordText(StateText):
             return []
 
         self.loop(whole, self.integer("and", self.integer("add", count, width - 1), -width), 1, [], lane)
+
+    def _fetch(self, axis: int) -> None:
+        """Asks for the rows of the next panel: they come into the L2 cache while this one is computed with."""
+        for ind, dim, axes in self.kernel.loads:
+            if axes == axis and dim <= FETCHED:
+                first = self.integer("add", self.row, self.plan.panel)
+                there = self.at(self.base[ind], self.times(first, dim), element=self.one.scalar)
+                for line in range(0, dim * self.lanes.nbytes, 64):
+                    self.do(
+                        f"call void @llvm.prefetch.p0(ptr {self.at(there, line, element='i8')}, i32 0, i32 2, i32 1)"
+                    )
 
     def stride(self, axis: int) -> int:
         """Distance between values of a record."""

@@ -23,10 +23,10 @@ class StateText(Text):
     places), and before the values stand those in last place, (components, lanes).
     """
 
-    def __init__(self, kernel: Kernel, dtype: str, acc: str, lanes: int, scaling: bool) -> None:
+    def __init__(self, kernel: Kernel, dtype: str, acc: str, lanes: int, scaling: bool, moderate: bool) -> None:
         super().__init__()
         self.kernel, self.dtype, self.acc = kernel, dtype, acc
-        self.one, self.lanes = Lanes(dtype), Lanes(dtype, lanes, scaling=scaling)
+        self.one, self.lanes = Lanes(dtype), Lanes(dtype, lanes, scaling=scaling, moderate=moderate)
         self.wide = Lanes(acc, self.lanes.width)
         self.near_rows = replace(self.lanes, local=True)  # of running values
         self.numbers = range(len(kernel.fields))

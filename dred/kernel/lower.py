@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from fractions import Fraction
 from functools import reduce
-from math import inf, prod
+from math import inf
 from typing import Any
 
 from dred.errors import EntryError, LimitError
@@ -13,6 +13,7 @@ from dred.formula.construct import exact
 from dred.formula.node import AXES_OF_CATEGORY, I, J, Node
 from dred.formula.ops import OPS
 from dred.formula.syntax import evaluate, parse_once, words
+from dred.kernel.cost import cost
 from dred.kernel.hoist import hoisted
 from dred.kernel.ir import (
     FOLDS,
@@ -44,13 +45,12 @@ SYNTAX = {"Add": "add", "Subtract": "sub", "Mult": "mul", "Divide": "div", "Minu
 
 MAX_PIECES = 2000  # component loops of one vector
 MOST_UNROLLED = 32  # components, to spare a loop in a loop; more take seconds to compile
-MAX_COST = 1e10  # instructions of a pair
 BEYOND = 4  # what a term is above the reference at most: the error of its exponential is that of the difference
 # what a chain adds to a sum of exponentials at most, where the reference stays: no term is further above it than the
 # logarithm of this. The reference is a term that has been met, so that the whole sum is at least 1, and what underflows
 # is nothing beside it
 MOST = 1024.0
-PLACE = 6.0  # instructions of a pair that a ranking passes over
+WORTH = 0.98  # of the instructions of a pair, at most, where scales go into rows
 
 
 class _Need(Exception):
@@ -289,11 +289,23 @@ def lower(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool 
 
 
 def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: bool = False) -> Kernel:
-    """The kernel with vectors of exactly so many components unrolled."""
+    """The kernel with vectors of exactly so many components unrolled.
+
+    Scales go into rows where that saves more than a little: not where something else reads what they are part of.
+    """
+    usual, kernel = _lowered(spec, unroll, hoist, approximate, False)
+    if hoist and spec.fast:
+        less, fast = _lowered(spec, unroll, hoist, approximate, True)
+        kernel = fast if less < WORTH * usual else kernel
+    return kernel
+
+
+def _lowered(spec: KernelSpec, unroll: int, hoist: bool, approximate: bool, fast: bool) -> tuple[float, Kernel]:
+    """A kernel, and instructions of nearly all of its pairs."""
     lowering = Lowering([spec.level(cat) for cat in range(len(AXES_OF_CATEGORY))], unroll)
     roots = [root for n in range(len(spec.parts)) for root in _roots(lowering, spec, n, approximate)]
     if hoist:
-        roots = hoisted(lowering.graph, roots, spec.dtype, approximate)
+        roots = hoisted(lowering.graph, roots, spec.dtype, approximate, fast)
     else:
         roots = [root._replace(quick=None) for root in roots]
     steps = [e for root in roots for e in root.steps]
@@ -305,7 +317,8 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: boo
     placed = {axes: _placed(slots[axes]) for axes in (I, J)}
     pair = [e for e in walk([*steps, *quick]) if e.axes == IJ]
     everything = walk([*tops, *merges])
-    return Kernel(
+    usual = cost([root._replace(steps=root.quick.steps) if root.quick else root for root in roots])
+    return usual, Kernel(
         fields=tuple(StateField(f.kind, f.size, f.identity) for f in spec.fields),
         roots=tuple(roots),
         loads=tuple(sorted({(e.attr.ind, e.attr.dim, e.attr.axes) for e in everything if e.op == "load"})),
@@ -315,7 +328,7 @@ def lowered(spec: KernelSpec, unroll: int, hoist: bool = False, approximate: boo
         size_j=placed[J][1],
         once=tuple(_once(tops)),
         folds=_folds(pair),
-        cost=_cost(roots, frontier),
+        cost=cost(roots),
     )
 
 
@@ -464,32 +477,3 @@ def _folds(pair: Sequence[Expr]) -> dict[tuple[Loop, int], tuple[Expr, ...]]:
         if e.op in FOLDS:
             groups.setdefault((e.attr, below), []).append(e)
     return {key: tuple(groups[key]) for key in sorted(groups, key=lambda k: (k[1], k[0]))}
-
-
-def _cost(roots: Sequence[Root], frontier: Sequence[Expr]) -> float:
-    """Instructions per pair; what is staged or computed once costs nothing here.
-
-    A value is computed in every turn of the loops around it, but for those inside the loops that it varies with.
-    """
-    staged = {e.id for e in frontier}
-    seen: set[tuple[int, tuple[Loop, ...]]] = set()
-    stack = [(e, root.loops) for root in roots for e in root.steps]
-    # a pair is compared with the last place of a ranking, and seldom inserted
-    total = sum(PLACE * prod(float(loop.length) for loop in root.loops) for root in roots if root.places > 1)
-    while stack:
-        e, around = stack.pop()
-        deepest = max((loop.depth for loop in e.free), default=-1)
-        loops = tuple(loop for loop in around if loop.depth <= deepest)
-        if (e.id, loops) in seen or e.id in staged or e.axes == 0:
-            continue
-        seen.add((e.id, loops))
-        turns = prod(float(loop.length) for loop in (*loops, *([e.attr] if e.op in FOLDS else [])))
-        name = FOLDS[e.op][0] if e.op in FOLDS else e.op
-        total += turns * (PRIMITIVES[name].cost if name in PRIMITIVES else 0.0)
-        if total > MAX_COST:
-            raise LimitError(
-                f"the formula takes more than {MAX_COST:.0e} operations at every pair: products of products of long"
-                " vectors are computed again for each component, compute the inner ones in a call of their own"
-            )
-        stack.extend((a, (*loops, e.attr) if e.op in FOLDS else loops) for a in e.args)
-    return max(1.0, total)

@@ -113,7 +113,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "sub": Primitive(2, np.subtract, "fsub {T} {0}, {1}", "{0} - {1}"),
     "mul": Primitive(2, np.multiply, "fmul {T} {0}, {1}", "{0} * {1}"),
     "div": Primitive(2, np.divide, "fdiv {T} {0}, {1}", "{0} / {1}", 8),
-    "neg": Primitive(1, np.negative, "fneg {T} {0}", "-{0}"),
+    "neg": Primitive(1, np.negative, "fneg {T} {0}", "-{0}", 0),  # mostly a part of what reads it
     "fma": Primitive(3, _fma, "call {T} @llvm.fma.{n}({T} {0}, {T} {1}, {T} {2})", "fma{f}({0}, {1}, {2})"),
     "lt": _compare("<", "olt", np.less),
     "le": _compare("<=", "ole", np.less_equal),

@@ -126,6 +126,8 @@ class KernelSpec:
         first element, of those of the second, and so on.
     own : tuple of (tuple of int)
         For each variable the leading dimensions of its array, as many as the batch has: its sizes, or 1.
+    fast : bool
+        Whether scales of exponents go into the rows: see `dred.kernel.hoist.hoisted`.
     """
 
     parts: tuple[Part, ...]
@@ -138,6 +140,7 @@ class KernelSpec:
     left: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
     own: tuple[tuple[int, ...], ...] = ()
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if not self.variables:
@@ -320,6 +323,7 @@ class KernelSpec:
         ]
         key: tuple[Any, ...] = (VERSION, parts, self.axis, self.dtype, self.acc, self.chain, self.variables)
         key += (self.given, self.left) if self.given else ()
+        key += ("fast",) if self.fast else ()
         return hashlib.sha256(repr(key).encode()).hexdigest()
 
     def __dask_tokenize__(self) -> str:

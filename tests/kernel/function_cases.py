@@ -66,9 +66,9 @@ CASES = {
 }
 
 
-def text(name: str, dtype: str, width: int, scaling: bool = False) -> str:
+def text(name: str, dtype: str, width: int, scaling: bool = False, moderate: bool = False) -> str:
     """A kernel that maps arrays, whose length is a multiple of the number of lanes, through a function."""
-    lanes = Lanes(dtype, width, scaling=scaling)
+    lanes = Lanes(dtype, width, scaling=scaling, moderate=moderate)
     lines: list[str] = []
 
     def put(instruction: str) -> str:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,11 +125,12 @@ class Reference(NamedTuple):
     reduction: str
     units: tuple[str, str]  # patterns of opcodes in PTX and in SASS
     per: int
+    fast: bool = False
 
     def source(self, dtype: str = "float32") -> Source:
         f = formula(self.text, self.aliases)
         spec = KernelSpec.of(f.node, self.reduction, 1, dtype, "float64", variables=f.variables)
-        return cuda.rendered(spec)
+        return cuda.rendered(replace(spec, fast=self.fast))
 
 
 POWERS = (r"ex2\.", r"MUFU\.EX2")
@@ -152,6 +154,10 @@ REFERENCES = {
         f"Grad({GAUSSIAN},x,e)", (*LONG, "e = Vi(1)"), "Sum", ARITHMETIC, 2
     ),
 }  # fmt: skip
+REFERENCES |= {  # scales of exponents in the rows
+    f"{name}, fast": REFERENCES[name]._replace(fast=True)
+    for name in ("Gaussian D=3", "its gradient in x", "Square(p-a)*Exp(x+y)", "LogSumExp D=3")
+}
 
 
 class Count(NamedTuple):

@@ -78,7 +78,7 @@ def test_which_lists_are_written_at_once():
     """Sizes alone decide."""
     for dtype, most in (("float32", 64), ("float64", 48)):
         for K in (most, most + 1):
-            text = StateText(lower(spec_of("ArgKMin", K, dtype), cpu.UNROLL), dtype, "float64", 16, False)
+            text = StateText(lower(spec_of("ArgKMin", K, dtype), cpu.UNROLL), dtype, "float64", 16, False, False)
             room = set(text.rooms.values())
             assert room == ({most} if most == K else {K})
             assert ("memmove" in text.declarations()) == (most < K)

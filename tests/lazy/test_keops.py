@@ -279,9 +279,9 @@ ERRORS = {
         "optional_flags=['-O3']: no compiler is called that would take them",
     ),
     "fast": (
-        lambda: Vi(X).sum(axis=1, use_fast_math=True),
+        lambda: Vi(X).sum(axis=1, use_fast_math="no"),
         OptionError,
-        "use_fast_math=True is not offered: every operation has its full precision",
+        "use_fast_math='no': it is True or False",
     ),
     "named twice": (
         lambda: Vi(X).clamp(1, 2, other1=3),
