@@ -117,7 +117,7 @@ def measure(r, dtype):
 # -- until the first result ----------------------------------------------------------------------------------------
 
 PROCESSES, CALLS, NEW = 15, 2000, 15
-COMPILED, TINY = 100, 30  # points; so few of the latter that nothing is compiled for them
+COMPILED, TINY = 100, 10  # points; so few of the latter that nothing is compiled for them
 
 
 def points(n):

@@ -19,7 +19,7 @@ from dred import Genred
 from dred.kernel import cpu, engine
 
 CALLS = 500
-SIZES = (5, 30, 60, 120)
+SIZES = (3, 10, 30, 60, 120)
 GAUSSIAN = "Exp(-g*SqDist(x,y))*b", ("x = Vi({D})", "y = Vj({D})", "b = Vj(1)", "g = Pm(1)")
 POINTS = ("x = Vi({D})", "y = Vj({D})")
 CASES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ import numpy as np
 from dred.errors import DredError, DtypeError, InputError
 from dred.formula.language import Formula, Variable
 
+SIZES = 256  # of calls, that are known to fit
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
+_ARRAY = np.ndarray
 _KINDS = {np.dtype(name): name for name in DTYPES[1:]}
 _FOLLOWED = {
     "torch": "with gradients, which this routine would lose: use Genred, LazyTensor or function of dred.torch, or pass"
@@ -204,17 +207,25 @@ def _batch(formula: Formula, args: Sequence[Any], label: Sequence[str]) -> tuple
 
 def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs | None:
     """The inputs where all are NumPy arrays that fit as they are, in a few microseconds; None: look closer."""
-    if not args or len(args) != len(formula.variables) or type(args[0]) is not np.ndarray:
+    variables = formula.variables
+    if not args or len(args) != len(variables) or type(args[0]) is not _ARRAY:
         return None
     kind = args[0].dtype
     name = _KINDS.get(kind)
     if name is None or (dtype is not None and dtype != name):
         return None
-    rows: list[int | None] = [None, None]
-    for a, (_, dim, cat) in zip(args, formula.variables, strict=True):
-        if type(a) is not np.ndarray or a.dtype is not kind or not a.flags.carray:
+    for a in args:
+        if type(a) is not _ARRAY or a.dtype is not kind or not a.flags.carray:
             return None
-        shape = a.shape
+    rows = _rows(variables, tuple([a.shape for a in args]))
+    return None if rows is None else Inputs("numpy", tuple(args), name, rows)
+
+
+@lru_cache(SIZES)
+def _rows(variables: Sequence[Variable], shapes: Sequence[tuple[int, ...]]) -> tuple[int, int] | None:
+    """M and N of arrays that fit without a batch; None: look closer."""
+    rows: list[int | None] = [None, None]
+    for (_, dim, cat), shape in zip(variables, shapes, strict=True):
         if cat == 2:
             if shape != (dim,):
                 return None
@@ -223,7 +234,7 @@ def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs |
         else:
             rows[cat] = shape[0]
     M, N = rows
-    return Inputs("numpy", tuple(args), name, (1 if M is None else M, 1 if N is None else N))
+    return 1 if M is None else M, 1 if N is None else N
 
 
 def _check_types(args: Sequence[Any], label: Sequence[str], dtype: str | None) -> None:

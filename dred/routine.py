@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -395,7 +396,7 @@ class Routine:
             Not even a few rows fit into its memory.
         """
         name = engine.named(backend)
-        if isinstance(device_id, bool) or not isinstance(device_id, int | np.integer) or device_id < -1:
+        if isinstance(device_id, bool) or not isinstance(device_id, (int, np.integer)) or device_id < -1:
             raise OptionError(f"device_id={device_id!r}: it is the number of a CUDA device, or -1 for the current one")
         if device_id >= 0 and name == "cpu":
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
@@ -403,9 +404,8 @@ class Routine:
             name = "cuda" if device_id >= 0 else configured()
         inputs = check(self.parsed, self.flat(args), self.dtype)
         given = () if out is None else targets(out, self.expected(inputs, args), self.several, plain=inputs.kind)
-        make, planned = REDUCERS[inputs.kind], self.sweeps(inputs.dtype)
-        results = run_parts(planned, self.variables, inputs, ranges, lambda part, _: make(name, int(device_id), part))
-        results = self._fitted(results, inputs, args)
+        made = partial(REDUCERS[inputs.kind], name, int(device_id))
+        results = self._fitted(run_parts(self.sweeps(inputs.dtype), self.variables, inputs, ranges, made), inputs, args)
         if given:
             for target, result in zip(given, results, strict=True):
                 target[...] = result

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dred.errors import InputError, OptionError
@@ -12,10 +12,12 @@ from dred.formula.language import Variable
 from dred.inputs import Inputs
 from dred.kernel import engine
 from dred.kernel.centre import centre
+from dred.kernel.environment import variable
 from dred.kernel.pattern import Pattern
 from dred.ranges import Ranges
 from dred.sweeps import Sweep
 
+Place = tuple[slice, ...]  # of a part of the batch; () where it is all
 Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]]
 
 
@@ -24,7 +26,7 @@ def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Rang
     if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
         (sweep,) = planned
         M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        return reducer(sweep, list(inputs.arrays), M, N, _along(ranges, sweep))
+        return reducer(sweep, list(inputs.arrays), M, N, None if ranges is None else _along(ranges, sweep))
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
@@ -42,7 +44,7 @@ def run_parts(
     variables: Sequence[Variable],
     inputs: Inputs,
     ranges: Any,
-    reducer: Callable[[Inputs, tuple[slice, ...]], Reducer],
+    reducer: Callable[[Inputs, Place], Reducer],
 ) -> tuple[Any, ...]:
     """What all sweeps leave, (*batch, rows, ...); of dask arrays, part by part of the batch.
 
@@ -60,7 +62,7 @@ def run_parts(
     """
     pairs = None if ranges is None else Ranges.of(ranges, *inputs.rows)
     if not inputs.batch or inputs.kind != "dask":
-        return run(_batched(planned, inputs), inputs, reducer(inputs, ()), pairs)
+        return run(_batched(planned, inputs) if inputs.batch else planned, inputs, reducer(inputs, ()), pairs)
     from dred.cluster import batch
 
     parts = [
@@ -72,7 +74,7 @@ def run_parts(
 
 def _batched(planned: Sequence[Sweep], inputs: Inputs) -> Sequence[Sweep]:
     """The sweeps for these arrays, of which some have the dimensions of a batch."""
-    return [sweep.batched(inputs.batch, inputs.own) for sweep in planned] if inputs.batch else planned
+    return [sweep.batched(inputs.batch, inputs.own) for sweep in planned]
 
 
 def _along(ranges: Ranges | None, sweep: Sweep) -> Pattern | None:
@@ -91,18 +93,19 @@ def _centre(kind: str, points: Any, dtype: str) -> Any:
     return lazily(points, dtype)
 
 
-def _on_host(backend: str, device_id: int, inputs: Inputs) -> Reducer:
-    found = engine.device(backend)
-
-    def reducer(sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None) -> tuple[Any, ...]:
-        spec = sweep.spec
-        chosen = engine.placed(found, spec, M, N, pattern=pattern)
-        return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, pattern=pattern, device_id=device_id)
-
-    return reducer
+def _on_host(backend: str, device_id: int, inputs: Inputs, place: Place = ()) -> Reducer:
+    return partial(_here, engine.device(backend), device_id)
 
 
-def _on_device(backend: str, device_id: int, inputs: Inputs) -> Reducer:
+def _here(
+    found: str, device_id: int, sweep: Sweep, arrays: list[Any], M: int, N: int, pattern: Pattern | None
+) -> tuple[Any, ...]:
+    spec = sweep.spec
+    chosen = engine.placed(found, spec, M, N, pattern=pattern)
+    return engine.reduce(spec, chosen, arrays, M, N, sweep.outputs, pattern=pattern, device_id=device_id)
+
+
+def _on_device(backend: str, device_id: int, inputs: Inputs, place: Place = ()) -> Reducer:
     if backend == "cpu":
         raise InputError("backend='cpu' cannot take CuPy arrays: convert them with cupy.asnumpy, or use backend='cuda'")
     from dred.kernel import cuda
@@ -118,7 +121,7 @@ def _on_device(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     return reducer
 
 
-def _lazily(backend: str, device_id: int, inputs: Inputs) -> Reducer:
+def _lazily(backend: str, device_id: int, inputs: Inputs, place: Place = ()) -> Reducer:
     if device_id >= 0:
         raise OptionError(f"device_id={device_id}: with dask arrays every worker uses its own device, leave it at -1")
     from dred.cluster import graph
@@ -129,7 +132,7 @@ def _lazily(backend: str, device_id: int, inputs: Inputs) -> Reducer:
     return reducer
 
 
-REDUCERS: Mapping[str, Callable[[str, int, Inputs], Reducer]] = {
+REDUCERS: Mapping[str, Callable[..., Reducer]] = {
     "numpy": _on_host,
     "cupy": _on_device,
     "dask": _lazily,
@@ -138,7 +141,7 @@ REDUCERS: Mapping[str, Callable[[str, int, Inputs], Reducer]] = {
 
 def configured() -> str:
     """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
+    if "dask" not in sys.modules and variable(b"DASK_DRED__BACKEND") is None:
         return "auto"
     from dred.cluster import config
 

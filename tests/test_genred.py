@@ -297,6 +297,7 @@ def test_a_million_equal_terms(axis):
 def in_order(monkeypatch):
     """Terms are added one after the other: lanes are rows, and columns are not split."""
     monkeypatch.setattr(cpu_schedule, "FEW", 0)
+    monkeypatch.setattr(cpu, "_sizes", cpu._sizes.__wrapped__)  # nothing of that is remembered
     monkeypatch.setattr(cpu_schedule, "UNITS", 1)
 
 
@@ -934,4 +935,4 @@ def test_the_device_is_handed_on(device, monkeypatch):
     monkeypatch.setattr(cuda, "device_count", lambda: 8)
     monkeypatch.setattr(engine, "fold", fold)
     Genred(TEXT, ALIASES)(*arrays(), backend="cuda", device_id=device)
-    assert seen == {"backend": "cuda", "device_id": int(device), "pattern": None}
+    assert seen == {"backend": "cuda", "device_id": int(device), "pattern": None, "own": True}

@@ -9,8 +9,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar, cast
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
-from dred.kernel.cpu_calls import Call, Share, listed, whole
+from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
+from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_states
@@ -28,14 +29,15 @@ from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
+from dred.kernel.threads import NEVER, Stop, declared, thread_count
 from dred.kernel.threads import run as _run
-from dred.kernel.threads import thread_count
 
 UNROLL = 8  # longer vectors are loops over components: their records do not fit into registers
 CACHED = 128  # compiled kernels that are kept
 MANY = 1 << 25  # pairs, to look at all rows of the arrays for what exponents may be,
 ROWS = 512  # and how many there are for a row
 LARGE = 1_000_000  # characters of a program whose registers are allocated in haste: else that takes a minute
+SIZES = 256  # of calls, of which it is kept what they decide
 
 State = tuple[NDArray[Any], ...]
 T = TypeVar("T")
@@ -45,11 +47,17 @@ Keep = Callable[[bytes], None]
 
 @dataclass(frozen=True)
 class Compiled:
-    """Machine code of a kernel; it lives as long as `engine`."""
+    """Machine code of a kernel; it lives as long as `engine`.
+
+    Attributes
+    ----------
+    call : callable
+        The function of the program, of the address of its arguments: see `dred.kernel.cpu_memory.by_table`.
+    """
 
     program: Program
     cost: float
-    function: Callable[..., None]
+    call: Callable[[int], None]
     engine: Any
 
 
@@ -93,12 +101,13 @@ def fold(
     i0: int = 0,
     j0: int = 0,
     threads: int | None = None,
+    own: bool = False,
 ) -> State:
     """The state after the terms of one block of columns; bits do not depend on the number of threads.
 
     Parameters
     ----------
-    spec, state, arrays, M, N, pattern, i0, j0
+    spec, state, arrays, M, N, pattern, i0, j0, own
         See `dred.kernel.engine.fold`.
     batches : int
         Arrays may be (batches, rows, dim) as well, parameters (batches, dim); the state is of batches * M rows.
@@ -117,15 +126,13 @@ def fold(
         LLVM cannot compile for this machine.
     """
     if M == 0 or N == 0 or batches == 0:
-        return tuple(np.array(field, order="C") for field in state)
-    arrays = _checked(spec, arrays, M, N, batches)
-    along, parts = split(spec, M, N, batches) if pattern is None else (I, ((0, N),))
-    pairs = batches * (M * N if pattern is None else pattern.pairs)
-    looked = pairs > max(MANY, ROWS * batches * (M + N))
-    moderate = looked and exponents(spec).moderate(spec.dtype, arrays, state)
+        return tuple([field.copy() for field in state])
+    sizes = _sizes(spec, M, N, batches, None if pattern is None else pattern.pairs)
+    arrays = _checked(spec, sizes, arrays, batches)
+    along = sizes.along
+    moderate = sizes.looked and exponents(spec).moderate(spec.dtype, arrays, state)
     kernel, careful = compiled(spec, along, moderate=moderate), partial(compiled, spec, along, hoist=False)
-    count = thread_count() if threads is None else threads
-    return folded(spec, kernel, careful, parts, state, arrays, M, (i0, j0), count, batches, pattern)
+    return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern, own)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -143,9 +150,10 @@ def folded(
     arrays: Sequence[NDArray[Any]],
     M: int,
     numbers: tuple[int, int] = (0, 0),
-    threads: int = 1,
+    threads: int | None = 1,
     batches: int = 1,
     pattern: Pattern | None = None,
+    own: bool = False,
 ) -> State:
     """The state after the terms of some parts of the columns.
 
@@ -158,10 +166,10 @@ def folded(
     parts : sequence of (int, int)
         First and one past the last column. Where there are several, or lanes are columns, each part and lane has a
         state of its own, which are merged in the end. A pattern takes one part, of all columns.
-    state, arrays, M, numbers, threads, batches, pattern
+    state, arrays, M, numbers, threads, batches, pattern, own
         As of `fold`; `numbers` are i0 and j0.
     """
-    new = tuple(np.array(field, order="C") for field in state)
+    new = state if own else tuple([field.copy() for field in state])
     plan = kernel.program.plan
     lanes = plan.lanes if plan.along == J else 1
     if len(parts) == lanes == 1:
@@ -169,26 +177,28 @@ def folded(
     else:
         one = replace(spec, batch=(), own=()) if spec.batch else spec
         states = [empty(one, batches * M * lanes) for _ in parts]
-    strides = _strides(spec, arrays, M * lanes, batches)
-
-    def work(share: Share, stop: threading.Event) -> None:
-        scratch = np.empty(kernel.program.scratch + 64, np.uint8)
+    strides = _strides(spec, arrays, M * lanes) if batches > 1 else None
+    single = pattern is None and batches == 1
+    if single and (share := alone(plan, kernel.cost, M, tuple(parts))) is not None:
+        declared()  # even where it makes no difference, it must not be wrong
         for part, calls in share:
-            _calls(kernel, arrays, states[part], calls, numbers, stop, careful, scratch, strides)
-
-    if batches == 1 and pattern is None:
-        shares = whole(plan, kernel.cost, M, parts, threads)
+            _calls(kernel, arrays, states[part], calls, numbers, NEVER, careful, strides)
     else:
-        shares = listed(plan, kernel.cost, M, parts, batches, pattern, threads)
-    _run([partial(work, share) for share in shares])
+        most = thread_count() if threads is None else threads
+        if single:
+            shares = whole(plan, kernel.cost, M, parts, most)
+        else:
+            shares = listed(plan, kernel.cost, M, parts, batches, pattern, most)
+        work = partial(_share, kernel, arrays, states, numbers, careful, strides)
+        _run([partial(work, share) for share in shares])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
 
 
-def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int, batches: int) -> NDArray[np.int64]:
+def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDArray[np.int64]:
     """Values from one batch to the next: of the state, then of each array, 0 where all batches share it."""
     strides = np.zeros(1 + len(arrays), np.int64)
     strides[0] = rows
-    for v in spec.read if batches > 1 else ():
+    for v in spec.read:
         if arrays[v.ind].ndim == (2 if v.cat == 2 else 3):
             strides[1 + v.ind] = arrays[v.ind][0].size
     return strides
@@ -206,25 +216,60 @@ def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
             tuple(np.ascontiguousarray(a[:, part]).reshape(len(a), -1) for a in parts)
             for part in (slice(0, half), slice(half, 2 * half))
         )
-        joined = merge_states(spec, left, right)
-        parts = [
-            np.concatenate([a.reshape(len(a), half, -1), b[:, 2 * half :]], 1)
-            for a, b in zip(joined, parts, strict=True)
-        ]
+        joined = [a.reshape(len(a), half, -1) for a in merge_states(spec, left, right)]
+        odd = count > 2 * half
+        parts = (
+            [np.concatenate([a, b[:, 2 * half :]], 1) for a, b in zip(joined, parts, strict=True)] if odd else joined
+        )
     return tuple(a[:, 0] for a in parts)
 
 
-def _checked(spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, batches: int) -> list[NDArray[Any]]:
+class _Sizes(NamedTuple):
+    """What the sizes of a fold decide, whatever is in the arrays.
+
+    Attributes
+    ----------
+    kind : dtype
+        Of all arrays.
+    shapes : tuple of (int, tuple of int)
+        For each array that the kernel reads, its position and shape.
+    along, parts
+        See `dred.kernel.cpu_schedule.Split`.
+    looked : bool
+        Whether the arrays are looked at for what exponents may be.
+    """
+
+    kind: np.dtype[Any]
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
+    along: int
+    parts: tuple[tuple[int, int], ...]
+    looked: bool
+
+
+@lru_cache(SIZES)
+def _sizes(spec: KernelSpec, M: int, N: int, batches: int, visited: int | None) -> _Sizes:
+    """The same for so many pairs that a pattern visits; None: all."""
+    rows = {0: (), I: (M,), J: (N,)}
+    shapes = tuple((v.ind, (*rows[spec.level(v.cat)], v.dim)) for v in spec.read)
+    along, parts = split(spec, M, N, batches) if visited is None else (I, ((0, N),))
+    pairs = batches * (M * N if visited is None else visited)
+    return _Sizes(np.dtype(spec.dtype), shapes, along, parts, pairs > max(MANY, ROWS * batches * (M + N)))
+
+
+def _checked(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], batches: int) -> Sequence[NDArray[Any]]:
     """The arrays as the kernel reads them: it would read whatever lies in memory."""
-    for v in spec.read:
-        rows = {0: (), 1: (M,), 2: (N,)}[spec.level(v.cat)]
-        a, shape = arrays[v.ind], (*rows, v.dim)
-        if a.dtype != spec.dtype or (a.shape != shape and a.shape != (batches, *shape)):
+    kind, ready = sizes.kind, True
+    for ind, shape in sizes.shapes:
+        a = arrays[ind]
+        if a.dtype is kind and a.shape == shape and a.flags.c_contiguous:
+            continue
+        if a.dtype != kind or (a.shape != shape and a.shape != (batches, *shape)):
             raise InputError(
-                f"variable {v.ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
+                f"variable {ind} of a block: got {a.dtype} of {a.shape}, expected {spec.dtype} of {shape}"
                 + (f" or {(batches, *shape)}" if batches > 1 else "")
             )
-    return [np.ascontiguousarray(a) for a in arrays]
+        ready = False
+    return arrays if ready else [np.ascontiguousarray(a) for a in arrays]
 
 
 def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> Compiled:
@@ -315,7 +360,7 @@ def build(
     """
     machine = chosen()
     machine = Machine(machine.cpu if cpu is None else cpu, machine.features if features is None else features)
-    code = emit(program.text, machine, 2 if len(program.text) < LARGE else 0)
+    code = emit(program.text + by_table(), machine, 2 if len(program.text) < LARGE else 0)
     if keep is not None and (entry := _packed(program, cost, code)) is not None:
         keep(entry)
     return _loaded(program, cost, code)
@@ -346,10 +391,23 @@ def _about(head: bytes) -> tuple[Program, float]:
 
 
 def _loaded(program: Program, cost: float, code: bytes) -> Compiled:
-    address, engine = load(code, "fold")
-    kinds = {"p": ctypes.c_void_p, "l": ctypes.c_int64}
-    prototype = ctypes.CFUNCTYPE(None, *(kinds[c] for c in SIGNATURE))
-    return Compiled(program, cost, prototype(address), engine)
+    address, engine = load(code, "call")
+    return Compiled(program, cost, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address), engine)
+
+
+def _share(
+    kernel: Compiled,
+    arrays: Sequence[NDArray[Any]],
+    states: Sequence[State],
+    numbers: tuple[int, int],
+    careful: Callable[[], Compiled] | None,
+    strides: NDArray[np.int64] | None,
+    share: Share,
+    stop: Stop,
+) -> None:
+    """What one thread does."""
+    for part, calls in share:
+        _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides)
 
 
 def _calls(
@@ -358,32 +416,43 @@ def _calls(
     state: State,
     calls: Sequence[Call],
     numbers: tuple[int, int],
-    stop: Any,
+    stop: Stop,
     careful: Callable[[], Compiled] | None = None,
-    scratch: NDArray[np.uint8] | None = None,
     strides: NDArray[np.int64] | None = None,
 ) -> None:
-    """Folds one share; `careful` is what goes on where sums are not finite."""
-    program = kernel.program
-    if scratch is None:
-        scratch = np.empty(program.scratch + 64, np.uint8)
-    aligned = scratch.ctypes.data + -scratch.ctypes.data % 64
-    variables = _pointers(arrays)
-    states = _pointers(state)
+    """Folds the calls of one part; `careful` is what goes on where sums are not finite."""
+    program, pitch, (i0, j0) = kernel.program, state[0].shape[1], numbers
     if strides is None:
-        strides = np.zeros(1 + len(arrays), np.int64)
-    pitch = state[0].shape[1]
-    redo = np.full((max((call.tiles for call in calls), default=0) if program.hoisted else 0, 2), -1, np.int64)
+        _, strides_at = _none(1 + len(arrays))
+    else:
+        (strides_at,) = addresses((strides,))
+    pointers = addresses((*arrays, *state))
+    words = len(SIGNATURE) + len(pointers)
+    scratch, pack = taken(program.scratch, words), packer(words)
+    variables = scratch.words_at + BEHIND
+    states = variables + 8 * len(arrays)
     for call in calls:
         if stop.is_set():
             return
-        items, intervals = call.items, call.intervals
-        tables = (strides.ctypes.data, items.ctypes.data, 0, len(items), intervals.ctypes.data)
-        kernel.function(variables, *tables, states, pitch, aligned, *numbers, redo.ctypes.data)
-        if careful and program.hoisted and (again := call.again(program.plan, redo)) is not None:
-            _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
-            redo[:] = -1
+        if call.tiles > scratch.tiles:
+            scratch.hold(call.tiles)
+        items, count, intervals = call.tables
+        pack(
+            scratch.words, 0,
+            variables, strides_at, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at,
+            *pointers,
+        )  # fmt: skip
+        kernel.call(scratch.words_at)
+        if scratch.redo != scratch.blank:
+            redo = np.frombuffer(bytes(scratch.redo), np.int64).reshape(-1, 2)
+            scratch.redo[:] = scratch.blank
+            if careful is not None and (again := call.again(program.plan, redo)) is not None:
+                _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
+    given_back(scratch)
 
 
-def _pointers(arrays: Sequence[NDArray[Any]]) -> Any:
-    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+@cache
+def _none(count: int) -> tuple[NDArray[np.int64], int]:
+    """Strides of a single batch, and their address."""
+    zeros = np.zeros(count, np.int64)
+    return zeros, addresses((zeros,))[0]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dred.kernel.cpu_memory import addresses
 from dred.kernel.cpu_schedule import SHARE, Schedule
 from dred.kernel.pattern import Pattern
 
 CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
+CUTS, FEW = 256, 8  # how often it is remembered how all pairs are cut, and the most that may be: pairs of so many calls
 
 Table = NDArray[np.int64]
 
@@ -28,17 +31,25 @@ class Call(NamedTuple):
     intervals : (m, 2) int64
     tiles : int
         Of all items.
+    tables : (int, int, int)
+        Address of the items, their number, and address of the intervals.
     """
 
     items: Table
     intervals: Table
     tiles: int
+    tables: tuple[int, int, int]
 
     @staticmethod
     def of(plan: Schedule, first: int, last: int, start: int, stop: int) -> Call:
         """Rows and columns of a single batch."""
         items = np.array([[0, first, last, 0, 1, 0]], np.int64)
-        return Call(items, np.array([[start, stop]], np.int64), -(-(last - first) // plan.tile))
+        return Call._of(items, np.array([[start, stop]], np.int64), -(-(last - first) // plan.tile))
+
+    @staticmethod
+    def _of(items: Table, intervals: Table, tiles: int) -> Call:
+        first, second = addresses((items, intervals))
+        return Call(items, intervals, tiles, (first, len(items), second))
 
     @staticmethod
     def several(plan: Schedule, items: Table, intervals: Table) -> Call:
@@ -47,7 +58,7 @@ class Call(NamedTuple):
         ends = np.cumsum(tiles)
         items = np.ascontiguousarray(items)
         items[:, 5] = ends - tiles
-        return Call(items, np.ascontiguousarray(intervals), int(ends[-1]))
+        return Call._of(items, np.ascontiguousarray(intervals), int(ends[-1]))
 
     def again(self, plan: Schedule, redo: Table) -> Call | None:
         """What is left where sums were not finite, tiles that go on from the same place together; None: nothing."""
@@ -69,11 +80,18 @@ class Call(NamedTuple):
         return Call.several(plan, np.array(items, np.int64), np.array(intervals, np.int64))
 
 
-Share = list[tuple[int, list[Call]]]
+Share = Sequence[tuple[int, Sequence[Call]]]
 """What one thread does: parts of the columns, each of which has states of its own, and calls."""
 
 
-def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> list[Share]:
+def alone(plan: Schedule, cost: float, M: int, parts: tuple[tuple[int, int], ...]) -> Share | None:
+    """All tiles and parts as one share, where they are worth no second thread; else None: see `whole`."""
+    if cost * M * (parts[-1][1] - parts[0][0]) >= 2 * SHARE:
+        return None
+    return _remembered(plan, M, parts, 1, CALL / cost)[0]
+
+
+def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> Sequence[Share]:
     """For each thread its tiles of rows of its parts of the columns; within a part, columns are cut at whole panels.
 
     Parameters
@@ -88,26 +106,35 @@ def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]],
     threads : int
         At most.
     """
-    tiles, most = -(-M // plan.tile), CALL / cost
     pairs = M * (parts[-1][1] - parts[0][0])
+    threads = max(1, min(threads, -(-M // plan.tile) * len(parts), int(pairs * cost / SHARE)))
+    cut = _remembered if pairs * cost <= FEW * CALL else _cut
+    return cut(plan, M, tuple(parts), threads, CALL / cost)
+
+
+def _cut(plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float) -> tuple[Share, ...]:
+    """The shares of so many threads, in calls of at most so many pairs."""
+    tiles = -(-M // plan.tile)
     units = tiles * len(parts)
-    threads = max(1, min(threads, units, int(pairs * cost / SHARE)))
     out: list[Share] = []
     for t in range(threads):
         low, high = units * t // threads, units * (t + 1) // threads
-        share: Share = []
+        share: list[tuple[int, tuple[Call, ...]]] = []
         for part, (start, stop) in enumerate(parts):
             first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
             rows = plan.rows * max(1, int(most / (plan.rows * (stop - start))))
             columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
-            calls = [
+            calls = tuple(
                 Call.of(plan, i, min(i + rows, last), j, min(j + columns, stop))
                 for i in range(first, last, rows)
                 for j in range(start, stop, columns)
-            ]
+            )
             share += [(part, calls)] if calls else []
-        out.append(share)
-    return out
+        out.append(tuple(share))
+    return tuple(out)
+
+
+_remembered = lru_cache(CUTS)(_cut)
 
 
 def listed(
@@ -118,7 +145,7 @@ def listed(
     batches: int,
     pattern: Pattern | None,
     threads: int,
-) -> list[Share]:
+) -> Sequence[Share]:
     """The same of several batches, or of a pattern, which is of one part; thread by thread about as much to do."""
     if pattern is None:
         every = Pattern.whole(M, 1).items(batches)
@@ -146,7 +173,7 @@ def listed(
         if k1 < len(items):
             mine[-1, 2] = min(mine[-1, 1] + tile1 * plan.tile, mine[-1, 2])
         mine[0, 1] += tile * plan.tile
-        share: Share = []
+        share: list[tuple[int, list[Call]]] = []
         for part in range(len(parts)):
             some = mine[(owner[k : k1 + 1] == part) & (mine[:, 2] > mine[:, 1])]
             calls = list(_calls(plan, some, intervals, met, CALL / cost))

@@ -177,8 +177,11 @@ def split(spec: KernelSpec, M: int, N: int, batches: int = 1) -> Split:
     as a part is worth it: a pair is taken for two instructions per value that is read, and some more.
     """
     lanes = LANES[spec.dtype]
-    tiles, least = ceil(M / lanes), 4 * CHOICES * lanes
-    few = tiles <= 2 and FEW * tiles * lanes > M and least <= N
+    least = 4 * CHOICES * lanes
+    if least > N:  # too few columns, whatever the rest
+        return Split(I, ((0, N),))
+    tiles = ceil(M / lanes)
+    few = tiles <= 2 and FEW * tiles * lanes > M
     units, states = (batches * M, batches * M * lanes) if few else (batches * tiles, batches * M)
     cost = 10 + 2 * sum(v.dim for v in spec.read)
     state = 8 * states * sum(field.size for field in spec.fields)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dred.errors import BackendError
 from dred.kernel import interpret
 from dred.kernel.batches import runs
-from dred.kernel.output import Output, empty
+from dred.kernel.output import Output, empty, read, silently
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 
@@ -41,12 +41,12 @@ NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
 NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in ("", "_host", "_device")}
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
-# interpreter computes, and nothing is compiled. An operation of NumPy costs about as much before it has computed
-# anything as it does for CALLS pairs. Below TINY the interpreter is about as fast as a compiled kernel that is ready
-# (70 to 100 us a call, measured on one core of Zen 3 with AVX2: 44 x 44 pairs of a Gaussian sum in 3 dimensions, 17 x
-# 17 in 16); where merging is more than adding, slower by less than a hundredth of what compiling takes. Tests of
-# compiled kernels set TINY to 0.
-TINY, CALLS = 80_000.0, 1000.0
+# interpreter computes, and nothing is compiled: 19 x 19 pairs of a Gaussian sum in 3 dimensions, 9 x 9 in 16. A kernel
+# that is ready is faster everywhere (on one core of Zen 4, a call of that sum takes 16 us, by the interpreter 25 us for
+# 3 x 3 pairs and 30 us for 30 x 30), but to compile one takes 35 ms, and to load it from disk some ms: what hundreds or
+# thousands of calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
+# does for CALLS pairs. Tests of compiled kernels set TINY to 0.
+TINY, CALLS = 16_000.0, 200.0
 
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
 
@@ -146,7 +146,7 @@ def reduce(
     """The arrays (M, ...) that are read off the state of all terms: `fold` of an empty state, then `finalize`."""
     if backend == "numpy" and not spec.batch and pattern is None:
         return interpret.reduce(spec, spec.arrays(arrays), M, N, outputs)
-    state = fold(spec, backend, empty(spec, M), arrays, M, N, pattern=pattern, device_id=device_id)
+    state = fold(spec, backend, empty(spec, M), arrays, M, N, pattern=pattern, device_id=device_id, own=True)
     return finalize(spec, state, outputs)
 
 
@@ -164,6 +164,7 @@ def fold(
     device_id: int = -1,
     threads: int | None = None,
     memory: float | None = None,
+    own: bool = False,
 ) -> State:
     """The state after the terms of one block of columns.
 
@@ -173,7 +174,7 @@ def fold(
     backend : str
         "cpu", "cuda" or "numpy".
     state : State
-        Of the M rows (of each element of the batch); never written to.
+        Of the M rows (of each element of the batch); never written to, unless it is `own`.
     arrays : sequence of ndarray
         By position, C-contiguous, of type `spec.type_of(position)`: (M, dim) for kept variables, (N, dim) for reduced
         ones, (dim,) for parameters, with the dimensions `spec.own` in front where there is a batch. Without those of
@@ -191,6 +192,8 @@ def fold(
     memory : float, optional
         Most memory of a CUDA device: a fraction of it, or bytes where it is above 1; default: what DRED_CUDA_MEMORY
         says. No bit depends on it.
+    own : bool
+        Whether nobody else has the state: then it need not be copied.
 
     Returns
     -------
@@ -198,20 +201,20 @@ def fold(
     """
     if backend == "cpu" and not _llvm():
         raise BackendError("backend 'cpu' needs llvmlite, which cannot be imported here: pip install llvmlite")
-    own: dict[str, dict[str, Any]] = {
-        "cuda": {"device_id": device_id, "memory": memory},
-        "cpu": {"threads": threads},
-    }
-    more = own.get(backend, {}) | {"pattern": pattern, "i0": i0, "j0": j0}
-    arrays = spec.arrays(arrays)
+    more: dict[str, Any] = {}
+    if backend == "cpu":
+        more["threads"], more["own"] = threads, own and not spec.batch
+    elif backend == "cuda":
+        more["device_id"], more["memory"] = device_id, memory
+    arrays, backed = spec.arrays(arrays), _module(backend)
     if not spec.batch:
-        result: State = _module(backend).fold(spec, state, arrays, M, N, **more)
+        result: State = backed.fold(spec, state, arrays, M, N, pattern=pattern, i0=i0, j0=j0, **more)
         return result
     parts: list[State] = []
     for first, count, given in runs(spec, arrays):
         rows = slice(first * M, (first + count) * M)
         mine = tuple(field[:, rows] for field in state)
-        parts.append(_module(backend).fold(spec, mine, given, M, N, batches=count, **more))
+        parts.append(backed.fold(spec, mine, given, M, N, batches=count, pattern=pattern, i0=i0, j0=j0, **more))
     return parts[0] if len(parts) == 1 else tuple(np.concatenate(fields, axis=1) for fields in zip(*parts, strict=True))
 
 
@@ -236,4 +239,7 @@ def finalize(
     spec: KernelSpec, state: State, outputs: Sequence[Output], by_row: bool = False
 ) -> tuple[NDArray[Any], ...]:
     """The arrays (M, ...) that are read off a state; with the dimensions of the batch in front, or behind the rows."""
-    return tuple((output.by_row if by_row else output.read)(spec, state) for output in outputs)
+    if by_row:
+        return tuple([output.by_row(spec, state) for output in outputs])
+    found: tuple[NDArray[Any], ...] = silently(read, spec, state, outputs)
+    return found

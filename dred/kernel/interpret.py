@@ -13,7 +13,7 @@ from dred.formula.node import I, J
 from dred.kernel.flat import Block, Program, Values, program, straight
 from dred.kernel.ir import Root
 from dred.kernel.lower import lower
-from dred.kernel.output import Output, empty
+from dred.kernel.output import Output, empty, read, silently
 from dred.kernel.pattern import Pattern
 from dred.kernel.spec import KernelSpec
 from dred.reductions import MONOIDS, NONE, stored
@@ -68,8 +68,8 @@ def cost(spec: KernelSpec) -> float:
 
 def merge_states(spec: KernelSpec, left: State, right: State) -> State:
     """The union of two states of the same rows."""
-    with np.errstate(all="ignore"):
-        return _merged(spec, left, right)
+    merged: State = silently(_merged, spec, left, right)
+    return merged
 
 
 def _merged(spec: KernelSpec, left: State, right: State) -> State:
@@ -189,10 +189,16 @@ def reduce(
     spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, outputs: Sequence[Output]
 ) -> tuple[NDArray[Any], ...]:
     """The arrays that are read off the state of all terms: what tiny calls do, without detours."""
-    with np.errstate(all="ignore"):
-        state = empty(spec, M)
-        _fold(spec, state, arrays, M, N, (0, 0), fresh=True)
-        return tuple([output.found(spec, state) for output in outputs])
+    found: tuple[NDArray[Any], ...] = silently(_reduced, spec, arrays, M, N, outputs)
+    return found
+
+
+def _reduced(
+    spec: KernelSpec, arrays: Sequence[NDArray[Any]], M: int, N: int, outputs: Sequence[Output]
+) -> tuple[NDArray[Any], ...]:
+    state = empty(spec, M)
+    _fold(spec, state, arrays, M, N, (0, 0), fresh=True)
+    return read(spec, state, outputs)
 
 
 def _fold(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec, array_type
-from dred.reductions import NONE, REDUCTIONS, stored
+from dred.reductions import NONE, REDUCTIONS
 
 State = tuple[NDArray[Any], ...]
 
@@ -54,34 +56,32 @@ class Output:
 
     def read(self, spec: KernelSpec, state: State) -> Any:
         """The array (M, ...) of a state, of NumPy or CuPy, with the dimensions of the batch in front."""
-        with np.errstate(all="ignore"):
-            return self.found(spec, state)
+        return silently(self.found, spec, state)
 
     def found(self, spec: KernelSpec, state: State) -> Any:
-        """The same, inside an `np.errstate` that ignores all."""
-        mine = spec.layout[self.part]
-        fields = state[spec.states(self.part)]
-        if len(fields) == 1 and self.texts == (mine[0].name,) and mine[0].places == 1 and not self.truth:
+        """The same, for a caller who works `silently`."""
+        mine, fields = spec.layout[self.part], state[spec.states(self.part)]
+        if self.texts == spec.sole[self.part] and not self.truth:
             rows = [fields[0].T]  # as in sums, without a detour
         else:
             read = straight(spec.names[self.part], (), self.texts)
             rows = [values.T for values in read([*fields, self.parameter])]
-        kind = rows[0].dtype
-        xp = array_module(rows[0])
-        if whole := kind.kind == "i":
+        if whole := rows[0].dtype.kind == "i":
+            xp = array_module(rows[0])
             rows = [xp.where(row == NONE, -1, row) for row in rows]
             if self.saved and {f.name for f in mine if f.kind == "index"}.intersection(self.texts):
                 rows = [half for row in rows for half in (row >> 20, row & 0xFFFFF)]
-        result = rows[0] if len(rows) == 1 else xp.concatenate(rows, axis=1)
+        result = rows[0] if len(rows) == 1 else array_module(rows[0]).concatenate(rows, axis=1)
         if self.truth:
             result = result.astype(bool)
         elif not whole or self.saved:
-            result = result.astype(array_type(spec.dtype if self.saved else spec.given or spec.dtype), copy=False)
+            kind = array_type(spec.dtype if self.saved else spec.given or spec.dtype)
+            result = result if result.dtype == kind else result.astype(kind)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         if spec.batch:
             result = result.reshape(*spec.batch, len(result) // spec.batches, *result.shape[1:])
-        return xp.ascontiguousarray(result)
+        return result if result.flags.c_contiguous else array_module(result).ascontiguousarray(result)
 
     def by_row(self, spec: KernelSpec, state: State) -> Any:
         """The same with the rows in front, (M, *batch, ...); what is saved (M, values)."""
@@ -97,6 +97,20 @@ class Output:
         return self.by_row(spec, empty(spec, 0))
 
 
+def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any, ...]:
+    """What all outputs read off a state, for a caller who works `silently`."""
+    return tuple([output.found(spec, state) for output in outputs])
+
+
+_silence = Context()
+_silence.run(np.seterr, all="ignore")
+
+
+def silently(function: Callable[..., Any], *args: Any) -> Any:
+    """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, in a fifth of its time."""
+    return _silence.copy().run(function, *args)
+
+
 def array_module(array: Any) -> Any:
     """NumPy, or the library of the array, which is loaded."""
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
@@ -105,10 +119,9 @@ def array_module(array: Any) -> Any:
 def empty(spec: KernelSpec, M: int) -> State:
     """The state of M rows that have met no term: per field an array (size, M), of all batches next to each other."""
     M *= spec.batches
-    return tuple([_filled((f.size, M), f.identity, stored(f.kind, spec.dtype, spec.acc)) for f in spec.fields])
-
-
-def _filled(shape: tuple[int, int], value: float, dtype: str) -> NDArray[Any]:
-    array = np.empty(shape, dtype)  # faster than np.full, which matters for tiny problems
-    array.fill(value)
-    return array
+    state = []
+    for size, value, kind in spec.blank:
+        field = np.empty((size, M), kind)  # and fill: faster than np.full, which matters for small problems
+        field.fill(value)
+        state.append(field)
+    return tuple(state)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise, starmap
 from math import inf, prod
 from typing import Any
@@ -16,7 +17,7 @@ from dred.formula.language import Variable
 from dred.formula.node import I, J, Node, const, digest, intern, toposort, var, variables
 from dred.formula.rewrite import construct
 from dred.formula.syntax import evaluate, parse_once
-from dred.reductions import MONOIDS, REDUCTIONS, monoid_name
+from dred.reductions import MONOIDS, REDUCTIONS, monoid_name, stored
 
 CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
 HALF = ("bfloat16", "float16")  # types of arrays that are computed in float32
@@ -86,6 +87,7 @@ class Layout:
         return self.dim * self.places
 
 
+@cache
 def array_type(name: str) -> np.dtype[Any]:
     """The NumPy type of a name; that of bfloat16 comes with the package ml_dtypes."""
     if name == "bfloat16":
@@ -146,6 +148,9 @@ class KernelSpec:
         assert set(self.read) <= set(self.variables), "a formula reads a variable that is not declared"
         if not all(MONOIDS[part.monoid].chained for part in self.parts):
             object.__setattr__(self, "chain", 1)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)  # known after the first time
 
     @classmethod
     def of(
@@ -209,6 +214,16 @@ class KernelSpec:
         return tuple(field for part in self.layout for field in part)
 
     @cached_property
+    def blank(self) -> tuple[tuple[int, float, np.dtype[Any]], ...]:
+        """For each of these arrays, its rows, what is in it where no term has been met, and its type."""
+        return tuple((f.size, f.identity, np.dtype(stored(f.kind, self.dtype, self.acc))) for f in self.fields)
+
+    @cached_property
+    def sole(self) -> tuple[tuple[str, ...], ...]:
+        """For each part, the name of its field where it has but one, of a single place; else nothing."""
+        return tuple((part[0].name,) if len(part) == part[0].places == 1 else () for part in self.layout)
+
+    @cached_property
     def names(self) -> tuple[tuple[str, ...], ...]:
         """For each part, what the fields of its state and the parameter of its reduction are called in texts."""
         return tuple((*(field.name for field in part), "K") for part in self.layout)
@@ -248,9 +263,9 @@ class KernelSpec:
                 out[high] = np.array([*bounds[1:-1], beyond], kind)
         return out
 
-    def arrays(self, given: Any) -> list[Any]:
+    def arrays(self, given: Sequence[Any]) -> Sequence[Any]:
         """The arrays by position and of the compute type, with those that every call has."""
-        arrays = self.widened(given)
+        arrays = self.widened(given) if self.given else given
         if not self.constants:
             return arrays
         out = [*arrays, *[None] * (1 + max(self.constants) - len(arrays))]
@@ -272,7 +287,7 @@ class KernelSpec:
         """The kernel's index (I: kept, J: reduced, 0: none) of a category of variables."""
         return ((I, J, 0) if self.axis == 1 else (J, I, 0))[cat]
 
-    @property
+    @cached_property
     def batches(self) -> int:
         """Elements of the batch."""
         return prod(self.batch)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dred.errors import OptionError
+from dred.kernel.environment import variable
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,13 @@ class Stop(Protocol):
         """Whether the share must end now; where others are to have this thread's turn, waits for the next one."""
 
 
+class _Never:
+    is_set = staticmethod(bool)  # False
+
+
+NEVER: Stop = _Never()
+"""That of what is done at once, in the thread that asks for it: nothing waits for its turn."""
+
 Share = Callable[[Stop], None]
 
 # -- how many ------------------------------------------------------------------------------------------------------
@@ -40,7 +48,7 @@ def declared() -> int | None:
     OptionError
         It is no positive number.
     """
-    text = os.environ.get("DRED_NUM_THREADS", "").strip()
+    text = (variable(b"DRED_NUM_THREADS") or "").strip()
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -64,7 +72,7 @@ def explained() -> tuple[int, str]:
     """`thread_count`, and what decided it. Raises what that raises."""
     if (number := declared()) is not None:
         return number, "DRED_NUM_THREADS"
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
+    text = (variable(b"OMP_NUM_THREADS") or "").split(",")[0].strip()  # a list: the outermost level comes first
     if text.isdecimal() and int(text) > 0:
         return min(int(text), THREADS), "OMP_NUM_THREADS"
     cpus = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, THREADS)

@@ -91,4 +91,4 @@ def test_engine_hands_threads_to_the_cpu_alone(monkeypatch):
         )
     for backend in engine._MODULES:
         engine.fold(spec_of(), backend, (), [], 0, 0, threads=5)
-    assert told == {"cpu": {"threads": 5}, "cuda": {"device_id": -1, "memory": None}, "numpy": {}}
+    assert told == {"cpu": {"threads": 5, "own": False}, "cuda": {"device_id": -1, "memory": None}, "numpy": {}}

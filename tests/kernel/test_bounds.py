@@ -80,7 +80,9 @@ def run(spec, along, M, N, rng, small=0, front=False):
                 at = scratch.ctypes.data + -scratch.ctypes.data % 64
             pointers = [(ctypes.c_void_p * len(s))(*(a.ctypes.data for a in s)) for s in (arrays, state)]
             s, i, v, r = (a.ctypes.data for a in (strides, items, intervals, redo))
-            kernel.function(pointers[0], s, i, 0, 1, v, pointers[1], M * lanes, at, 0, 0, r)
+            a, b = map(ctypes.addressof, pointers)
+            words = np.array([a, s, i, 0, 1, v, b, M * lanes, at, 0, 0, r], np.int64)
+            kernel.call(words.ctypes.data)
             results.append(b"".join(a.tobytes() for a in state))
     pairs = zip(results[::2], results[1::2])
     assert all(a == b for a, b in pairs), "bits depend on what memory held"

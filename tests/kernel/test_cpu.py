@@ -265,7 +265,9 @@ def call(kernel, arrays, strides, items, intervals, states, pitch):
     redo = np.full(
         (sum(-(-(last - first) // kernel.program.plan.tile) for _, first, last, *_ in items), 2), -1, np.int64
     )
-    kernel.function(pointers[0], s, i, 0, len(items), v, pointers[1], pitch, address, 0, 0, redo.ctypes.data)
+    a, b = map(ctypes.addressof, pointers)
+    words = np.array([a, s, i, 0, len(items), v, b, pitch, address, 0, 0, redo.ctypes.data], np.int64)
+    kernel.call(words.ctypes.data)
     return redo
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dred.formula.language import formula
 from dred.formula.node import I
-from dred.kernel import cpu, cpu_calls, cpu_schedule, hoist, llvm, lower
+from dred.kernel import cpu, cpu_calls, cpu_memory, cpu_schedule, hoist, llvm, lower
 from dred.kernel.ir import IJ, walk
 from dred.kernel.llvm_records import RecordText
 from dred.kernel.output import empty
@@ -437,6 +437,7 @@ def check_memory(names, monkeypatch):
 
             with monkeypatch.context() as m:
                 m.setattr(np, "empty", filled)
+                m.setattr(cpu_memory, "_spare", [])
                 found.add(packed(fold(spec, arrays, M, N)))
         assert len(found) == 1
 

@@ -226,6 +226,7 @@ def test_the_worst_order_of_terms(reduction):
 def in_order(monkeypatch):
     """Terms are added one after the other: rows fill the lanes, and columns are not split."""
     monkeypatch.setattr(cpu_schedule, "UNITS", 1)
+    monkeypatch.setattr(cpu, "_sizes", cpu._sizes.__wrapped__)  # nothing of that is remembered
     return {"rows": 16}
 
 
