@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +13,6 @@ from dred.formula.language import Variable
 from dred.inputs import Inputs
 from dred.kernel import engine
 from dred.kernel.centre import centre
-from dred.kernel.environment import variable
 from dred.kernel.pattern import Pattern
 from dred.ranges import Ranges
 from dred.sweeps import Sweep
@@ -141,7 +141,7 @@ REDUCERS: Mapping[str, Callable[..., Reducer]] = {
 
 def configured() -> str:
     """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and variable(b"DASK_DRED__BACKEND") is None:
+    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
         return "auto"
     from dred.cluster import config
 

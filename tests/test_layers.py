@@ -38,7 +38,6 @@ ORDER = [
     "dred.kernel.primitives",
     "dred.kernel.sources",
     "dred.kernel.disk",
-    "dred.kernel.environment",
     "dred.kernel.threads",
     "dred.kernel.machine",
     "dred.kernel.work",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dred.errors import OptionError
-from dred.kernel.environment import variable
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +47,7 @@ def declared() -> int | None:
     OptionError
         It is no positive number.
     """
-    text = (variable(b"DRED_NUM_THREADS") or "").strip()
+    text = os.environ.get("DRED_NUM_THREADS", "").strip()
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -72,7 +71,7 @@ def explained() -> tuple[int, str]:
     """`thread_count`, and what decided it. Raises what that raises."""
     if (number := declared()) is not None:
         return number, "DRED_NUM_THREADS"
-    text = (variable(b"OMP_NUM_THREADS") or "").split(",")[0].strip()  # a list: the outermost level comes first
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
     if text.isdecimal() and int(text) > 0:
         return min(int(text), THREADS), "OMP_NUM_THREADS"
     cpus = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, THREADS)

@@ -12,7 +12,7 @@ import pytest
 
 from dred import Genred
 from dred.errors import InputError, OptionError
-from dred.kernel import cpu, cpu_calls, cpu_memory, cuda, engine, environment
+from dred.kernel import cpu, cpu_calls, cpu_memory, cuda, engine
 from dred.kernel.output import silently
 
 TEXT, ALIASES = "Exp(-g*SqDist(x,y))*b", ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)", "g = Pm(1)"]
@@ -98,19 +98,6 @@ def test_a_small_call_takes_no_turn_and_a_large_one_does(monkeypatch):
 
 
 # -- the environment ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_the_environment_is_read_as_it_is(there, monkeypatch):
-    if not there:
-        monkeypatch.setattr(environment, "_getenv", None)
-    name = "DRED_TEST_OF_THE_ENVIRONMENT"
-    assert environment.variable(name.encode()) is None
-    for value in ("", "3", " 4 ", "größer"):
-        monkeypatch.setenv(name, value)
-        assert environment.variable(name.encode()) == os.environ[name] == value
-    monkeypatch.delenv(name)
-    assert environment.variable(name.encode()) is None
 
 
 def test_the_number_of_threads_must_be_right_in_every_call(monkeypatch):
