@@ -16,6 +16,8 @@ from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec, array_type
 from dred.reductions import NONE, REDUCTIONS
 
+AT_ONCE = 16  # components of a result that are converted together
+
 State = tuple[NDArray[Any], ...]
 
 
@@ -76,7 +78,10 @@ class Output:
             result = result.astype(bool)
         elif not whole or self.saved:
             kind = array_type(spec.dtype if self.saved else spec.given or spec.dtype)
-            result = result if result.dtype == kind else result.astype(kind)
+            if _tall(result):
+                result = _turned(result.T, kind)
+            elif result.dtype != kind:
+                result = result.astype(kind)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         if spec.batch:
@@ -109,6 +114,19 @@ _silence.run(np.seterr, all="ignore")
 def silently(function: Callable[..., Any], *args: Any) -> Any:
     """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, in a fifth of its time."""
     return _silence.copy().run(function, *args)
+
+
+def _tall(result: Any) -> bool:
+    """Whether an array of NumPy has long rows whose components lie far from each other."""
+    return isinstance(result, np.ndarray) and result.shape[1] > AT_ONCE and result.flags.f_contiguous
+
+
+def _turned(field: NDArray[Any], kind: Any) -> NDArray[Any]:
+    """The rows of a field (size, rows), some components at a time: a cache holds what is read of so many."""
+    out = np.empty(field.shape[::-1], kind)
+    for first in range(0, len(field), AT_ONCE):
+        out[:, first : first + AT_ONCE] = field[first : first + AT_ONCE].T
+    return out
 
 
 def array_module(array: Any) -> Any:
