@@ -64,6 +64,7 @@ ORDER = [
     "dred.kernel.llvm_math",
     "dred.kernel.llvm_values",
     "dred.kernel.llvm_state",
+    "dred.kernel.llvm_staging",
     "dred.kernel.llvm_records",
     "dred.kernel.llvm_large",
     "dred.kernel.llvm",

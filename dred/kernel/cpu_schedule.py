@@ -12,9 +12,10 @@ from dred.kernel.spec import KernelSpec
 
 LANES = {"float32": 16, "float64": 8}  # of a vector: 64 bytes, whatever the registers of the machine
 ROWS_VALUES, ROWS_MOST = 1 << 18, 1024  # of row records that are staged together: they stay in the L2 or L3 cache
+STATES_VALUES = 1 << 18  # of states that are there together: they stay in the L2 or L3 cache
 PANEL_BYTES, PANEL_MOST = 1 << 19, 4096  # of column records: they stay in the L2 cache while all tiles meet them
 PANEL_FEW = 1 << 14  # bytes where lanes are columns: each panel meets a few rows alone, and stays in the L1 cache
-PANEL_LEAST = 256  # columns, if that takes the L3 cache: once per panel a tile's state is read and written
+PANEL_LEAST = 64  # columns, if that takes the L3 cache: once per panel a tile's state is read from there
 CHOICES = 64  # steps of a chain that adds nothing up
 FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
@@ -50,7 +51,8 @@ class Schedule(NamedTuple):
         Steps of pairs that go by before they join the state. Where all is plain sums they are more than a chain: sums
         of half as many steps as a chain has, of which half as many are added up, have the rounding error of a chain.
     rows : int
-        Rows whose records are staged together.
+        Rows whose records are staged together, and whose states are in scratch memory meanwhile: what they are in the
+        arrays is far apart, a component from the next, and read and written once.
     panel : int
         Columns whose records are staged together: a number of whole chains.
     """
@@ -108,7 +110,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     span = (chain // 2) ** 2 if chain >= 8 and summed else chain
     if chain > 1 and not any(field.kind == "sum" for field in kernel.fields):
         chain = span = CHOICES  # no rounding, whatever the order
-    rows = min(ROWS_MOST, max(1, ROWS_VALUES // max(1, kernel.size_i)))
+    values = sum(field.size for field in kernel.fields) * (lanes if along == J else 1)
+    rows = min(ROWS_MOST, max(1, min(ROWS_VALUES // max(1, kernel.size_i), STATES_VALUES // values)))
     room = PANEL_FEW if along == J else PANEL_BYTES
     panel = max(min(PANEL_MOST, room // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)

@@ -39,8 +39,9 @@ class Program(NamedTuple):
     pitch           elements from one component of a state field to the next
     scratch         `scratch` bytes, aligned to 64, for this call alone
     row0, column0   global numbers of the first row and of the first column of the arrays
-    redo            rows of (interval, column), one per tile of an item: -1 before; then where the kernel with
-                    all factors inside has to go on, as sums of this one are not finite. For hoisted programs alone
+    redo            rows of (interval, column), one per tile of an item: -1 before; then the first ones of an item where
+                    sums are not finite, so that the kernel with all factors inside has to do the tile. For hoisted
+                    programs alone
     ==============  ====================================================================================
 
     Attributes
@@ -95,16 +96,16 @@ class _Fold(LargeText):
         super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         self.own = [root.steps for root in kernel.roots]
         self.quick = [root.quick.steps if root.quick else root.steps for root in kernel.roots]
-        self._layout()
+        self.tile_layout = _placed([self.state_bytes(f) for f in self.numbers])
         # where the text stands: operands of the loops that are open
         self.state_base: list[str] = []
-        self.interval = self.redo = self.redo_at = self.item_row = ""
+        self.redo_at = self.item_row = ""
 
     def program(self) -> Program:
-        rows, columns, shared = (self.at("%scratch", offset, element="i8") for offset in self.offsets[:3])
-        self.terms_at = self.at("%scratch", self.offsets[3], element="i8")
+        places, self.nbytes = _placed(self._sizes())
+        rows, columns, shared, self.terms_at = (self.at("%scratch", place, element="i8") for place in places[:4])
         self.staged, self.shared_base = {I: rows, J: columns}, shared
-        self.place_states(self.offsets[4:])
+        self.place_states(places[4], *self.tile_layout)
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
@@ -116,19 +117,16 @@ class _Fold(LargeText):
         text = declared(text, (self.one, self.lanes, self.wide))
         return Program(self.declarations() + text + attributes, self.nbytes, self.plan, self.kernel.hoisted)
 
-    def _layout(self) -> None:
-        k, width, itemsize = self.kernel, self.lanes.width, self.lanes.itemsize
-        sizes = (
-            self.plan.rows * k.size_i * itemsize,
-            self.plan.panel * k.size_j * itemsize,
-            self.plan.span * self.shared_size * width * itemsize,
-            self.plan.steps * width * itemsize if self.ranking else 0,
-            *map(self.state_bytes, self.numbers),
-        )
-        self.offsets, self.nbytes = [], 0
-        for size in sizes:
-            self.offsets.append(self.nbytes)
-            self.nbytes += -(-size // 64) * 64
+    def _sizes(self) -> list[int]:
+        """Bytes of what lies in scratch memory."""
+        plan, width, itemsize = self.plan, self.lanes.width, self.lanes.itemsize
+        return [
+            plan.rows * self.pitch(I) * itemsize,
+            plan.panel * self.pitch(J) * itemsize,
+            plan.span * self.shared_size * width * itemsize,
+            plan.steps * width * itemsize if self.ranking else 0,
+            plan.rows // plan.tile * self.tile_layout[1],
+        ]
 
     # items, blocks of rows, panels of columns -------------------------------------------------------------------------
 
@@ -145,7 +143,11 @@ class _Fold(LargeText):
                 value = self.broadcast(self.lanes, self.scalars.get(e), "i1" if e.boolean else None)
                 self.vectors.bind(e, value)
                 self.pairs.bind(e, value)
-            self.loop(first, last, self.plan.rows, [], lambda row, _: self._block(row, last, interval, intervals))
+
+            def blocks() -> None:
+                self.loop(first, last, self.plan.rows, [], lambda row, _: self._block(row, last, interval, intervals))
+
+            self.when(self.put(f"icmp slt i64 {interval}, {intervals}"), blocks)
         return []
 
     def _table(self, pointer: str, k: Operand) -> str:
@@ -156,51 +158,62 @@ class _Fold(LargeText):
         return self.at(pointer, self.integer("mul", batch, self._table("%batch_strides", stride)), element=element)
 
     def _block(self, row: str, last: str, interval: str, intervals: str) -> list[str]:
-        count = self.smaller(self.integer("sub", last, row), self.plan.rows)
+        plan, width = self.plan, self.lanes.width
+        count = self.smaller(self.integer("sub", last, row), plan.rows)
         self.stage(I, row, count, self.staged[I])
+        place, rows = row, count
+        if plan.along == J:
+            place, rows = self.integer("mul", row, width), self.integer("mul", count, width)
+        self.copy_states(self.state_base, place, rows, load=True)
 
-        def panel(number: str, column: str, stop: str) -> list[str]:
-            self.panel_size = self.smaller(self.integer("sub", stop, column), self.plan.panel)
-            self.interval, self.panel_column = number, column
+        def tile(at: str, _: list[str]) -> list[str]:
+            self.first[I] = self.integer("add", row, at)
+            self.open_tile(self.integer("sdiv", at, plan.tile))
+            return self._columns(at)
+
+        def panel(column: str, stop: str) -> list[str]:
+            self.panel_size = self.smaller(self.integer("sub", stop, column), plan.panel)
+            self.panel_column = column
             self.stage(J, column, self.panel_size, self.staged[J])
-            self.loop(0, count, self.plan.tile, [], lambda at, _: self._tile(row, at, count))
-            return []
+            return self.loop(0, count, plan.tile, [], tile)
 
         def span(v: str, _: list[str]) -> list[str]:
             entry = self.at("%intervals", self.integer("mul", v, 2), element="i64")
             start, stop = self._table(entry, 0), self._table(entry, 1)
-            self.loop(start, stop, self.plan.panel, [], lambda column, _: panel(v, column, stop))
-            return []
+            return self.loop(start, stop, plan.panel, [], lambda column, _: panel(column, stop))
 
         self.loop(interval, intervals, 1, [], span)
+        if self.kernel.hoisted:
+            self.loop(0, count, plan.tile, [], lambda at, _: self._checked(row, at, count, interval))
+        self.copy_states(self.state_base, place, rows, load=False)
+        return []
+
+    def _checked(self, row: str, at: str, count: str, interval: str) -> list[str]:
+        """A tile whose sums are not finite gets back the states that it has had, and waits for being done again."""
+        plan, width = self.plan, self.lanes.width
+        first, number = self.integer("add", row, at), self.integer("sdiv", at, plan.tile)
+        self.open_tile(number)
+        place, rows = first, self.smaller(self.integer("sub", count, at), plan.tile)
+        if plan.along == J:
+            place, rows = self.integer("mul", first, width), str(width)
+
+        def again() -> None:
+            entry = self.at("%intervals", self.integer("mul", interval, 2), element="i64")
+            tile = self.integer("sdiv", self.integer("sub", first, self.item_row), plan.tile)
+            redo = self.at(self.redo_at, self.integer("mul", tile, 2), element="i64")
+            self.store("i64", interval, redo, 8)
+            self.store("i64", self._table(entry, 0), self.at(redo, 1, element="i64"), 8)
+            self.copy_states(self.state_base, place, rows, load=True, tile=number)
+
+        self.when(self.put(f"xor i1 {self._finite(rows)}, true"), again)
         return []
 
     # tiles and chains -------------------------------------------------------------------------------------------------
 
-    def _tile(self, row: str, at: str, count: str) -> list[str]:
-        """All columns of a panel for one tile of rows, unless it waits for being done again."""
-        self.first[I] = self.integer("add", row, at)
-        if not self.kernel.hoisted:
-            return self._columns_of(at, count)
-        before = self.integer("sub", self.first[I], self.item_row)
-        tile = self.integer("mul", self.integer("sdiv", before, self.plan.tile), 2)
-        self.redo = self.at(self.redo_at, tile, element="i64")
-        waits = self.load("i64", self.redo, 8)
-
-        def go() -> None:
-            self._columns_of(at, count)
-
-        self.when(self.put(f"icmp slt i64 {waits}, 0"), go)
-        return []
-
-    def _columns_of(self, at: str, count: str) -> list[str]:
-        plan, width = self.plan, self.lanes.width
-        self.records[I] = self.at(self.staged[I], self.integer("mul", at, self.kernel.size_i), element=self.one.scalar)
-        if plan.along == I:
-            place, rows = self.first[I], self.smaller(self.integer("sub", count, at), width)
-        else:
-            place, rows = self.integer("mul", self.first[I], width), str(width)
-        self.copy_states(self.state_base, place, rows, load=True)
+    def _columns(self, at: str) -> list[str]:
+        """All columns of a panel for one tile of rows."""
+        plan = self.plan
+        self.records[I] = self.at(self.staged[I], self.integer("mul", at, self.pitch(I)), element=self.one.scalar)
         whole, steps = self.panel_size, self.panel_size
         if plan.columns > 1:
             whole = self.integer("sdiv", whole, plan.columns)
@@ -212,20 +225,6 @@ class _Fold(LargeText):
 
         self.loop(0, full, plan.span, [], lambda start, _: self._span(start))
         self.loop(full, steps, plan.chain, [], rest)
-
-        def keep() -> None:
-            self.copy_states(self.state_base, place, rows, load=False)
-
-        def again() -> None:
-            self.store("i64", self.interval, self.redo, 8)
-            self.store("i64", self.panel_column, self.at(self.redo, 1, element="i64"), 8)
-
-        if self.kernel.hoisted:
-            finite = self._finite(rows)
-            self.when(finite, keep)
-            self.when(self.put(f"xor i1 {finite}, true"), again)
-        else:
-            keep()
         return []
 
     def _finite(self, count: str) -> str:
@@ -264,9 +263,9 @@ class _Fold(LargeText):
             return self._chain(self.integer("add", start, at), plan.chain, plan.steps, False, join=self.flat)
 
         self.loop(0, plan.span, plan.chain, [], chain)
+        self.span_step = ""
         for n in self.large:
             self._large(n, start, plan.span, False)
-        self.span_step = ""
         return []
 
     def _chain(
@@ -485,3 +484,9 @@ class _Fold(LargeText):
             return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
 
         nest(self.kernel.roots[n].loops)
+
+
+def _placed(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where things of some bytes lie one after the other, each from a whole cache line on, and the bytes of all."""
+    lines = [-(-size // 64) * 64 for size in sizes]
+    return [sum(lines[:n]) for n in range(len(lines))], sum(lines)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dred.formula.node import I, J
+from dred.formula.node import J
 from dred.kernel.cpu_schedule import Schedule
 from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, Loop, Post, maximal, walk
 from dred.kernel.llvm_records import RecordText
 from dred.kernel.llvm_values import Operand
+
+STRAIGHT_STEPS = 8  # that follow each other without a loop
 
 
 class LargeText(RecordText):
@@ -93,17 +95,12 @@ class LargeText(RecordText):
 
     def _step(self, start: str, step: str, masked: bool) -> str:
         """Goes to a step of a chain; returns which lanes are columns, or nothing: all are."""
-        plan, size = self.plan, self.kernel.size_j
+        plan = self.plan
         place = self.integer("add", start, step)
         column = self.integer("mul", place, plan.columns)
         self.first[J] = self.integer("add", self.panel_column, column)
         self.near = self.integer("mul", step, plan.columns)
-        if plan.along == I:
-            inside = self.integer("and", place, plan.steps - 1)
-            group = self.integer("sub", place, inside)
-            record = self.integer("add", self.integer("mul", group, size), inside)
-        else:
-            record = self.integer("mul", column, size)
+        record = self.integer("mul", column, self.pitch(J))
         self.records[J] = self.at(self.staged[J], record, element=self.one.scalar)
         if self.shared_size:
             kept = self.integer("add", self.span_step, step) if self.span_step else step
@@ -152,23 +149,24 @@ class LargeText(RecordText):
         A span of several chains is added up by halves of chains: their sums have the rounding error of one chain.
         """
         root, half = self.kernel.roots[n], self.plan.chain // 2
-        steps = self.plan.steps if isinstance(count, int) else 1
         carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
 
-        def go(start: str, first: Operand, last: Operand) -> list[str]:
+        def go(first: Operand, last: Operand, steps: int) -> list[str]:
             return self.loop(
                 first, last, steps, carry, lambda step, held: self._go_by(n, places, start, step, steps, masked, held)
             )
 
         def half_of(at: str, held: list[str]) -> list[str]:
-            first = self.integer("and", at, self.plan.chain - 1)
-            self.span_step = self.integer("sub", at, first)
-            more = go(self.integer("add", start, self.span_step), first, self.integer("add", first, half))
+            nothing = [identity for _, identity in carry]
+            if half <= STRAIGHT_STEPS:
+                more = self._go_by(n, places, start, at, half, masked, nothing)
+            else:
+                more = go(at, self.integer("add", at, half), self.plan.steps)
             return [self.put(f"fadd {kind} {a}, {b}") for (kind, _), a, b in zip(carry, held, more, strict=True)]
 
         if count == self.plan.span != self.plan.chain:
             return self.loop(0, count, half, carry, half_of)
-        return go(start, 0, count)
+        return go(0, count, self.plan.steps if isinstance(count, int) else 1)
 
     def _go_by(
         self, n: int, places: Sequence[Operand], start: str, step: str, steps: int, masked: bool, held: Sequence[str]
@@ -186,6 +184,7 @@ class LargeText(RecordText):
                         self.pairs.get(e, s)
             for want in self.pairs.invariants(root.loops[-1], reads):
                 self.pairs.get(*want)
+            marks = [len(self.lines)]
             for u, place in enumerate(places):
                 self.pairs.counters[root.loops[-1]] = place
                 values = list(held[u * fields : (u + 1) * fields])
@@ -201,6 +200,8 @@ class LargeText(RecordText):
                             for f, a, b in zip(root.fields, new, values, strict=True)
                         ]
                 out += values
+                marks.append(len(self.lines))
+            self.stagger(marks, 0.0)
         self.pairs.counters.pop(root.loops[-1])
         return out
 

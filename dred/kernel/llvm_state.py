@@ -45,6 +45,8 @@ class StateText(Text):
         self.terms_at = ""  # values of some columns, while they are inserted into lists
         self.groups = _groups(kernel.roots)
         self.counters: Mapping[Loop, Operand] = {}  # of the component loops that are open
+        self.states_at, self.tile_bytes = "", 0
+        self.state_offsets: Sequence[int] = ()
         self.state_at: list[str] = []
         self.chain_row = ""  # number of the first row of the chain
         self.state: Cells = {}
@@ -96,23 +98,51 @@ class StateText(Text):
     def aligned(self, f: int) -> int:
         return min(ALIGNED, self.lanes.width * self.itemsize(f))
 
-    # begin and end of a tile ------------------------------------------------------------------------------------------
+    # begin and end of a block of rows ---------------------------------------------------------------------------------
 
-    def place_states(self, offsets: Sequence[int]) -> None:
-        """Where the fields lie in scratch memory."""
+    def place_states(self, offset: int, offsets: Sequence[int], tile: int) -> None:
+        """Where the fields lie in scratch memory: those of a tile from its beginning, and `tile` bytes on the next."""
+        self.states_at, self.state_offsets, self.tile_bytes = self.at("%scratch", offset, element="i8"), offsets, tile
+
+    def open_tile(self, number: Operand) -> None:
+        """Goes to the states of a tile of the block."""
+        first = self.at(self.states_at, self.times(number, self.tile_bytes), element="i8")
         self.state_at = []
-        for f, offset in zip(self.numbers, offsets, strict=True):
-            start = self.at("%scratch", offset, element="i8")
+        for f, offset in zip(self.numbers, self.state_offsets, strict=True):
+            start = self.at(first, offset, element="i8")
             self.state_at.append(self.at(start, self.spare[f], element=self.element(f)))
 
-    def copy_states(self, base: Sequence[str], row: str, count: str, load: bool) -> None:
-        """The states of a tile into scratch memory, or back."""
+    def copy_states(self, base: Sequence[str], row: str, count: str, load: bool, tile: Operand = 0) -> None:
+        """The states of `count` rows into scratch memory, or back: from the first one of a tile of the block on."""
+        width = self.lanes.width
+        whole = self.integer("sdiv", count, width)
+        full = self.integer("mul", whole, width)
         rankings = {f: self.kernel.roots[n].places for n in self.ranking for f in self.kernel.roots[n].fields}
-        for f in self.numbers:
-            if f in rankings:
-                self._copy_ranking(f, rankings[f], base[f], row, count, load)
-            else:
-                self._copy_field(f, base[f], row, count, load)
+
+        def lists(number: str, _: list[str]) -> list[str]:
+            self.open_tile(self.plus(tile, number))
+            at = self.integer("mul", number, width)
+            rows = self.smaller(self.integer("sub", count, at), width)
+            for f, places in rankings.items():
+                self._copy_ranking(f, places, base[f], self.integer("add", row, at), rows, load)
+            return []
+
+        def rest(number: str, _: list[str]) -> list[str]:
+            self.open_tile(self.plus(tile, number))
+            for f in plain:
+                at, rows = self.integer("add", row, full), self.integer("sub", count, full)
+                self._copy_lanes(f, base[f], at, rows, load)
+            return []
+
+        plain = [f for f in self.numbers if f not in rankings]
+        tiles = self.integer("sdiv", self.integer("add", count, width - 1), width)
+        self.open_tile(tile)
+        for f in plain:
+            self._copy_tiles(f, base[f], row, whole, load)
+        if plain:
+            self.loop(whole, tiles, 1, [], rest)
+        if rankings:
+            self.loop(0, tiles, 1, [], lists)
 
     def _move(self, kind: str, theirs: str, mine: str, load: bool) -> list[str]:
         source, target = (theirs, mine) if load else (mine, theirs)
@@ -120,28 +150,38 @@ class StateText(Text):
         self.store(kind, self.load(kind, source, align), target, align)
         return []
 
-    def _copy_field(self, f: int, base: str, row: str, count: str, load: bool) -> None:
-        """Whole tiles as vectors, others lane by lane."""
-        size, one = self.kernel.fields[f].size, self.element(f)
-        whole = self.put(f"icmp eq i64 {count}, {self.lanes.width}")
-        vectors = self.put(f"select i1 {whole}, i64 {size}, i64 0")
-        lanes = self.put(f"select i1 {whole}, i64 0, i64 {size}")
+    def _copy_tiles(self, f: int, base: str, row: str, tiles: str, load: bool) -> None:
+        """Whole tiles: a component of all of them, which are next to each other in the state, before the next one."""
+        width, one = self.lanes.width, self.element(f)
 
-        def move(component: str, place: Operand, lane: Operand, kind: str) -> list[str]:
-            theirs = self.at(base, self.integer("mul", component, "%pitch"), row, place, element=one)
-            mine = self.integer("mul", component, self.lanes.width)
-            return self._move(kind, theirs, self.at(self.state_at[f], mine, lane, element=one), load)
+        def component(number: str, _: list[str]) -> list[str]:
+            theirs = self.at(base, self.integer("mul", number, "%pitch"), row, element=one)
+            mine = self.at(self.state_at[f], self.integer("mul", number, width), element=one)
 
-        def single(component: str, _: list[str]) -> list[str]:
-            if not load:
-                return self.loop(0, count, 1, [], lambda lane, _: move(component, lane, lane, one))
-            last = self.integer("sub", count, 1)  # lanes left over are like the last row, as their records are
-            return self.loop(
-                0, self.lanes.width, 1, [], lambda lane, _: move(component, self.smaller(lane, last), lane, one)
-            )
+            def tile(t: str, _: list[str]) -> list[str]:
+                there = self.at(theirs, self.integer("mul", t, width), element=one)
+                here = self.at(mine, self.integer("mul", t, self.tile_bytes), element="i8")
+                return self._move(self.lanes.of(one), there, here, load)
 
-        self.loop(0, vectors, 1, [], lambda component, _: move(component, 0, 0, self.lanes.of(one)))
-        self.loop(0, lanes, 1, [], single)
+            return self.loop(0, tiles, 1, [], tile)
+
+        self.loop(0, self.kernel.fields[f].size, 1, [], component)
+
+    def _copy_lanes(self, f: int, base: str, row: str, count: str, load: bool) -> None:
+        """The last tile, of which lanes are left over: lane by lane. Those are like the last row, as their records."""
+        width, one = self.lanes.width, self.element(f)
+
+        def component(number: str, _: list[str]) -> list[str]:
+            theirs = self.at(base, self.integer("mul", number, "%pitch"), row, element=one)
+            mine = self.at(self.state_at[f], self.integer("mul", number, width), element=one)
+
+            def lane(k: str, _: list[str]) -> list[str]:
+                there = self.smaller(k, self.integer("sub", count, 1)) if load else k
+                return self._move(one, self.at(theirs, there, element=one), self.at(mine, k, element=one), load)
+
+            return self.loop(0, width if load else count, 1, [], lane)
+
+        self.loop(0, self.kernel.fields[f].size, 1, [], component)
 
     def _copy_ranking(self, f: int, places: int, base: str, row: str, count: str, load: bool) -> None:
         """Lists of rows, whose places are far from each other in the state; lanes without a row let nothing near."""

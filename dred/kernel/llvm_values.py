@@ -52,27 +52,29 @@ class Text:
         self.lines.append(f"{name}:")
         self.block, self.begun = name, len(self.lines)
 
-    def stagger(self, marks: Sequence[int]) -> None:
+    def stagger(self, marks: Sequence[int], behind: float = 1.0) -> None:
         """Mixes texts that do not read each other, from each mark to the next, all of one basic block.
 
         A processor looks ahead by some instructions: of one text after the other it would find those of few, which
         wait for each other. Each text is behind the one before by its part of the lines, so that what they ask for at
-        a time is of all kinds.
+        a time is of all kinds; or not at all (0), where they are of one kind.
         """
         texts = [self.lines[first:last] for first, last in pairwise(marks)]
         if any(line.endswith(":") for text in texts for line in text):
             return
         places = [
-            (at + n * len(text) / len(texts), n, line) for n, text in enumerate(texts) for at, line in enumerate(text)
+            (at + behind * n * len(text) / len(texts), n, line)
+            for n, text in enumerate(texts)
+            for at, line in enumerate(text)
         ]
         self.lines[marks[0] : marks[-1]] = [line for _, _, line in sorted(places)]
 
     def integer(self, op: str, a: Operand, b: Operand) -> str:
         return self.put(f"{op} i64 {a}, {b}")
 
-    def plus(self, a: Operand, b: int) -> Operand:
+    def plus(self, a: Operand, b: Operand) -> Operand:
         """`a + b`, written where it is no number yet and changes."""
-        if isinstance(a, int):
+        if isinstance(a, int) and isinstance(b, int):
             return a + b
         return self.integer("add", a, b) if b else a
 
@@ -328,7 +330,7 @@ class Values:
         parts = unroll if self.parted and group[0].op == "fold" else 1
 
         def step(held: list[str]) -> list[str]:
-            new = [self._term(f, s, total) for (f, s), total in zip(totals, held, strict=False)]
+            new = [self.term(f, s, total) for (f, s), total in zip(totals, held, strict=False)]
             return [*held[len(new) :], *new]
 
         carry = [(self.lanes.type, self.lanes.literal(FOLDS[f.op][1])) for f, _ in totals] * parts
@@ -344,7 +346,7 @@ class Values:
         """Whether a fold can be written here and has not been."""
         return fold.free <= self.counters.keys() and self._known(Wanted(fold, 0)) is None
 
-    def _term(self, fold: Expr, column: int, total: str) -> str:
+    def term(self, fold: Expr, column: int, total: str) -> str:
         """The running value of a fold after one more component."""
         (body,) = fold.args
         if fold.op == "fold" and body.op == "mul" and not self.recorded(body):

@@ -14,7 +14,15 @@ from dred.kernel.machine import NAMED, Machine
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
 
-ALIASES = ["x = Vi(0, 3)", "y = Vj(1, 3)", "b = Vj(2, 1)", "g = Pm(3, 1)", "e = Vi(4, 1)"]
+ALIASES = [
+    "x = Vi(0, 3)",
+    "y = Vj(1, 3)",
+    "b = Vj(2, 1)",
+    "g = Pm(3, 1)",
+    "e = Vi(4, 1)",
+    "u = Vi(5, 37)",
+    "v = Vj(6, 37)",
+]
 GAUSSIAN = "Exp(-g*SqDist(x,y))*b"
 CASES = {
     "gaussian": (GAUSSIAN, "Sum", None),
@@ -23,6 +31,7 @@ CASES = {
     "softmax": ("-g*SqDist(x,y)", "LogSumExp", None),
     "variance": ("Sqrt(SqDist(x,y))*b", "Variance", 1),
     "nearest": ("SqDist(x,y)", "ArgKMin", 7),
+    "long": ("Exp(-g*(SqNorm2(u)+SqNorm2(v)-2*(u|v)))*(u*g-v)", "Sum", None),
     "least": ("x-y", "Min_ArgMin", None),
     "histogram": ("Norm2(x-y)", "Histogram", (0.0, 0.3, 0.9)),
 }

@@ -465,7 +465,7 @@ def test_records_that_are_not_written_are_noticed(monkeypatch, forget):
 
 
 def check_redo():
-    """Where a sum overflows, a tile stops with the state of the panels before, and is left alone from there on."""
+    """Where a sum overflows, a tile keeps the state that it has had, and is to be done again from the beginning."""
     variables = ["x=Vi(3)", "y=Vj(3)", "e=Vi(1)"]
     spec = made("Sum", "e*Square(x+y)", variables)
     kernel = cpu.compiled(spec)
@@ -479,15 +479,16 @@ def check_redo():
     # batch, rows, intervals, tiles before: one whole batch, and two blocks of rows of the other one
     items = [(0, 0, M, 0, 2, 0), (1, 0, tile + 3, 0, 2, 3), (1, tile + 3, M, 2, 3, 5)]
     intervals = [(3, 40), (50, N), (0, panel)]
-    state = np.ones((B, 3, M))
+    before = rng.normal(size=(B, 3, M))
+    state = before.copy()
     redo = call(kernel, [x, y, e], strides, items, intervals, [state], M)
-    assert redo.tolist() == [[-1, -1]] * 3 + [[1, 50 + (panel + 7 - 50) // panel * panel]] * 2 + [[-1, -1]] * 2
+    assert redo.tolist() == [[-1, -1]] * 3 + [[0, 3]] * 2 + [[-1, -1]] * 2
     squares = np.square(x.astype("f8")[:, :, None] + y[:, None]) * e[:, :, None]
-    want = 1 + np.concatenate([squares[:, :, 3:40], squares[:, :, 50:]], 2).sum(2)
-    stop = redo[3, 1]
-    want[1, : tile + 3] = (1 + squares[1, : tile + 3, 3:40].sum(1)) + squares[1, : tile + 3, 50:stop].sum(1)
-    want[1, tile + 3 :] = 1 + squares[1, tile + 3 :, :panel].sum(1)
-    np.testing.assert_allclose(state, np.moveaxis(want, 2, 1), rtol=1e-5)
+    want = np.concatenate([squares[:, :, 3:40], squares[:, :, 50:]], 2).sum(2)
+    want[1, tile + 3 :] = squares[1, tile + 3 :, :panel].sum(1)
+    want = before + np.moveaxis(want, 2, 1)
+    want[1, :, : tile + 3] = before[1, :, : tile + 3]
+    np.testing.assert_allclose(state, want, rtol=1e-5)
 
 
 def test_a_tile_that_stops_keeps_what_it_had():
