@@ -142,10 +142,9 @@ class StagingText(StateText):
             return []
 
         with values.scope():
-            if self.plan.along == I:  # else columns of a tile have sums of their own
-                for e in walk([e for e, _ in slots]):
-                    if e.op == "fold" and not e.free and self._sums(e):
-                        values.bind(e, self._sum(e))
+            for e in walk([e for e, _ in slots]):
+                if e.op == "fold" and not e.free and self._sums(e):
+                    values.bind(e, self._sums_of_tile(e) if vector else self._sum(e))
             for e, at in slots:
                 slot(e, at)
 
@@ -246,6 +245,17 @@ class StagingText(StateText):
             ]
             total = self.put(f"fadd <{width} x {lanes.scalar}> {halves[0]}, {halves[1]}")
         return self.put(f"extractelement <1 x {lanes.scalar}> {total}, i32 0")
+
+    def _sums_of_tile(self, fold: Expr) -> str:
+        """The same of all rows of a tile: a sum has the same bits, whatever the lanes are."""
+        row, found = self.row, "poison"
+        for lane in range(self.lanes.width):
+            self.row = self.integer("add", row, lane)
+            with self.scalars.scope():
+                value = self._sum(fold)
+            found = self.put(f"insertelement {self.lanes.type} {found}, {self.lanes.scalar} {value}, i32 {lane}")
+        self.row = row
+        return found
 
     def _stage_turned(self, slots: Sequence[tuple[Expr, int]], first: str, count: str, records: str) -> None:
         """Vectors of records along the lanes: as many components of as many rows as there are lanes, turned round."""

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from dred import Genred
 from dred.formula.language import formula
 from dred.formula.node import I, J
 from dred.kernel import cpu, cpu_calls, cpu_schedule, engine, llvm
@@ -173,3 +174,16 @@ def test_plans_are_printable_and_from_sizes_alone():
         assert plan.panel % (plan.span * plan.columns) == 0
         assert plan.rows % plan.tile == 0
         assert plan.chain % plan.steps == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dim", [3, 9, 20, 40, 70])
+@pytest.mark.parametrize("text", ["SqDist(x,y)", "Normalize(x)|Normalize(y)", "SqNorm2(x)*SqNorm2(y)-(x|y)"])
+def test_a_pair_has_the_same_value_whatever_the_lanes_are(text, dim, dtype):
+    rng = np.random.default_rng(dim)
+    x, y = (rng.normal(size=(rows, dim)).astype(dtype) for rows in (40, 9000))
+    for expand in {False, text.startswith("SqDist")}:
+        routine = Genred(text, [f"x=Vi({dim})", f"y=Vj({dim})"], "Max", axis=1, expand=expand)
+        assert cpu_schedule.split(routine.spec(dtype), 4, 9000).along == J
+        many, few = (routine(rows, y, backend="cpu")[:4] for rows in (x, x[:4]))
+        assert many.tobytes() == few.tobytes()
