@@ -87,6 +87,15 @@ ROWS = (
     Row(Task("Gaussian", GAUSSIAN, WEIGHTED, "sum", D=16), 3.45, 2.6, None, EXP),
     Row(Task("Gaussian", GAUSSIAN, WEIGHTED, "sum", D=64), 0.86, 0.65, None, FLOAT, 2),
     Row(Task("Gaussian", GAUSSIAN, WEIGHTED, "sum", dtype="float64"), 0.76, 0.6, 0.5, DIFFERENCE, 3),
+    *(
+        Row(Task(name, text, aliases, kind, fast=True, reduction=reduction), ceiling, None, None, EXP, per)
+        for name, text, aliases, kind, reduction, ceiling, per in (
+            ("Gaussian", GAUSSIAN, WEIGHTED, "sum", "Sum", 4.10, 1),
+            ("Gaussian gradient", f"Grad({GAUSSIAN},x,e)", (*WEIGHTED, "e=Vi(1)"), "gradient", "Sum", 2.97, 1),
+            (SQUARE, SQUARE, TUTORIAL, "tutorial", "Sum", 1.39, 3),
+            ("LogSumExp", "-SqDist(x,y)", POINTS, "logsumexp", "LogSumExp", 3.9, 1),
+        )
+    ),
     # without limits of their own: what users compare
     Row(Task("ArgMin", "SqDist(x,y)", POINTS, "nearest", reduction="ArgMin"), None, None, None, FLOAT, 6),
     Row(Task("ArgKMin, K = 10", "SqDist(x,y)", POINTS, "nearest", D=64, K=10, reduction="ArgKMin"), None, None, None,
@@ -95,7 +104,8 @@ ROWS = (
 
 
 def routine_of(t):
-    return Genred(t.formula, t.texts, t.reduction, t.axis, opt_arg=t.K, dtype=t.dtype, expand=t.expanded)
+    return Genred(t.formula, t.texts, t.reduction, t.axis, opt_arg=t.K, dtype=t.dtype, expand=t.expanded,
+                  use_fast_math=t.fast)  # fmt: skip
 
 
 def data(t, M, N):
@@ -110,8 +120,7 @@ def data(t, M, N):
 
 
 def line(t, size, cells):
-    title = t.name + (", expanded" if t.expanded else "")
-    return f"{title:24s} {t.D:>3} {t.dtype[-2:]:2s} {size:>15s} {cells}"
+    return f"{t.title:27s} {t.D:>3} {t.dtype[-2:]:2s} {size:>15s} {cells}"
 
 
 def digits(value, form=".2f"):
@@ -141,7 +150,7 @@ def dry(row, size):
 def dry_run(options):
     print(f"dry run: every kernel compiled for {ARCHITECTURE}, nothing is timed; T pairs/s are those of an {DEVICE}\n")
     names = "".join(f"{name:>9s}" for name in ("regs", "spilled", "PTX/pair", "ms comp."))
-    print(f"{'':26s} D    {'M x N':>15s} {names}" + "".join(f"{name:>8s}" for name in ("ceiling", "target", "least")))
+    print(f"{'':29s} D    {'M x N':>15s} {names}" + "".join(f"{name:>8s}" for name in ("ceiling", "target", "least")))
     for row in chosen(options):
         print(dry(row, options.size), flush=True)
     print("\nOn a device, of each row: T pairs/s of dred and of " + ", ".join(PEERS))

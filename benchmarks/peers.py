@@ -47,10 +47,11 @@ class Task(NamedTuple):
     few: int = 0  # rows, where there are few of them and many columns
     calls: int = 1
     columns: int = 10_000
+    fast: bool = False  # use_fast_math
 
     @property
     def title(self):
-        return f"{self.name}{', expanded' if self.expanded else ''}"
+        return f"{self.name}{', expanded' if self.expanded else ''}{', fast' if self.fast else ''}"
 
     @property
     def variables(self):

@@ -56,8 +56,8 @@ def units(body: list[Instruction], unit: str) -> int:
 # -- PTX -----------------------------------------------------------------------------------------------------------
 
 _LABEL = re.compile(r"^([$.\w]+):")
-# a move is no instruction yet: registers are unlimited
-_PTX = re.compile(r"^\s*(?:@!?%\w+\s+)?(?!mov\.)([a-z][\w.:]*)\s*(.*);")
+# a move is no instruction yet, for registers are unlimited; nor is a sign, which is part of what reads it
+_PTX = re.compile(r"^\s*(?:@!?%\w+\s+)?(?!mov\.|neg\.f)([a-z][\w.:]*)\s*(.*);")
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);")
 
 
