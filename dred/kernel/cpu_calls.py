@@ -15,7 +15,7 @@ from dred.kernel.cpu_schedule import SHARE, Schedule
 from dred.kernel.pattern import Pattern
 
 CALL = 5e8  # instructions (of `Kernel.cost`) of one call: at most 0.2 s, so that Ctrl-C is answered
-CUTS, FEW = 256, 32  # how often it is remembered how all pairs are cut, and the most that may be: pairs of so many calls
+CUTS, FEW = 256, 32  # how often it is remembered how all pairs are cut, and most of them: pairs of so many calls
 
 Table = NDArray[np.int64]
 
