@@ -397,7 +397,7 @@ def test_workers_read_s3_with_their_own_credentials(bucket, monkeypatch):
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", told["endpoint_url"])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dred")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
         rows = dred.from_file(f"{bucket}/workers.npy", chunks=300)
         assert rows.compute().tobytes() == X.tobytes()
         graph = pickle.dumps(dict(rows.dask))
