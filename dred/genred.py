@@ -118,8 +118,9 @@ class Genred(Routine):
         True: in sums and log-sum-exps, the number or parameter c of ``Exp(c*q)`` goes into the rows that q is made of,
         where that spares instructions: ``Exp(-g*SqDist(x, y))`` is computed of ``Sqrt(g)*x`` and ``Sqrt(g)*y``. Then
         the exponent errs by about c*|x|*|x - y|*eps (eps: 6e-8 in float32, 1e-16 in float64), not by c*|x - y|^2*eps,
-        which is worse for points that are far from the origin, compared with their distances. Everything else has its
-        full precision.
+        which is worse for points that are far from the origin, compared with their distances. The differences x - y
+        that are in q err by |x|*eps where they are factors of the same sum, too, as in gradients. Everything else
+        has its full precision.
     expand : bool
         True: every ``SqDist(a, b)``, and all that is short for it such as ``Norm2(a - b)``, of a vector a that varies
         with i alone and b with j alone, of 2 components or more, is computed as ``|a-c|^2 + |b-c|^2 - 2 (a-c | b-c)``,

@@ -46,7 +46,7 @@ class Exponents(NamedTuple):
     ----------
     steps : tuple of Step
     powers : tuple of (str, int)
-        Operations of `LIMITED`, and the steps of their arguments. Empty: there are none, or in loops in loops.
+        Operations of `LIMITED`, and the steps of their arguments. Empty: there are none, or nothing is known of them.
     """
 
     steps: tuple[Step, ...] = ()
@@ -87,7 +87,7 @@ class Exponents(NamedTuple):
         return json.dumps(self).encode()
 
     def moderate(self, dtype: str, arrays: Sequence[NDArray[Any]], state: Sequence[NDArray[Any]]) -> bool:
-        """Whether no exponent comes near its limits, whatever pair of rows it is of.
+        """Whether there are exponents, and none of them comes near its limits, whatever pair of rows it is of.
 
         Parameters
         ----------
@@ -116,16 +116,17 @@ class Exponents(NamedTuple):
                     low = high = attr[0]
                 elif op == "stored":  # terms that have been met, here or before
                     before = state[int(attr[0])]
-                    low, high = _hull(*given, before[np.isfinite(before)])
+                    before = before[before != -math.inf]  # where none has been met
+                    low, high = _hull(*given, before) if np.isfinite(before).all() else ANYTHING
                 elif op in FOLDS:
-                    low, high = (_turned(op, end, int(attr[0])) for end in given[0])
+                    low, high = _turned(op, given[0], int(attr[0]), error)
                 else:
                     low, high = RULES.get(op, _anything)(*given)
                     low, high = low - error * abs(low), high + error * abs(high)
                 fine = op in ("const", "select") or (_all(low >= -most) and _all(high <= most))
                 values.append((low, high) if fine else ANYTHING)
             limits = {op: _limits(op, dtype) for op, _ in self.powers}
-            return all(
+            return bool(self.powers) and all(
                 _all(limits[op].low <= values[n][0]) and _all(values[n][1] <= limits[op].high) for op, n in self.powers
             )
 
@@ -170,6 +171,7 @@ def _limits(op: str, dtype: str) -> Range:
 # Ends are widened, after each operation, by what it is rounded at most; what may overflow may be anything.
 
 ANYTHING: Bounds = (-math.inf, math.inf)
+EPS = 2.0**-52  # of the numbers that ends are
 
 
 def _all(truth: Any) -> bool:
@@ -193,10 +195,15 @@ def _hull(*values: Any) -> Bounds:
     return float(np.fmin.reduce(everything)), float(np.fmax.reduce(everything))
 
 
-def _turned(op: str, end: Any, turns: int) -> float:
-    """What a loop over components makes of an end."""
-    every = np.broadcast_to(end, turns)
-    return float(every.sum() if op == "fold" else every.max() if op == "fold_max" else every.min())
+def _turned(op: str, a: Bounds, turns: int, error: float) -> Bounds:
+    """What a loop over components makes of bounds; sums in any order."""
+    low, high = (np.broadcast_to(end, turns) for end in a)
+    if op == "fold":
+        lost = turns * error * float(np.maximum(np.abs(low), np.abs(high)).sum())
+        least = float(low.sum()) - lost
+        return max(least, 0.0) if low.min() >= 0 else least, float(high.sum()) + lost
+    most = np.max if op == "fold_max" else np.min
+    return float(most(low)), float(most(high))
 
 
 def _product(a: Bounds, b: Bounds) -> Bounds:
@@ -205,8 +212,11 @@ def _product(a: Bounds, b: Bounds) -> Bounds:
 
 
 def _fma(a: Bounds, b: Bounds, c: Bounds) -> Bounds:
+    """Of products that are rounded here, and not in a kernel."""
     low, high = _product(a, b)
-    return low + c[0], high + c[1]
+    lost = EPS * (_ends(abs(low), abs(high))[1] + _ends(abs(c[0]), abs(c[1]))[1])
+    least = low + c[0] - lost
+    return _ends(least, 0.0 * low)[1] if _all((low >= 0) & (c[0] >= 0)) else least, high + c[1] + lost
 
 
 def _quotient(a: Bounds, b: Bounds) -> Bounds:

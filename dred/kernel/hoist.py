@@ -103,11 +103,19 @@ def hoisted(
         rewriting.staying = root.part in staying
         out[n] = root._replace(quick=_quickened(rewriting, quick) if quick else None)
     if rewriting.scaling:  # so that chains that go by other steps need no other rows
-        used = rewriting.scaling.used
         for n, root in enumerate(out):
             if root.quick:
-                out[n] = root._replace(terms=tuple(map(used, root.terms)), steps=tuple(map(used, root.steps)))
+                exact = _abrupt([*root.terms, *root.steps])
+                mine, theirs = (
+                    tuple([rewriting.scaling.used(e, exact) for e in each]) for each in (root.terms, root.steps)
+                )
+                out[n] = root._replace(terms=mine, steps=theirs)
     return out
+
+
+def _abrupt(values: Sequence[Expr]) -> set[int]:
+    """What is read where a last bit decides about something."""
+    return {e.id for e in walk([a for e in walk(values) if e.op in _ABRUPT for a in e.args])}
 
 
 def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
@@ -196,8 +204,7 @@ class _Rewriting:
 
     def near(self, term: Expr) -> Expr:
         """The term with roots, and quotients by them, that are right but for the last bit or two."""
-        g, everything = self.graph, walk([term])
-        exact = {e.id for e in walk([a for e in everything if e.op in _ABRUPT for a in e.args])}
+        g, everything, exact = self.graph, walk([term]), _abrupt([term])
         new: dict[int, Expr] = {}
         for e in everything:
             if e.axes != IJ or e.id in exact:

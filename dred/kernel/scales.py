@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -76,10 +77,15 @@ class Scaling:
             self.differences |= differences
         return known[e.id, scale]
 
-    def used(self, e: Expr) -> Expr:
-        """The expression with what has been scaled in the place of what it was: times the inverse of its scale."""
+    def used(self, e: Expr, exact: Collection[int] = ()) -> Expr:
+        """The expression with what has been scaled in the place of what it was: times the inverse of its scale.
+
+        But not in expressions, by their ids, that have to be exact.
+        """
         new: dict[int, Expr] = {}
         for a in walk([e]):
+            if a.id in exact:
+                continue
             if a.id in self.differences:
                 made, scale = self.differences[a.id]
                 new[a.id] = self.graph.make("mul", made, self.inverse(scale))

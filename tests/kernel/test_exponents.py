@@ -189,3 +189,52 @@ def test_beyond_its_limits_a_power_does_need_them(name, dtype):
     beyond = (high + 2, high + 600) if name == "exp2s_rise" else (low - 2 * exponents.MARGIN - 3, low - 600)
     a = edges(sorted(beyond), dtype)
     assert any(limited(a).tobytes() != moderate(a).tobytes() for limited, moderate in functions(name, dtype))
+
+
+def unlimited(monkeypatch, routine, arrays):
+    """Results with limits, and as chosen by the bounds."""
+    monkeypatch.setattr(cpu, "ROWS", 0)
+    monkeypatch.setattr(cpu, "_sizes", cpu._sizes.__wrapped__)
+    results = []
+    for many in (1 << 60, 0):
+        monkeypatch.setattr(cpu, "MANY", many)
+        results.append(routine(*arrays, backend="cpu").tobytes())
+    return results
+
+
+def test_what_nothing_is_known_of_is_not_moderate(monkeypatch):
+    """Exponents in loops in loops; and where there are none, a second kernel would be the same."""
+    rng = np.random.default_rng(3)
+    x, y, A = rng.random((40, 40)), 6 + 6 * rng.random((90, 40)), 6 * np.eye(40).ravel()
+    nested = Genred("Exp(-Sum(Square(MatVecMult(A,x)-y)))", ["A=Pm(1600)", "x=Vi(40)", "y=Vj(40)"], axis=1)
+    assert not of(nested.spec("float64")).moderate("float64", [A, x, y], ())
+    one, other = unlimited(monkeypatch, nested, (A, x, y))
+    assert one == other
+    assert not of(Genred("x*y", ONE, axis=1).spec("float64")).moderate("float64", [x, y], ())
+
+
+def test_references_that_are_no_numbers():
+    spec, found = ready("references", "float64")
+    arrays = inputs("references", "float64", 20, 30)
+    for met, fine in ((-np.inf, True), (np.inf, False), (np.nan, False)):
+        state = empty(spec, 20)
+        state[0][0, 3] = met
+        assert found.moderate("float64", arrays, state) is fine
+
+
+@pytest.mark.parametrize("s", [-5000.0, 5000.0, -1100.0])
+def test_sums_that_cancel(s, monkeypatch):
+    """What is lost depends on the order: bounds are those of every order."""
+    x = np.zeros((32, 16))
+    x[:, 0], x[:, 1], x[:, 4] = 1e20, s, -1e20
+    routine = Genred("Exp(Sum(x)+y)", ["x=Vi(16)", "y=Vj(1)"], axis=1)
+    one, other = unlimited(monkeypatch, routine, (x, np.linspace(0, 1, 300)[:, None]))
+    assert one == other
+
+
+def test_products_that_cancel(monkeypatch):
+    a, b = 10033055271.057058, 11626540478.400545
+    arrays = np.full((32, 1), a), np.full((300, 1), b), np.full((300, 1), -a * b)
+    one, other = unlimited(monkeypatch, Genred("Exp(b+x*y)", [*ONE, "b=Vj(1)"], axis=1), arrays)
+    assert one == other
+    assert exponents._fma((a, a), (b, b), (-a * b, -a * b))[1] > 100
