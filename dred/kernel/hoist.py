@@ -105,7 +105,7 @@ def hoisted(
     if rewriting.scaling:  # so that chains that go by other steps need no other rows
         for n, root in enumerate(out):
             if root.quick:
-                exact = _abrupt([*root.terms, *root.steps])
+                exact = _abrupt(root.terms)
                 mine, theirs = (
                     tuple([rewriting.scaling.used(e, exact) for e in each]) for each in (root.terms, root.steps)
                 )
