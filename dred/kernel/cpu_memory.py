@@ -22,7 +22,7 @@ _first, _address = ctypes.c_byte.from_buffer, ctypes.addressof
 def addresses(arrays: Collection[Any]) -> list[int]:
     """Where arrays, or bytearrays, begin; they are contiguous.
 
-    That takes a fifth of the time of `array.ctypes.data`, as long as they may be written to.
+    That is faster than `array.ctypes.data`, as long as they may be written to.
     """
     try:
         return [*map(_address, map(_first, arrays))]
@@ -33,7 +33,7 @@ def addresses(arrays: Collection[Any]) -> list[int]:
 def by_table() -> str:
     """LLVM IR of `call(arguments)`, which calls `fold` with arguments from a table of 64-bit words.
 
-    To convert a dozen arguments takes ctypes as long as a kernel takes for a thousand pairs.
+    To convert a dozen arguments takes ctypes longer than a kernel takes for some hundred pairs.
     """
     kinds = ["ptr" if kind == "p" else "i64" for kind in SIGNATURE]
     lines = []

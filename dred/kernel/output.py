@@ -112,7 +112,7 @@ _silence.run(np.seterr, all="ignore")
 
 
 def silently(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, in a fifth of its time."""
+    """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, but ready."""
     return _silence.copy().run(function, *args)
 
 

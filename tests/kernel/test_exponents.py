@@ -1,5 +1,7 @@
 """Bounds of exponents: they hold, and where they are moderate, kernels without limits give the same bytes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -230,6 +232,12 @@ def test_sums_that_cancel(s, monkeypatch):
     routine = Genred("Exp(Sum(x)+y)", ["x=Vi(16)", "y=Vj(1)"], axis=1)
     one, other = unlimited(monkeypatch, routine, (x, np.linspace(0, 1, 300)[:, None]))
     assert one == other
+    low, high = exponents._turned("fold", (x[0], x[0]), 16, 2.0**-52)
+    for order in itertools.permutations((0, 1, 4)):
+        total = 0.0
+        for k in order:
+            total += x[0, k]
+        assert low <= total <= high
 
 
 def test_products_that_cancel(monkeypatch):

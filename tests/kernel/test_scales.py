@@ -9,7 +9,8 @@ from dred import Genred, KernelSolve
 from dred.formula.language import formula
 from dred.formula.oracle import dense
 from dred.kernel.cuda_source import rendered
-from dred.kernel.lower import lower
+from dred.kernel.ir import walk
+from dred.kernel.lower import _lowered, lower
 from dred.kernel.output import Output
 from tests.kernel.instructions import REFERENCES
 from tests.kernel.test_cuda_source import check_use, needs_compiler, needs_nvrtc
@@ -145,6 +146,16 @@ def test_log_sum_exps(reduction, dtype):
         )
         # chains that go by other steps have the same rows
         assert (fast.size_i, fast.size_j) == (slow.size_i, slow.size_j)
+
+
+@pytest.mark.parametrize("text", ["-SqDist(x,y)+Step(Elem(x-y,0))", "-SqDist(x,y)*(Elem(x-y,0)<Elem(x-y,1))"])
+def test_what_a_last_bit_decides_is_exact(text):
+    _, kernel = _lowered(routine(text, reduction="LogSumExp").spec("float32"), 8, True, False, True)
+    everything = walk([e for root in kernel.roots for e in (*root.terms, *root.steps)])
+    compared = [e for e in walk(kernel.roots[0].terms) if e.op in ("lt", "le")]
+    assert any(e.op == "sqrt" for e in everything)
+    assert compared
+    assert not any(e.op == "sqrt" for e in walk(compared))
 
 
 @TYPES
