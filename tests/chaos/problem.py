@@ -109,7 +109,7 @@ def disturbed(
     return [future.result(timeout=seconds).tobytes() for future in futures]
 
 
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
     """What `condition()` answers as soon as that is true."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
