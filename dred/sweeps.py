@@ -169,7 +169,7 @@ def with_expansion(found: Sequence[Sweep]) -> tuple[Sweep, ...]:
         spec = sweep.spec
         parts = []
         for part in spec.parts:
-            new = expanded(part.formulas, centre)
+            new = expanded(part.formulas, centre, part.monoid == "sum")
             parts.append(replace(part, formula=new[0], weight=new[1] if new[1:] else None))
         centres = sorted((c.attrs[0], v.attrs[0]) for v, c in used.items())
         more = sorted(Variable(c.attrs[0], c.dim, 2) for c in used.values())

@@ -35,9 +35,9 @@ def radius(x, y):
     return max(((a.astype(float) - c) ** 2).sum(-1).max() for a in (x, y))
 
 
-def written(text, aliases=ALIASES):
+def written(text, aliases=ALIASES, summed=False):
     """Canonical text after expansion, with the centre of variable n as n + 10."""
-    (node,) = expanded([read(text, aliases)], lambda v: var(10 + v.attrs[0], v.dim, 2))
+    (node,) = expanded([read(text, aliases)], lambda v: var(10 + v.attrs[0], v.dim, 2), summed)
     return canonical(node)
 
 
@@ -83,6 +83,37 @@ def test_what_stays(text):
         "expand=True: the formula has no SqDist(a, b) of a vector of i and a vector of j, of 2 components or more: "
         "leave it out"
     )
+
+
+def test_the_products_of_sums():
+    """What gradients add up, s (x - y), is one product for each pair, and another one for each row."""
+    text, aliases = "Grad(Exp(-SqDist(x, y)) * b, x, e)", ["x = Vi(9)", "y = Vj(9)", "b = Vj(1)", "e = Vi(1)"]
+    difference = "Subtract(Var(0,9,0), Var(1,9,1))"
+    assert written(text, aliases, True).endswith("Subtract(Mult(t2, t0), Mult(t2, t1))")
+    assert written(text, aliases).endswith(f"Mult(2, {difference}))")
+    # a difference whose square is not there stays, and one of few components
+    assert written("b * (x - y)", aliases, True) == canonical(read("b * (x - y)", aliases))
+    assert written("SqDist(x, y) + Sum(b * (x - y))", aliases, True).count(difference) == 1
+    assert written(text, ["x = Vi(8)", "y = Vj(8)", *aliases[2:]], True).count("Subtract(Var(0,8,0), Var(1,8,1))") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("D", [3, 40])
+@pytest.mark.parametrize("rows", [5, 120])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradients_far_from_0(dtype, D, rows, axis, kernels):
+    """Their products are about the centre, too."""
+    rng = np.random.default_rng(0)
+    x, y = (1000 + rng.random((n, D)).astype(dtype) / D for n in (rows, 3000))
+    b, e = rng.random((3000, 1), dtype), rng.random((rows if axis else 3000, 1), dtype)
+    aliases = [f"x = Vi({D})", f"y = Vj({D})", "b = Vj(1)", f"e = {'Vi' if axis else 'Vj'}(1)"]
+    text = f"Grad(Exp(-SqDist(x, y)) * b, {'x' if axis else 'y'}, e)"
+    got = Genred(text, aliases, axis=axis, expand=True)(x, y, b, e, backend="cpu")
+    differences = x[:, None].astype(float) - y
+    s = -2 * np.exp(-(differences**2).sum(-1)) * b[:, 0] * (e if axis else e[:, 0])
+    wanted = (s[:, :, None] * differences * (1 if axis else -1)).sum(axis)
+    error = 20 * EPS[dtype] * np.abs(s).sum(axis)[:, None] * (1 + D) * np.sqrt(radius(x, y))
+    assert np.all(np.abs(got - wanted) <= error)
 
 
 def test_a_repeated_number():

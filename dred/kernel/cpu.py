@@ -22,7 +22,7 @@ from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
 from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.exponents import Exponents
-from dred.kernel.interpret import merge_states
+from dred.kernel.interpret import merge_all, merge_states
 from dred.kernel.llvm import SIGNATURE, Program, render
 from dred.kernel.lower import lower
 from dred.kernel.machine import Machine, chosen, emit, load
@@ -205,23 +205,10 @@ def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDA
 
 
 def _merged(spec: KernelSpec, states: Sequence[State], lanes: int) -> State:
-    """The union of the states of parts of columns, and of lanes, which are next to each other: halves in turn."""
-    fields = [
-        np.stack([state[f].reshape(len(state[f]), -1, lanes) for state in states], 1) for f in range(len(states[0]))
-    ]
-    parts = [np.moveaxis(a, 3, 2).reshape(len(a), -1, a.shape[2]) for a in fields]  # (size, parts and lanes, rows)
-    while (count := parts[0].shape[1]) > 1:
-        half = count // 2
-        left, right = (
-            tuple(np.ascontiguousarray(a[:, part]).reshape(len(a), -1) for a in parts)
-            for part in (slice(0, half), slice(half, 2 * half))
-        )
-        joined = [a.reshape(len(a), half, -1) for a in merge_states(spec, left, right)]
-        odd = count > 2 * half
-        parts = (
-            [np.concatenate([a, b[:, 2 * half :]], 1) for a, b in zip(joined, parts, strict=True)] if odd else joined
-        )
-    return tuple(a[:, 0] for a in parts)
+    """The union of the states of parts of columns, and of lanes, which are next to each other."""
+    fields = [np.array(parts) for parts in zip(*states, strict=True)]  # (parts, size, rows and lanes)
+    split = [a.reshape(*a.shape[:2], -1, lanes).transpose(1, 0, 3, 2) for a in fields]
+    return merge_all(spec, tuple([a.reshape(len(a), -1, a.shape[3]) for a in split]))
 
 
 class _Sizes(NamedTuple):

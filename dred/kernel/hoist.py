@@ -44,6 +44,8 @@ def hoisted(
 
     - Factors that vary with the row alone, and numbers, leave the sum (`Root.posts`).
     - What several sums have in common is multiplied first, and once.
+    - Of `f u - f v` in large states, where u varies with the row and f not with the component, f u leaves the sum: the
+      sum of f is multiplied with u.
     - `exp(c * q)`, where c varies with the row at most, is `exp2s(c' * q)` with c' = c log2(e) staged. That costs an
       error of |c q| eps, as computing the argument does.
     - `fast`: where c varies with nothing, it goes into the rows that q is made of (`dred.kernel.scales`), as in
@@ -87,6 +89,8 @@ def hoisted(
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
         term = rewriting.product(sorted(inside, key=order))
         post = rewriting.post(number, rest)
+        if root.loops and (parted := rewriting.parted(terms[r, n])):
+            term, post = parted
         if term is sums[r, n] or post is None:
             continue
         (state,) = (a for a in root.steps[n].args if a.op == "state")
@@ -170,6 +174,25 @@ class _Rewriting:
         if not rest:
             return Post(float(number)) if abs(number) <= self.factors.high else None
         return Post(float(number), self.guarded(number, rest))
+
+    def parted(self, term: Expr) -> tuple[Expr, Post] | None:
+        """f u - f v, where u is of the row, or f v - f u: a multiple of f v is left for each pair and component."""
+        if self.approximate or term.op != "sub":
+            return None
+        (a, mine), (b, others) = map(self.flat, term.args)
+        sign = -1
+        if any(e.free and not e.axes & ~I for e in others):
+            mine, others, sign = others, mine, 1
+        (u, f), (v, same) = (
+            ([e for e in factors if e.free], sorted([e for e in factors if not e.free], key=lambda e: e.id))
+            for factors in (mine, others)
+        )
+        common = self.product([self.graph.const(sign * a), *f] if sign * a != 1 else f)
+        if f != same or a != b or common.axes != IJ or not self.factors.low <= abs(a) <= self.factors.high:
+            return None
+        if any(e.axes & ~I for e in u) or not any(e.axes & ~I for e in v):
+            return None
+        return self.graph.make("mul", common, self.product(v)), Post(row=self.product(u), common=common)
 
     def constant(self, number: Fraction) -> bool:
         """Whether a number is a constant of the type."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -81,6 +81,37 @@ def _merged(spec: KernelSpec, left: State, right: State) -> State:
     return tuple(out)
 
 
+def merge_all(spec: KernelSpec, states: State) -> State:
+    """The union of n states of the same rows: fields (size, n, rows)."""
+    merged: State = silently(_merged_all, spec, states)
+    return merged
+
+
+def _merged_all(spec: KernelSpec, states: State) -> State:
+    out: list[NDArray[Any]] = []
+    for n, part in enumerate(spec.parts):
+        mine = states[spec.states(n)]
+        if part.places > 1:
+            out += rank_all(spec, n, mine)
+        else:
+            kinds, join = _joined(part.monoid, spec.acc)
+            typed = tuple([a.astype(kind, copy=False) for a, kind in zip(mine, kinds, strict=True)])
+            out += [a[:, 0].astype(b.dtype, copy=False) for a, b in zip(_halved(join, typed), mine, strict=True)]
+    return tuple(out)
+
+
+def _halved(join: Callable[[Values], Values], states: State) -> State:
+    """Columns merged until one is left: the first half with the second, where an odd one waits for its turn."""
+    while (n := states[0].shape[1]) > 1:
+        half = n // 2
+        left, right = [a[:, :half] for a in states], [a[:, half : 2 * half] for a in states]
+        joined = map(_shaped, join([*left, *right]), left, right)
+        if n > 2 * half:
+            joined = map(_beside, joined, [a[:, 2 * half :] for a in states])
+        states = tuple(joined)
+    return states
+
+
 def merge_part(spec: KernelSpec, part: int, left: State, right: State) -> State:
     """The union of two states of one part, of any shapes that broadcast where the components do."""
     kinds, join = _joined(spec.parts[part].monoid, spec.acc)
@@ -108,11 +139,16 @@ def _joined(monoid: str, acc: str) -> tuple[tuple[np.dtype[Any], ...], Any]:
 
 def merge_ranking(spec: KernelSpec, part: int, left: State, right: State) -> State:
     """The first places of the union of two rankings (size, rows)."""
-    field = spec.layout[part][0]
-    shape = (field.places, field.dim, left[0].shape[1])
-    values, numbers = (np.concatenate([a.reshape(shape), b.reshape(shape)]) for a, b in zip(left, right, strict=True))
+    return rank_all(spec, part, tuple([np.stack(fields, 1) for fields in zip(left, right, strict=True)]))
+
+
+def rank_all(spec: KernelSpec, part: int, states: State) -> State:
+    """The same of n rankings (size, n, rows)."""
+    field, (_, n, rows) = spec.layout[part][0], states[0].shape
+    shape = (field.places, field.dim, n, rows)
+    values, numbers = (np.moveaxis(a.reshape(shape), 2, 0).reshape(-1, field.dim, rows) for a in states)
     best = ranked(MONOIDS[spec.parts[part].monoid].rank, values, numbers, field.places)
-    return tuple(a.reshape(field.size, left[0].shape[1]) for a in best)
+    return tuple(a.reshape(field.size, rows) for a in best)
 
 
 def ranked(rank: int, values: NDArray[Any], numbers: NDArray[Any], places: int) -> State:
@@ -288,19 +324,13 @@ class _Block(Block):
         return np.asarray(whole, kind, order="C")
 
     def merged(self, part: int, term: State) -> State:
-        """Neighbouring columns merged, until one is left."""
+        """All columns merged."""
         kinds, join = _joined(self.spec.parts[part].monoid, self.spec.acc)
         empty = [np.array([[f.identity]], kind) for f, kind in zip(self.spec.layout[part], kinds, strict=True)]
         term = tuple(a.astype(kind, copy=False) for a, kind in zip(term, kinds, strict=True))
         # a NaN that is passed over becomes the identity
         term = tuple(map(_shaped, join([*empty, *term]), term, term))
-        while (n := term[0].shape[1]) > 1:
-            pairs = n - n % 2
-            left, right = [f[:, :pairs:2] for f in term], [f[:, 1:pairs:2] for f in term]
-            joined = tuple(map(_shaped, join([*left, *right]), left, right))
-            rest = [f[:, pairs:] for f in term]
-            term = tuple(map(_beside, joined, rest)) if n > pairs else joined
-        return term
+        return _halved(join, term)
 
     def merge(self) -> None:
         """Merges what adding has not brought into the state yet; that of a fresh one is replaced."""

@@ -264,13 +264,16 @@ class StateField(NamedTuple):
 
 
 class Post(NamedTuple):
-    """What the sums of a chain are multiplied with before they join the state: `scale * factor`.
+    """What becomes of the sums of a chain before they join the state: `(sum - row * sum of common) * scale * factor`.
 
     Attributes
     ----------
     scale : float
     factor : Expr or None
         Varies with the row alone, or with nothing.
+    row, common : Expr or None
+        What varies with the row and the component, and a value of pairs that is the same for all components: where
+        terms were differences of two products.
     referred : Expr or None
         What the sum has to be multiplied with before anything else: over stored fields alone.
     most : float
@@ -279,6 +282,8 @@ class Post(NamedTuple):
 
     scale: float = 1.0
     factor: Expr | None = None
+    row: Expr | None = None
+    common: Expr | None = None
     referred: Expr | None = None
     most: float = inf
 
@@ -356,9 +361,9 @@ class Root(NamedTuple):
 
 
 def factors(roots: Sequence[Root]) -> list[Expr]:
-    """All that sums of roots are multiplied with."""
+    """All of a row that becomes a part of sums of roots."""
     posts = [post for root in roots for post in (*root.posts, *(root.quick.posts if root.quick else ()))]
-    return [post.factor for post in posts if post and post.factor]
+    return [e for post in posts if post for e in (post.factor, post.row) if e]
 
 
 class Kernel(NamedTuple):

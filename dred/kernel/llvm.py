@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dred.formula.node import I, J
 from dred.kernel.cpu_schedule import SUMS, Schedule, schedule
-from dred.kernel.ir import Expr, Kernel, Loop, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, Loop, walk
 from dred.kernel.llvm_large import LargeText
 from dred.kernel.llvm_math import declared, operation
 from dred.kernel.llvm_state import Cells
@@ -96,6 +96,7 @@ class _Fold(LargeText):
         super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         self.own = [root.steps for root in kernel.roots]
         self.quick = [root.quick.steps if root.quick else root.steps for root in kernel.roots]
+        self.long = bool(self.large) or any(e.op in FOLDS and e.axes == IJ for e in walk(kernel.steps))
         self.tile_layout = _placed([self.state_bytes(f) for f in self.numbers])
         # where the text stands: operands of the loops that are open
         self.state_base: list[str] = []
@@ -168,13 +169,14 @@ class _Fold(LargeText):
 
         def tile(at: str, _: list[str]) -> list[str]:
             self.first[I] = self.integer("add", row, at)
+            self.open_row(at, count)
             self.open_tile(self.integer("sdiv", at, plan.tile))
             return self._columns(at)
 
         def panel(column: str, stop: str) -> list[str]:
             self.panel_size = self.smaller(self.integer("sub", stop, column), plan.panel)
             self.panel_column = column
-            self.stage(J, column, self.panel_size, self.staged[J])
+            self.stage_panel()
             return self.loop(0, count, plan.tile, [], tile)
 
         def span(v: str, _: list[str]) -> list[str]:
@@ -224,6 +226,11 @@ class _Fold(LargeText):
             return self._chain(start, self.smaller(self.integer("sub", steps, start), plan.chain), 1, plan.columns > 1)
 
         self.loop(0, full, plan.span, [], lambda start, _: self._span(start))
+        if self.long and plan.span > plan.chain:  # one by one, columns would wait for their sums over components
+            first, full = full, self.integer("mul", self.integer("sdiv", whole, plan.chain), plan.chain)
+            self.loop(
+                first, full, plan.chain, [], lambda start, _: self._chain(start, plan.chain, plan.steps, False) or []
+            )
         self.loop(full, steps, plan.chain, [], rest)
         return []
 
@@ -312,25 +319,18 @@ class _Fold(LargeText):
         carry = [(self.running_type(f), self.identity(f)) for f, _ in cells]
 
         def block(step: str, held: list[str]) -> list[str]:
+            if self.late and isinstance(count, int) and steps == self.plan.steps:
+                self.arrive(self.integer("add", start, step), steps)
             mask = self._step(start, step, masked)
             running = self._pairs(how, steps, dict(zip(cells, held, strict=True)), mask)
             return [running[cell] for cell in cells]
 
-        def sums(first: str, held: list[str]) -> list[str]:
-            """Sums of some terms on their own, which are added up."""
-            mine = [zero if s else h for s, h, (_, zero) in zip(summed, held, carry, strict=True)]
-            last = self.integer("add", first, part)
-            kinds = [(kind, value) for (kind, _), value in zip(carry, mine, strict=True)]
-            new = block(first, mine) if part == steps else self.loop(first, last, steps, kinds, block)
-            T = self.lanes.type
-            return [self.put(f"fadd {T} {h}, {v}") if s else v for s, h, v in zip(summed, held, new, strict=True)]
+        def some(first: Operand, last: Operand, held: list[str]) -> list[str]:
+            if isinstance(first, str) and self.plan.chain // 2 == steps:
+                return block(first, held)
+            return self.loop(first, last, steps, [(kind, h) for (kind, _), h in zip(carry, held, strict=True)], block)
 
-        held = [self.identity(f) for f, _ in cells]
-        part = self.plan.chain // 2
-        if isinstance(count, int) and count > self.plan.chain and not self.large:
-            held = self.loop(0, count, part, carry, sums)
-        elif cells or self.kept or self.ranking:
-            held = self.loop(0, count, steps, carry, block)
+        held = self.added(count, carry, summed, some) if cells or self.kept or self.ranking else []
         return dict(zip(cells, held, strict=True))
 
     def _quickly(self, start: str, count: int, steps: int, otherwise: Callable[[], None]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dred.formula.node import J
 from dred.kernel.cpu_schedule import Schedule
 from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, Loop, Post, maximal, walk
+from dred.kernel.llvm_math import operation
 from dred.kernel.llvm_records import RecordText
-from dred.kernel.llvm_values import Operand
+from dred.kernel.llvm_values import Carry, Operand
 
 STRAIGHT_STEPS = 8  # that follow each other without a loop
 
@@ -21,9 +22,10 @@ class LargeText(RecordText):
         chained = [n for n, root in enumerate(kernel.roots) if root.places == 1]
         self.flat = [n for n in chained if not kernel.roots[n].loops]
         self.large = [n for n in chained if kernel.roots[n].loops]
+        self.late = self.late and not self.large
         self._share()
-        self.staged: dict[int, str] = {}  # records, by index
-        self.panel_column = self.panel_size = self.shared_base = ""
+        self.shared_base = ""
+        self.common: dict[int, str] = {}  # sums over pairs of what is the same for all components
         self.span_step = ""  # number of the first step of the chain, within the span
 
     def _share(self) -> None:
@@ -57,7 +59,8 @@ class LargeText(RecordText):
                 return False
             return not e.free or any(b.op in FOLDS for b in walk([e]))  # a vector: if it is costly
 
-        return maximal(root.steps, same)
+        common = [post.common for post in root.posts if post and post.common]
+        return maximal([*root.steps, *common], same)
 
     @staticmethod
     def _heads(steps: Sequence[Expr]) -> list[Expr]:
@@ -124,6 +127,12 @@ class LargeText(RecordText):
         records, self.shared = self.pairs.records, self.places
         self.pairs.records = records | self.places.keys()
 
+        self.common = {
+            post.common.id: self._total(post.common, start, count, masked)
+            for post in root.posts
+            if post and post.common
+        }
+
         def some(first: Operand, width: int) -> list[str]:
             places = [self.plus(first, u) for u in range(width)]
             held = self._passed(n, places, start, count, masked)
@@ -143,30 +152,73 @@ class LargeText(RecordText):
         nest(root.loops[:-1])
         self.pairs.records, self.shared = records, {}
 
-    def _passed(self, n: int, places: Sequence[Operand], start: str, count: Operand, masked: bool) -> list[str]:
-        """The running values of some components of a large root after some steps, those of a component together.
+    def _total(self, e: Expr, start: str, count: Operand, masked: bool) -> str:
+        """The sum of a kept value over some steps, added up like those of components."""
+        kind, nothing = self.lanes.type, self.lanes.literal(0.0)
 
-        A span of several chains is added up by halves of chains: their sums have the rounding error of one chain.
+        def step(at: str, held: list[str]) -> list[str]:
+            mask = self._step(start, at, masked)
+            self.pairs.columns = 1
+            with self.pairs.scope():
+                value = self._chosen(mask, kind, self.pairs.get(e), nothing)
+            return [self.put(f"fadd {kind} {held[0]}, {value}")]
+
+        def some(first: Operand, last: Operand, held: list[str]) -> list[str]:
+            return self.loop(first, last, 1, [(kind, held[0])], step)
+
+        return self.added(count, [(kind, nothing)], [True], some)[0]
+
+    def added(
+        self,
+        count: Operand,
+        carry: Sequence[Carry],
+        sums: Sequence[bool],
+        some: Callable[[Operand, Operand, list[str]], list[str]],
+    ) -> list[str]:
+        """The running values after some steps; those of a span are sums of sums, with the rounding error of a chain.
+
+        Parameters
+        ----------
+        count : int or str
+        carry : sequence of (str, str)
+            Types of the running values, and what they are in the beginning.
+        sums : sequence of bool
+            Which of them are sums.
+        some : callable
+            Writes the steps from one on, to another one, given what the values are before.
         """
-        root, half = self.kernel.roots[n], self.plan.chain // 2
-        carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
 
-        def go(first: Operand, last: Operand, steps: int) -> list[str]:
-            return self.loop(
-                first, last, steps, carry, lambda step, held: self._go_by(n, places, start, step, steps, masked, held)
-            )
+        kinds, nothing = [kind for kind, _ in carry], [value for _, value in carry]
+        half = self.plan.chain // 2
 
-        def half_of(at: str, held: list[str]) -> list[str]:
-            nothing = [identity for _, identity in carry]
-            if half <= STRAIGHT_STEPS:
-                more = self._go_by(n, places, start, at, half, masked, nothing)
-            else:
-                more = go(at, self.integer("add", at, half), self.plan.steps)
-            return [self.put(f"fadd {kind} {a}, {b}") for (kind, _), a, b in zip(carry, held, more, strict=True)]
+        def part(at: str, held: list[str]) -> list[str]:
+            mine = [zero if s else h for s, h, zero in zip(sums, held, nothing, strict=True)]
+            new = some(at, self.plus(at, half), mine)
+            return [
+                self.put(f"fadd {kind} {h}, {v}") if s else v
+                for kind, s, h, v in zip(kinds, sums, held, new, strict=True)
+            ]
 
         if count == self.plan.span != self.plan.chain:
-            return self.loop(0, count, half, carry, half_of)
-        return go(0, count, self.plan.steps if isinstance(count, int) else 1)
+            return self.loop(0, count, half, carry, part)
+        return some(0, count, nothing)
+
+    def _passed(self, n: int, places: Sequence[Operand], start: str, count: Operand, masked: bool) -> list[str]:
+        """The running values of some components of a large root after some steps, those of a component together."""
+        root = self.kernel.roots[n]
+        carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
+
+        def some(first: Operand, last: Operand, held: list[str]) -> list[str]:
+            half = self.plan.chain // 2
+            if isinstance(first, str) and half <= STRAIGHT_STEPS:
+                return self._go_by(n, places, start, first, half, masked, held)
+            kinds = [(kind, h) for (kind, _), h in zip(carry, held, strict=True)]
+            steps = self.plan.steps if isinstance(count, int) else 1
+            return self.loop(
+                first, last, steps, kinds, lambda step, held: self._go_by(n, places, start, step, steps, masked, held)
+            )
+
+        return self.added(count, carry, [True] * len(carry), some)
 
     def _go_by(
         self, n: int, places: Sequence[Operand], start: str, step: str, steps: int, masked: bool, held: Sequence[str]
@@ -214,9 +266,16 @@ class LargeText(RecordText):
 
     def _widened(self, n: int, running: Sequence[str], posts: Sequence[Post | None] | None = None) -> list[str]:
         """Running values as they are merged: with the factors that have left the terms."""
-        root, wide = self.kernel.roots[n], self.wide
+        root, wide, lanes = self.kernel.roots[n], self.wide, self.lanes
+        posts = root.posts if posts is None else posts
+        running = list(running)
+        for k, post in enumerate(posts):
+            if post and post.row and post.common:
+                with self.pairs.scope():
+                    less = self.put(f"fneg {lanes.type} {self.pairs.get(post.row)}")
+                running[k] = operation(self.put, lanes, "fma", (less, self.common[post.common.id], running[k]))
         out = [self.widened(f, value) for f, value in zip(root.fields, running, strict=True)]
-        for k, post in enumerate(root.posts if posts is None else posts):
+        for k, post in enumerate(posts):
             if post is None:
                 continue
             if post.scale != 1.0:

@@ -11,7 +11,7 @@ from dred.kernel.llvm_math import Lanes
 from dred.kernel.llvm_state import StateText
 from dred.kernel.llvm_values import Operand, Values
 
-FETCHED = 16  # values of a row, at most, that are asked for before they are needed: longer ones take longer to work on
+FETCHED = 16  # values of a row, at most, that are fetched before they are needed
 LONG = 8  # cache lines of a record that has some to spare
 
 
@@ -30,7 +30,12 @@ class StagingText(StateText):
         self.vectors = Values(self, self.lanes, self._vector_leaf)  # in the lanes are rows
         self.parts = Values(self, self.lanes, self._part_leaf)  # components of a row
         self.values = [self.scalars, self.vectors, self.parts]
+        short = not any(b.free or b.op in FOLDS for b in walk([e for e, _ in kernel.slots_j]))
+        self.late = plan.along == J and short  # whether columns are staged when the first row meets them
         # where the text stands: operands of the loops that are open
+        self.staged: dict[int, str] = {}  # records, by index
+        self.panel_column = self.panel_size = self.row_number = ""
+        self.fetched: list[tuple[str, str, str]] = []  # where to fetch from, how many lines and bytes at a time
         self.base: dict[int, str] = {}
         self.row = ""  # that is being staged
         self.wide_loads: dict[int, str] = {}  # variables of the tile that is being staged
@@ -100,7 +105,6 @@ class StagingText(StateText):
 
         def tile(k: str, _: list[str]) -> list[str]:
             self.row, self.wide_loads = self.integer("add", first, k), {}
-            self._fetch()
             self._stage(slots, self.at(records, self.integer("mul", k, size), element=self.one.scalar), width, True)
             return []
 
@@ -108,16 +112,63 @@ class StagingText(StateText):
         self.loop(0, whole, width, [], tile)
         return whole
 
-    def _fetch(self) -> None:
-        """Asks for the columns of the next panel: they come into the L2 cache while this one is computed with."""
+    # columns that are staged when the first row meets them ------------------------------------------------------------
+
+    def stage_panel(self) -> None:
+        """Records of a panel of columns, or of those that fill no span: the first row stages the others."""
+        first, count, records = self.panel_column, self.panel_size, self.staged[J]
+        if self.late:
+            span = self.plan.span * self.plan.columns
+            full = self.integer("mul", self.integer("sdiv", count, span), span)
+            first, count = self.integer("add", first, full), self.integer("sub", count, full)
+            records = self.at(records, self.integer("mul", full, self.kernel.size_j), element=self.one.scalar)
+        self.stage(J, first, count, records)
+
+    def open_row(self, row: str, rows: str) -> None:
+        """Goes to one of some rows, and works out what it fetches of the next panel in each group of steps."""
+        self.row_number, self.fetched = row, []
+        if not self.late:
+            return
+        plan = self.plan
+        groups = plan.panel // plan.columns // plan.steps
+        shares, next_panel = self.integer("mul", rows, groups), self.integer("add", self.panel_column, plan.panel)
         for ind, dim, axes in self.kernel.loads:
             if axes == J and dim <= FETCHED:
-                first = self.integer("add", self.row, self.plan.panel)
-                there = self.at(self.base[ind], self.times(first, dim), element=self.one.scalar)
-                for line in range(0, dim * self.lanes.nbytes, 64):
-                    self.do(
-                        f"call void @llvm.prefetch.p0(ptr {self.at(there, line, element='i8')}, i32 0, i32 2, i32 1)"
-                    )
+                lines = plan.panel * dim * self.one.itemsize // 64
+                count = self.integer("sdiv", self.integer("add", shares, lines - 1), shares)
+                size = self.integer("mul", count, 64)
+                there = self.at(self.base[ind], self.times(next_panel, dim), element=self.one.scalar)
+                first = self.integer("mul", self.integer("mul", row, groups), size)
+                self.fetched.append((self.at(there, first, element="i8"), count, size))
+
+    def arrive(self, step: str, steps: int) -> None:
+        """Before a group of steps: the first row stages their columns, all fetch some of the next panel.
+
+        So what a processor does for staging goes on beside what it computes, and memory is read all the time, into the
+        L2 cache: fewer lines at a time than it can wait for.
+        """
+        plan, size = self.plan, self.kernel.size_j
+
+        def stage() -> None:
+            place = self.integer("mul", step, plan.columns)
+            first = self.integer("add", self.panel_column, place)
+            there = self.at(self.staged[J], self.integer("mul", place, size), element=self.one.scalar)
+            for s in range(steps):
+                self.row, self.wide_loads = self.integer("add", first, s * plan.columns), {}
+                record = self.at(there, s * plan.columns * size, element=self.one.scalar)
+                self._stage(self.kernel.slots_j, record, plan.lanes, True)
+
+        self.when(self.put(f"icmp eq i64 {self.row_number}, 0"), stage)
+        group = self.integer("sdiv", step, steps)
+        for there, count, bytes_ in self.fetched:
+            first = self.at(there, self.integer("mul", group, bytes_), element="i8")
+
+            def line(k: str, _: list[str], first: str = first) -> list[str]:
+                where = self.at(first, self.times(k, 64), element="i8")
+                self.do(f"call void @llvm.prefetch.p0(ptr {where}, i32 0, i32 2, i32 1)")
+                return []
+
+            self.loop(0, count, 1, [], line)
 
     def _whole(self, count: str) -> str:
         """Rows of as many tiles as there are for some rows."""

@@ -69,6 +69,70 @@ def test_what_varies_with_the_row_alone_leaves_the_sum():
     assert not any(e.op == "load" and e.attr.ind == 4 for e in walk(root.steps))
 
 
+DIFFERENCES = [
+    "Exp(x|y)*b*v - Exp(x|y)*b*w", "Exp(x|y)*b*w - b*Exp(x|y)*v", "b*e*v - e*b*(-w)", "2*(x|y)*v*g - (2*w)*(x|y)*g",
+    "e*b*v*(v*g) - b*e*w", "-(e*b*v) + b*e*(w*w)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", DIFFERENCES)
+def test_of_differences_of_products_one_is_left(text):
+    kernel = lower(made(text), 8, hoist=True)
+    (root,) = kernel.roots
+    (post,) = root.posts
+    assert root.loops
+    assert {e.attr.ind for e in walk([post.row]) if e.op == "load"} - {3} == {5}
+    assert not post.common.free
+    assert not any(e.op == "load" and e.attr.ind == 5 for e in walk(root.steps))
+    assert sum(e.axes == IJ and bool(e.free) for e in walk(root.steps)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["b*v - Exp(x|y)*w", "2*e*b*v - e*b*w", "v - w", "e*b*v*w - e*b*w", "e*b*(v*v) - e*b*v", "e*b*v - w",
+     "(x|y)*v - (x|y)", "b*v - b*w", "e*b*(v - w)"],
+)  # fmt: skip
+def test_other_differences_stay(text):
+    kernel = lower(made(text), 8, hoist=True)
+    assert not any(post.row or post.common for root in kernel.roots for post in root.posts if post)
+
+
+@pytest.mark.parametrize("text", DIFFERENCES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_differences_of_products(text, dtype):
+    for M, N in (1, 1), (37, 300), (3, 9000):
+        _differences_of_products(text, dtype, M, N)
+
+
+def _differences_of_products(text, dtype, M, N):
+    spec, arrays = made(text, dtype), [a / 4 for a in data(M, N, dtype)]
+    f = formula(text, ALIASES)
+    terms = np.broadcast_to(dense(f.node, arrays, (M, N)), (M, N, f.node.dim))
+    products = np.abs(dense(formula(text.replace("-", "+"), ALIASES).node, [*map(np.abs, arrays)], (M, N))).sum(1).T
+    found = fold(spec, arrays, M, N)
+    assert np.all(np.abs(found - terms.sum(1).T) <= {"float32": 4e-6, "float64": 1e-14}[dtype] * products)
+    parts = [
+        cpu.folded(spec, cpu.compiled(spec), None, [(0, N)], empty(spec, M), arrays, M, threads=t)[0] for t in (1, 2)
+    ]
+    assert parts[0].tobytes() == parts[1].tobytes()
+
+
+def test_rows_that_are_not_finite_are_done_again(monkeypatch):
+    """An infinite component of a row times a sum of 0 would be no number, where all products are 0 or infinite."""
+    spans, arrays = again(monkeypatch), data(40, 300)
+    arrays[2][:] = 1.0
+    arrays[5][7, 3] = np.inf
+    arrays[2][::2] = -1.0  # their sum is 0
+    arrays[4][:] = 1.0
+    text = "e*b*v - e*b*w"
+    with np.errstate(invalid="ignore"):
+        wanted = np.nansum(arrays[2] * arrays[6], 0)
+    found = fold(made(text), arrays, 40, 300)
+    assert spans
+    assert np.isnan(found[3, 7])  # infinities of both signs
+    np.testing.assert_allclose(found[:3, 7], arrays[5][7, :3] * arrays[2].sum() - wanted[:3], atol=1e-3)
+
+
 def test_a_gaussian_costs_one_power_of_two():
     kernel = lower(made("Exp(-g*SqDist(x,y))*b"), 8, hoist=True)
     assert count(kernel, "exp2s_fall") == 1
