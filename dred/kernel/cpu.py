@@ -287,7 +287,7 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: boo
     moderate : bool
         Whether exponents are known to be moderate (see `dred.kernel.exponents`). No bit depends on it.
     """
-    name = f"{spec.digest} {along} {hoist} {moderate}"
+    name = named(spec, along, hoist, moderate)
     if (found := _find(name)) is not None:
         return cast(Compiled, found)
     machine = chosen()
@@ -298,6 +298,11 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: boo
         return build(program, kernel.cost, *machine[:2], keep=keep)
 
     return _once(name, machine.key, _unpacked, make)
+
+
+def named(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> str:
+    """What a kernel is remembered under: see `compiled`."""
+    return f"{spec.digest} {along} {hoist} {moderate}"
 
 
 def exponents(spec: KernelSpec) -> Exponents:

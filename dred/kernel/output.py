@@ -102,6 +102,15 @@ class Output:
         return self.by_row(spec, empty(spec, 0))
 
 
+def converted(spec: KernelSpec, outputs: Sequence[Output]) -> np.dtype[Any] | None:
+    """The type of the only value of a row, where that is all of a state, and is read off it as it is; else None."""
+    (part, *others), (output, *more) = spec.layout, outputs
+    sole = not others and not more and part[0].size == 1 and output.texts == spec.sole[0] and not spec.batch
+    if not sole or output.truth or spec.blank[0][2].kind != "f":
+        return None
+    return array_type(spec.dtype if output.saved else spec.given or spec.dtype)
+
+
 def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any, ...]:
     """What all outputs read off a state, for a caller who works `silently`."""
     return tuple([output.found(spec, state) for output in outputs])
