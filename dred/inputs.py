@@ -16,6 +16,7 @@ SIZES = 256  # of calls, that are known to fit
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
 _ARRAY = np.ndarray
+_FITS = 0x0001 | 0x0100  # flags of NumPy arrays: C-contiguous, and aligned
 _KINDS = {np.dtype(name): name for name in DTYPES[1:]}
 _FOLLOWED = {
     "torch": "with gradients, which this routine would lose: use Genred, LazyTensor or function of dred.torch, or pass"
@@ -211,7 +212,7 @@ def plain(args: Sequence[Any]) -> tuple[Any, ...] | None:
         return None
     kind, shapes = args[0].dtype, []
     for a in args:
-        if type(a) is not _ARRAY or a.dtype is not kind or not a.flags.carray:
+        if type(a) is not _ARRAY or a.dtype is not kind or a.flags.num & _FITS != _FITS:
             return None
         shapes.append(a.shape)
     return kind, *shapes

@@ -10,7 +10,7 @@ from dred.inputs import plain
 from dred.kernel import engine
 from dred.kernel.engine import Ready
 
-MOST = 64  # kinds of calls of a routine that are remembered
+MOST = 256  # kinds of calls of a routine that are remembered
 
 
 class Remembered(dict[Hashable, Ready]):

@@ -19,11 +19,11 @@ from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
 from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
-from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
+from dred.kernel.cpu_memory import BEHIND, HEAD, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_states
-from dred.kernel.llvm import SIGNATURE, Program, render
+from dred.kernel.llvm import Program, render
 from dred.kernel.lower import lower
 from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
@@ -432,8 +432,9 @@ def _calls(
     else:
         (strides_at,) = addresses((strides,))
     pointers = addresses((*arrays, *state))
-    words = len(SIGNATURE) + len(pointers)
+    words = HEAD + len(pointers)
     scratch, pack = taken(program.scratch, words), packer(words)
+    scratch.packed = None
     variables = scratch.words_at + BEHIND
     states = variables + 8 * len(arrays)
     for call in calls:
@@ -445,12 +446,11 @@ def _calls(
         pack(
             scratch.words, 0,
             variables, strides_at, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at,
-            *pointers,
+            0, 0, *pointers,
         )  # fmt: skip
         kernel.call(scratch.words_at)
         if scratch.redo != scratch.blank:
-            redo = np.frombuffer(bytes(scratch.redo), np.int64).reshape(-1, 2)
-            scratch.redo[:] = scratch.blank
+            redo = scratch.noted()
             if careful is not None and (again := call.again(program.plan, redo)) is not None:
                 _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
     given_back(scratch)

@@ -1,80 +1,102 @@
-"""Folds of a few pairs that are ready: what sizes decide is known, and a call finds addresses and runs the kernel."""
+"""Folds that are ready: what sizes decide is known, and where pairs are few, a call only fills in where arrays are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from dred.formula.node import I
 from dred.kernel import cpu
 from dred.kernel.cpu_calls import Call, alone
+from dred.kernel.cpu_memory import BEHIND, DATA, HEAD, Scratch, addresses, given_back, packer, taken
 from dred.kernel.output import Output, State, converted, empty, read, silently
 from dred.kernel.spec import KernelSpec
 from dred.kernel.threads import NEVER, declared
 
-MOST = 1 << 16  # bytes of a state
+MOST = 1 << 14  # bytes of a state of no terms that is kept, to be copied
 
 Arrays = Sequence[NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
 class Ready:
-    """The reduction of all pairs of arrays of certain sizes, which one thread does in one call of a kernel.
+    """The reduction of all pairs of arrays of certain sizes, by a kernel that these decide.
 
-    Attributes
-    ----------
-    spec : KernelSpec
-    name : str
-        Of the kernel. It is looked up in every call, for it may have been forgotten since.
-    given : bool
-        Whether the arrays are used as they are.
-    blank : State
-        That of no terms.
-    calls : sequence of Call
-    outputs : sequence of Output
-    kind : dtype or None
-        See `dred.kernel.output.converted`.
+    The kernel is looked up in every call: it may have been forgotten since.
     """
 
-    spec: KernelSpec
-    name: str
-    given: bool
-    blank: State
-    calls: Sequence[Call]
-    outputs: Sequence[Output]
-    kind: np.dtype[Any] | None
+    def __init__(self, spec: KernelSpec, M: int, sizes: cpu._Sizes, outputs: Sequence[Output]) -> None:
+        self.spec, self.M, self.parts, self.outputs = spec, M, sizes.parts, outputs
+        self.name, self.plain = cpu.named(spec, sizes.along), not (spec.given or spec.constants)
+        self.make, self.careful = (partial(cpu.compiled, spec, sizes.along, hoist) for hoist in (True, False))
+        self.kind = converted(spec, outputs)
 
     def __call__(self, arrays: Arrays) -> tuple[NDArray[Any], ...]:
-        declared()  # even where it makes no difference, it must not be wrong
-        spec, kind = self.spec, self.kind
-        kernel = cpu._find(self.name) or cpu.compiled(spec)
-        state = tuple([field.copy() for field in self.blank])
-        given = arrays if self.given else spec.arrays(arrays)
-        cpu._calls(kernel, given, state, self.calls, (0, 0), NEVER, partial(cpu.compiled, spec, I, hoist=False))
-        if kind is None:
-            found: tuple[NDArray[Any], ...] = silently(read, spec, state, self.outputs)
+        given = arrays if self.plain else self.spec.arrays(arrays)
+        state = self.fold(cpu._find(self.name) or self.make(), given)
+        if (kind := self.kind) is None:
+            found: tuple[NDArray[Any], ...] = silently(read, self.spec, state, self.outputs)
             return found
-        (field,) = state
-        return (field.T if field.dtype == kind else silently(field.T.astype, kind),)
+        field = state[0].T
+        return (field if field.dtype is kind else silently(field.astype, kind),)
+
+    def fold(self, kernel: cpu.Compiled, arrays: Arrays) -> State:
+        """The state of all terms."""
+        state = empty(self.spec, self.M)
+        return cpu.folded(
+            self.spec, kernel, self.careful, self.parts, state, arrays, self.M, threads=None, own=True
+        )  # fmt: skip
+
+
+class Quick(Ready):
+    """One that a single thread does, in one call of a kernel whose lanes are rows."""
+
+    def __init__(self, spec: KernelSpec, M: int, sizes: cpu._Sizes, outputs: Sequence[Output], call: Call) -> None:
+        super().__init__(spec, M, sizes, outputs)
+        self.call, self.blank = call, empty(spec, M)
+
+    def fold(self, kernel: cpu.Compiled, arrays: Arrays) -> State:
+        declared()  # even where it makes no difference, it must not be wrong
+        state = tuple([field.copy() for field in self.blank])
+        everything = (*arrays, *state)
+        scratch = taken(kernel.program.scratch, HEAD + len(everything))
+        if scratch.packed is not self:
+            self._pack(scratch, len(arrays))
+        places = map(id, everything) if DATA else addresses(everything)
+        packer(len(everything))(scratch.words, BEHIND, *places)
+        kernel.call(scratch.words_at)
+        if scratch.redo != scratch.blank and (again := self.call.again(kernel.program.plan, scratch.noted())):
+            cpu._calls(self.careful(), arrays, state, [again], (0, 0), NEVER)
+        given_back(scratch)
+        return state
+
+    def _pack(self, scratch: Scratch, count: int) -> None:
+        """Writes the arguments, but for the places of so many arrays and of the state."""
+        if self.call.tiles > scratch.tiles:
+            scratch.hold(self.call.tiles)
+        items, number, intervals = self.call.tables
+        variables, strides_at = scratch.words_at + BEHIND, cpu._none(1 + count)[1]
+        packer(HEAD)(
+            scratch.words, 0,
+            variables, strides_at, items, 0, number, intervals, variables + 8 * count, self.M, scratch.at, 0, 0,
+            scratch.redo_at, count + len(self.blank) if DATA else 0, DATA,
+        )  # fmt: skip
+        scratch.packed = self
 
 
 def prepared(spec: KernelSpec, arrays: Arrays, M: int, N: int, outputs: Sequence[Output]) -> Ready | None:
-    """The reduction of arrays like these, if it is one call of one kernel; else None."""
+    """The reduction of arrays like these, if what is in them does not decide which kernel does it; else None."""
     if M == 0 or N == 0:
         return None
-    sizes = cpu._sizes(spec, M, N, 1, None)
-    given = spec.arrays(arrays)
-    if sizes.looked or sizes.along != I or len(sizes.parts) > 1 or cpu._checked(spec, sizes, given, 1) is not given:
+    sizes, given = cpu._sizes(spec, M, N, 1, None), spec.arrays(arrays)
+    if sizes.looked or cpu._checked(spec, sizes, given, 1) is not given:
         return None
-    kernel = cpu.compiled(spec)
-    share = alone(kernel.program.plan, kernel.cost, M, sizes.parts)
-    blank = empty(spec, M)
-    if share is None or sum(field.nbytes for field in blank) > MOST:
-        return None
-    ((_, calls),) = share
-    return Ready(spec, cpu.named(spec), given is arrays, blank, calls, outputs, converted(spec, outputs))
+    kernel = cpu.compiled(spec, sizes.along)
+    plan, one = kernel.program.plan, len(sizes.parts) == 1
+    if plan.columns == 1 and one and M * sum(size * kind.itemsize for size, _, kind in spec.blank) <= MOST:
+        share = alone(plan, kernel.cost, M, sizes.parts)
+        if share is not None:
+            ((_, (call,)),) = share
+            return Quick(spec, M, sizes, outputs, call)
+    return Ready(spec, M, sizes, outputs)
