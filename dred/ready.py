@@ -21,7 +21,7 @@ class Remembered(dict[Hashable, Ready]):
         """All that decides what is done with NumPy arrays, besides what is in them; None: more does."""
         if backend == "cuda" or (sizes := plain(args)) is None:
             return None
-        return engine.device(backend), engine.TINY, sizes
+        return backend if backend == "cpu" else engine.device(backend), engine.TINY, sizes
 
     def keep(self, call: Hashable, ready: Ready, arrays: Sequence[Any], args: Sequence[Any]) -> None:
         """Remember one whose arrays are its arguments as they are; what was remembered first is forgotten."""

@@ -436,7 +436,7 @@ def test_not_more_than_some_are_remembered(tiny):
     engine.TINY = 0.0
     for n in range(2000, 2010):
         routine(*arrays(n, 2))
-    kept = [ready for ready in routine._ready.values() if isinstance(ready, cpu_ready.Ready)]
+    kept = [ready for ready in routine._ready.values() if isinstance(ready, cpu_ready.Prepared)]
     assert len(kept) == 10
     assert all(sum(a.nbytes for a in ready.blank) <= cpu_ready.MOST for ready in kept if hasattr(ready, "blank"))
     assert len(routine._ready) == MOST

@@ -116,13 +116,13 @@ def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any
     return tuple([output.found(spec, state) for output in outputs])
 
 
-_silence = Context()
-_silence.run(np.seterr, all="ignore")
+SILENCE = Context()  # a copy of it runs what it is given without warnings of NumPy: an `np.errstate`, but ready
+SILENCE.run(np.seterr, all="ignore")
 
 
 def silently(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, but ready."""
-    return _silence.copy().run(function, *args)
+    """What a function gives, without warnings of NumPy."""
+    return SILENCE.copy().run(function, *args)
 
 
 def _tall(result: Any) -> bool:
