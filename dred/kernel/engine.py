@@ -47,9 +47,9 @@ NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in (
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
 # interpreter computes, and nothing is compiled: 19 x 19 pairs of a Gaussian sum in 3 dimensions, 9 x 9 in 16. A kernel
-# that is ready is faster everywhere (on one core of Zen 4, a call of that sum takes 16 us, by the interpreter 25 us for
-# 3 x 3 pairs and 30 us for 30 x 30), but to compile one takes 35 ms, and to load it from disk some ms: what hundreds or
-# thousands of calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
+# that is ready is faster everywhere (on one core of Zen 4, a call of that sum takes 5 us, by the interpreter 22 us for
+# 3 x 3 pairs and 26 us for 30 x 30), but to compile one takes 35 ms, and to load it from disk some ms: what hundreds or
+# two thousand calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
 # does for CALLS pairs. Tests of compiled kernels set TINY to 0.
 TINY, CALLS = 16_000.0, 200.0
 
