@@ -339,9 +339,10 @@ def _once(name: str, machine: str, read: Callable[[bytes], T | None], make: Call
 
 def _find(name: str) -> Any:
     with _lookup:
-        if name in _kernels:
+        found = _kernels.get(name)
+        if found is not None:
             _kernels.move_to_end(name)
-        return _kernels.get(name)
+        return found
 
 
 def build(
