@@ -111,7 +111,8 @@ def data(t):
 
 def dred(t, **options):
     routine = Genred(t.formula, t.texts, reduction_op=t.reduction, axis=t.axis, opt_arg=t.K, **options)
-    return Run(lambda v: routine(*(v[name] for name in t.variables), backend="cpu"), 256)
+    names = tuple(t.variables)
+    return Run(lambda v: routine(*[v[name] for name in names], backend="cpu"), 256)
 
 
 def fast(t):

@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py
 
-One row per formula and size (M = N), float32, one thread; least and median of many calls whose checks of arguments are
-included, and milliseconds of the first compiled call. `*` marks what dred chooses for the size. The threshold in
-`dred/kernel/engine.py` was chosen by this table.
+One row per formula and size (M = N), float32, one thread; least and median of many calls of arrays of the same types
+and shapes, whose checks are included, and milliseconds of the first compiled call. `*` marks what dred chooses for the
+size. The threshold in `dred/kernel/engine.py` was chosen by this table.
 """
 
 import os

@@ -456,7 +456,8 @@ def numba(t):
         return None
     loops = (loop_sum, loop_gradient, loop_tutorial, loop_tutorial_gradient, loop_logsumexp, loop_nearest)
     loop = dict(zip(BLOCKS, loops, strict=True))[t.kind]
-    return Run(lambda v: loop(**{name: v[name] for name in t.variables}))
+    names = tuple(t.variables)
+    return Run(lambda v: loop(*[v[name] for name in names]))
 
 
 def pykeops(t):
@@ -467,9 +468,10 @@ def pykeops(t):
         return None
     pykeops.set_verbose(False)
     routine = Genred(t.formula, t.texts, reduction_op=t.reduction, axis=t.axis, opt_arg=t.K)
+    names = tuple(t.variables)
 
     def run(v):
-        out = routine(*(v[name] for name in t.variables), backend="CPU")
+        out = routine(*[v[name] for name in names], backend="CPU")
         return out.astype(np.int64) if t.kind == "nearest" else out
 
     return Run(run)

@@ -16,6 +16,7 @@ SIZES = 256  # of calls, that are known to fit
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HOST, CUDA, CUDA_MANAGED = (1, 3), 2, 13  # DLPack's types of devices; 3 is host memory that CUDA has pinned
 _ARRAY = np.ndarray
+_FITS = 0x0001 | 0x0100  # flags of NumPy arrays: C-contiguous, and aligned
 _KINDS = {np.dtype(name): name for name in DTYPES[1:]}
 _FOLLOWED = {
     "torch": "with gradients, which this routine would lose: use Genred, LazyTensor or function of dred.torch, or pass"
@@ -205,19 +206,28 @@ def _batch(formula: Formula, args: Sequence[Any], label: Sequence[str]) -> tuple
     return tuple(map(int, batch))
 
 
-def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs | None:
-    """The inputs where all are NumPy arrays that fit as they are, in a few microseconds; None: look closer."""
-    variables = formula.variables
-    if not args or len(args) != len(variables) or type(args[0]) is not _ARRAY:
+def plain(args: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Type and shapes of NumPy arrays that can be used as they are; None: look closer at them."""
+    if not args or type(args[0]) is not _ARRAY:
         return None
-    kind = args[0].dtype
+    kind, shapes = args[0].dtype, []
+    for a in args:
+        if type(a) is not _ARRAY or a.dtype is not kind or a.flags.num & _FITS != _FITS:
+            return None
+        shapes.append(a.shape)
+    return kind, *shapes
+
+
+def _plain(formula: Formula, args: Sequence[Any], dtype: str | None) -> Inputs | None:
+    """The inputs where all are such arrays and fit, in a few microseconds; None: look closer."""
+    variables, found = formula.variables, plain(args)
+    if found is None or len(args) != len(variables):
+        return None
+    kind, *shapes = found
     name = _KINDS.get(kind)
     if name is None or (dtype is not None and dtype != name):
         return None
-    for a in args:
-        if type(a) is not _ARRAY or a.dtype is not kind or not a.flags.carray:
-            return None
-    rows = _rows(variables, tuple([a.shape for a in args]))
+    rows = _rows(variables, tuple(shapes))
     return None if rows is None else Inputs("numpy", tuple(args), name, rows)
 
 

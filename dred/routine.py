@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dred.cotangents import in_rows, like, sending_of
-from dred.errors import DerivativeError, InputError, LimitError, OptionError
-from dred.formula.construct import nearest
+from dred.errors import DerivativeError, InputError, OptionError
 from dred.formula.language import Formula, Variable
-from dred.formula.node import Node, toposort, var
+from dred.formula.node import Node, var
 from dred.formula.pullback import Reduced, grad
 from dred.inputs import Inputs, check
 from dred.kernel import engine
 from dred.kernel.spec import KernelSpec, array_type
 from dred.options import Accumulation, accumulator, checked_dtype, compute_type
+from dred.ready import Remembered
 from dred.reductions import REDUCTIONS
-from dred.run import REDUCERS, Reducer, configured, run_parts
-from dred.sweeps import Sweep, sweeps, with_expansion
+from dred.run import REDUCERS, Reducer, configured, prepared, run_parts
+from dred.sweeps import Sweep, check_constants, sweeps, with_expansion
 from dred.targets import targets
 
 
@@ -70,6 +69,7 @@ class Routine:
         self.aliases, self.axis = tuple(aliases), reduced[0].axis
         self.dtype = None if dtype is None else checked_dtype("dtype", dtype)
         self._sweeps: dict[str, tuple[Sweep, ...]] = {}  # by type
+        self._ready = Remembered()
         if self.dtype is not None:
             self.sweeps(self.dtype)
 
@@ -114,8 +114,7 @@ class Routine:
         dtype = checked_dtype("dtype", dtype)
         if dtype not in self._sweeps:
             found = self._planned(dtype)
-            for node in dict.fromkeys(f for sweep in found for part in sweep.spec.parts for f in part.formulas):
-                self._check_constants(node, compute_type(dtype))
+            check_constants(found, compute_type(dtype), self._texts, self.parsed.text)
             self._sweeps[dtype] = with_expansion(found) if self.expand else found
         return self._sweeps[dtype]
 
@@ -133,14 +132,6 @@ class Routine:
         # rows are added up before they are rounded to the type of the arrays
         last = replace(found[-1], outputs=tuple(replace(output, saved=True) for output in found[-1].outputs))
         return (*found[:-1], last)
-
-    def _check_constants(self, node: Node, dtype: str) -> None:
-        # a float is infinite on purpose: the text of a table says so
-        values = (n.attrs[0] for n in toposort([node]) if n.op == "Const")
-        if any(isinstance(v, Fraction) and np.isinf(nearest(v, dtype)) for v in values):
-            text = self._texts.get(node, self.parsed.text)
-            message = f"a constant of the formula is beyond the largest {dtype}, {np.finfo(dtype).max:.3g}"
-            raise LimitError(message, text, (0, len(text)))
 
     def source(self, backend: str, dtype: Any = "float32") -> str:
         """The text of the generated kernel, of the last sweep: LLVM IR for "cpu", CUDA C++ for "cuda".
@@ -378,11 +369,10 @@ class Routine:
         -------
         ndarray, dask array or CuPy array
             One row per i, M of them, for axis 1; N, one per j, for axis 0; with the dimensions of the batch in front.
-            NumPy in, NumPy out, computed in this
-            process (on a GPU in blocks of rows and panels of columns, so that either may be larger than its memory);
-            arrays on a GPU in, CuPy out, on the current stream; a dask array among the inputs: a lazy dask array, in
-            the chunks of the first variable of the kept index. A tuple of arrays for pairs, and of all entries where
-            several reductions are computed.
+            NumPy in, NumPy out, computed in this process (on a GPU in blocks of rows and panels of columns, so that
+            either may be larger than its memory); arrays on a GPU in, CuPy out, on the current stream; a dask array
+            among the inputs: a lazy dask array, in the chunks of the first variable of the kept index. A tuple of
+            arrays for pairs, and of all entries where several reductions are computed.
 
         Raises
         ------
@@ -402,10 +392,20 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
+        call = self._ready.call(args, name) if ranges is None and out is None else None
+        if (ready := self._ready.get(call)) is not None:
+            return self.entries(ready(args))
         inputs = check(self.parsed, self.flat(args), self.dtype)
         given = () if out is None else targets(out, self.expected(inputs, args), self.several, plain=inputs.kind)
-        made = partial(REDUCERS[inputs.kind], name, int(device_id))
-        results = self._fitted(run_parts(self.sweeps(inputs.dtype), self.variables, inputs, ranges, made), inputs, args)
+        planned = self.sweeps(inputs.dtype)
+        ready = prepared(planned, inputs, name) if ranges is None else None
+        if ready is None:
+            made = partial(REDUCERS[inputs.kind], name, int(device_id))
+            results = run_parts(planned, self.variables, inputs, ranges, made)
+        else:
+            results = ready(inputs.arrays)
+            self._ready.keep(None if self._summed(inputs) else call, ready, inputs.arrays, args)
+        results = self._fitted(results, inputs, args)
         if given:
             for target, result in zip(given, results, strict=True):
                 target[...] = result

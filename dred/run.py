@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,8 @@ from dred.formula.language import Variable
 from dred.inputs import Inputs
 from dred.kernel import engine
 from dred.kernel.centre import centre
+from dred.kernel.engine import Ready
+from dred.kernel.environment import lookup
 from dred.kernel.pattern import Pattern
 from dred.ranges import Ranges
 from dred.sweeps import Sweep
@@ -23,10 +24,6 @@ Reducer = Callable[[Sweep, list[Any], int, int, Pattern | None], tuple[Any, ...]
 
 def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Ranges | None = None) -> tuple[Any, ...]:
     """The results: sweep by sweep, what one leaves is an argument of the next."""
-    if len(planned) == 1 and not planned[0].centres:  # nothing that one sweep leaves to another
-        (sweep,) = planned
-        M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
-        return reducer(sweep, list(inputs.arrays), M, N, None if ranges is None else _along(ranges, sweep))
     arrays = dict(enumerate(inputs.arrays))
     found: tuple[Any, ...] = ()
     for sweep in planned:
@@ -37,6 +34,25 @@ def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Rang
         found = reducer(sweep, sweep.arguments(arrays), M, N, _along(ranges, sweep))
         arrays.update(zip(sweep.places, found, strict=False))  # the last one has results instead of places
     return found
+
+
+def prepared(planned: Sequence[Sweep], inputs: Inputs, backend: str) -> Ready | None:
+    """What gives the results of a call with arrays like these, where their sizes and types decide it; None: more does.
+
+    Parameters
+    ----------
+    planned : sequence of Sweep
+        Of no batch.
+    inputs : Inputs
+    backend : str
+        "auto", "cpu" or "cuda".
+    """
+    if inputs.kind != "numpy" or inputs.batch or len(planned) > 1 or planned[0].centres:
+        return None
+    (sweep,) = planned
+    M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+    chosen = engine.placed(engine.device(backend), sweep.spec, M, N)
+    return engine.prepared(sweep.spec, chosen, inputs.arrays, M, N, sweep.outputs)
 
 
 def run_parts(
@@ -139,9 +155,12 @@ REDUCERS: Mapping[str, Callable[..., Reducer]] = {
 }
 
 
+_backend = lookup("DASK_DRED__BACKEND")
+
+
 def configured() -> str:
     """What `dred.backend` of dask's configuration says, where dask is loaded or the environment says it."""
-    if "dask" not in sys.modules and "DASK_DRED__BACKEND" not in os.environ:
+    if "dask" not in sys.modules and _backend() is None:
         return "auto"
     from dred.cluster import config
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from dred.errors import LimitError
+from dred.formula.construct import nearest
 from dred.formula.expand import expanded
 from dred.formula.language import Variable
-from dred.formula.node import Node, var
+from dred.formula.node import Node, toposort, var
 from dred.formula.pullback import Reduced, Saved
 from dred.kernel.output import Output
 from dred.kernel.spec import KernelSpec, Part
@@ -152,6 +155,18 @@ def _outputs(r: Reduced, field: str | None, part: int) -> tuple[Output, ...]:
         return (Output(part, (field,), saved=True),)
     results = Output.of(r.name, part, r.parameter)
     return results if field is None else (replace(results[0], places=False, saved=True),)
+
+
+def check_constants(found: Sequence[Sweep], dtype: str, texts: Mapping[Node, str], text: str) -> None:
+    """Raises LimitError where a constant of a formula is beyond the largest number of a type; of nodes without a text
+    of their own, `text` is shown."""
+    for node in dict.fromkeys(f for sweep in found for part in sweep.spec.parts for f in part.formulas):
+        # a float is infinite on purpose: the text of a table says so
+        values = (n.attrs[0] for n in toposort([node]) if n.op == "Const")
+        if any(isinstance(v, Fraction) and np.isinf(nearest(v, dtype)) for v in values):
+            shown = texts.get(node, text)
+            message = f"a constant of the formula is beyond the largest {dtype}, {np.finfo(dtype).max:.3g}"
+            raise LimitError(message, shown, (0, len(shown)))
 
 
 def with_expansion(found: Sequence[Sweep]) -> tuple[Sweep, ...]:

@@ -699,7 +699,7 @@ def nothing_runs(monkeypatch):
     def explode(*args, **kwargs):
         raise AssertionError("something was compiled or computed")
 
-    for name in ("fold", "empty", "merge", "finalize", "local"):
+    for name in ("prepared", "fold", "empty", "merge", "finalize", "local"):
         monkeypatch.setattr(engine, name, explode)
 
 
@@ -860,6 +860,7 @@ BAD_PAIRS = {
 def test_a_bad_out_of_a_pair_is_refused_before_anything_runs(case, monkeypatch):
     out, message = BAD_PAIRS[case]
     monkeypatch.setattr(engine, "fold", None)
+    monkeypatch.setattr(engine, "prepared", None)
     with pytest.raises(InputError) as caught:
         Genred(TEXT, ALIASES, "Min_ArgMin", 1)(*arrays(), out=out)
     assert str(caught.value) == message
@@ -886,6 +887,7 @@ def test_a_missing_gpu_is_named(backend, no_gpu, monkeypatch):
         raise AssertionError("something was compiled or computed")
 
     monkeypatch.setattr(engine, "fold", explode)
+    monkeypatch.setattr(engine, "prepared", explode)
     with pytest.raises(BackendError) as caught:
         Genred(TEXT, ALIASES)(*arrays(), backend=backend)
     assert str(caught.value) == (

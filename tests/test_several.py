@@ -30,6 +30,7 @@ def folds(monkeypatch):
         return fold(spec, *args, **more)
 
     monkeypatch.setattr(engine, "fold", remember)
+    monkeypatch.setattr(engine, "prepared", lambda *_: None)  # no call is ready without it
     return seen
 
 

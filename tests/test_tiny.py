@@ -43,13 +43,19 @@ def nothing_is_compiled(tiny, monkeypatch):
 def used(monkeypatch):
     """The backends that computed, in order."""
     names = []
-    whole = engine.reduce
+    whole, ready = engine.reduce, engine.prepared
 
     def reduce(spec, backend, *args, **more):
         names.append(backend)
         return whole(spec, backend, *args, **more)
 
+    def prepared(spec, backend, *args):
+        found = ready(spec, backend, *args)
+        names.extend([backend] * (found is not None))
+        return found
+
     monkeypatch.setattr(engine, "reduce", reduce)
+    monkeypatch.setattr(engine, "prepared", prepared)
     return names
 
 

@@ -19,11 +19,11 @@ from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
 from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
-from dred.kernel.cpu_memory import BEHIND, addresses, by_table, given_back, packer, taken
+from dred.kernel.cpu_memory import BEHIND, HEAD, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_all, merge_states
-from dred.kernel.llvm import SIGNATURE, Program, render
+from dred.kernel.llvm import Program, render
 from dred.kernel.lower import lower
 from dred.kernel.machine import Machine, chosen, emit, load
 from dred.kernel.output import empty
@@ -274,7 +274,7 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: boo
     moderate : bool
         Whether exponents are known to be moderate (see `dred.kernel.exponents`). No bit depends on it.
     """
-    name = f"{spec.digest} {along} {hoist} {moderate}"
+    name = named(spec, along, hoist, moderate)
     if (found := _find(name)) is not None:
         return cast(Compiled, found)
     machine = chosen()
@@ -285,6 +285,11 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: boo
         return build(program, kernel.cost, *machine[:2], keep=keep)
 
     return _once(name, machine.key, _unpacked, make)
+
+
+def named(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> str:
+    """What a kernel is remembered under: see `compiled`."""
+    return f"{spec.digest} {along} {hoist} {moderate}"
 
 
 def exponents(spec: KernelSpec) -> Exponents:
@@ -321,9 +326,10 @@ def _once(name: str, machine: str, read: Callable[[bytes], T | None], make: Call
 
 def _find(name: str) -> Any:
     with _lookup:
-        if name in _kernels:
+        found = _kernels.get(name)
+        if found is not None:
             _kernels.move_to_end(name)
-        return _kernels.get(name)
+        return found
 
 
 def build(
@@ -414,8 +420,9 @@ def _calls(
     else:
         (strides_at,) = addresses((strides,))
     pointers = addresses((*arrays, *state))
-    words = len(SIGNATURE) + len(pointers)
+    words = HEAD + len(pointers)
     scratch, pack = taken(program.scratch, words), packer(words)
+    scratch.packed = None
     variables = scratch.words_at + BEHIND
     states = variables + 8 * len(arrays)
     for call in calls:
@@ -427,12 +434,11 @@ def _calls(
         pack(
             scratch.words, 0,
             variables, strides_at, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at,
-            *pointers,
+            0, 0, *pointers,
         )  # fmt: skip
         kernel.call(scratch.words_at)
         if scratch.redo != scratch.blank:
-            redo = np.frombuffer(bytes(scratch.redo), np.int64).reshape(-1, 2)
-            scratch.redo[:] = scratch.blank
+            redo = scratch.noted()
             if careful is not None and (again := call.again(program.plan, redo)) is not None:
                 _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
     given_back(scratch)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dred.kernel.llvm import SIGNATURE
 
 SPARE, SPARES = 1 << 21, 8  # bytes of scratch memory that is used again, and how many of them wait for that
 TILES, WORDS = 64, 64  # in the tables of tiles to do again and of arguments, at least
-BEHIND = 8 * len(SIGNATURE)  # where, behind the arguments, the pointers begin that two of them point to
+HEAD = len(SIGNATURE) + 2  # words of a table of arguments, behind which are the pointers that two of them point to
+BEHIND = 8 * HEAD
 
 _first, _address = ctypes.c_byte.from_buffer, ctypes.addressof
 
@@ -30,10 +33,23 @@ def addresses(arrays: Collection[Any]) -> list[int]:
         return [int(np.asarray(a).ctypes.data) for a in arrays]
 
 
+def _data() -> int:
+    """Where in the object of a NumPy array, which begins where `id` says, the address of its data is; 0: unknown."""
+    if sys.implementation.name != "cpython":
+        return 0
+    array, place = np.empty(1), object.__basicsize__  # behind what every object has: a part of NumPy's C interface
+    return place if ctypes.c_size_t.from_address(id(array) + place).value == array.ctypes.data else 0
+
+
+DATA = _data()
+
+
 def by_table() -> str:
     """LLVM IR of `call(arguments)`, which calls `fold` with arguments from a table of 64-bit words.
 
-    To convert a dozen arguments takes ctypes longer than a kernel takes for some hundred pairs.
+    To convert a dozen arguments takes ctypes longer than a kernel takes for some hundred pairs, and so does finding the
+    addresses of arrays: the first pointers behind the arguments may be objects of arrays, whose data is looked up here.
+    The last two words before them say how many, and where an object has the address of its data (`DATA`).
     """
     kinds = ["ptr" if kind == "p" else "i64" for kind in SIGNATURE]
     lines = []
@@ -41,7 +57,33 @@ def by_table() -> str:
         lines += [f"  %p{k} = getelementptr i64, ptr %arguments, i64 {k}", f"  %a{k} = load {kind}, ptr %p{k}, align 8"]
     given = ", ".join(f"{kind} %a{k}" for k, kind in enumerate(kinds))
     body = "\n".join(lines)
-    return f"\ndefine void @call(ptr %arguments) {{\n{body}\n  call void @fold({given})\n  ret void\n}}\n"
+    return f"""
+define void @call(ptr %arguments) {{
+start:
+  %many = getelementptr i64, ptr %arguments, i64 {HEAD - 2}
+  %objects = load i64, ptr %many, align 8
+  %inside = getelementptr i64, ptr %arguments, i64 {HEAD - 1}
+  %offset = load i64, ptr %inside, align 8
+  %pointers = getelementptr i64, ptr %arguments, i64 {HEAD}
+  br label %next
+next:
+  %k = phi i64 [ 0, %start ], [ %following, %look ]
+  %more = icmp slt i64 %k, %objects
+  br i1 %more, label %look, label %done
+look:
+  %place = getelementptr i64, ptr %pointers, i64 %k
+  %object = load ptr, ptr %place, align 8
+  %at = getelementptr i8, ptr %object, i64 %offset
+  %data = load ptr, ptr %at, align 8
+  store ptr %data, ptr %place, align 8
+  %following = add i64 %k, 1
+  br label %next
+done:
+{body}
+  call void @fold({given})
+  ret void
+}}
+"""
 
 
 @cache
@@ -59,11 +101,13 @@ class Scratch:
         Address of scratch memory, a multiple of 64.
     words, words_at
         Room for the arguments of a call and what some of them point to.
+    packed
+        Whose arguments are in there, but for the pointers; None: of nobody who comes again.
     redo, redo_at
         Table of the tiles that are to be done again; it has the bytes `blank` where there are none.
     """
 
-    __slots__ = ("at", "blank", "memory", "redo", "redo_at", "tiles", "words", "words_at")
+    __slots__ = ("at", "blank", "memory", "packed", "redo", "redo_at", "tiles", "words", "words_at")
 
     def __init__(self, size: int, words: int) -> None:
         self.memory, self.words = np.empty(size + 64, np.uint8), bytearray(8 * max(words, WORDS))
@@ -73,9 +117,16 @@ class Scratch:
 
     def hold(self, tiles: int) -> None:
         """Makes a blank table of so many tiles."""
+        self.packed: Any = None  # the table has another address
         self.tiles, self.blank = tiles, b"\xff" * (16 * tiles)  # -1: nothing
         self.redo = bytearray(self.blank)
         (self.redo_at,) = addresses((self.redo,))
+
+    def noted(self) -> NDArray[np.int64]:
+        """The table of tiles, which is blank afterwards."""
+        found = np.frombuffer(bytes(self.redo), np.int64).reshape(-1, 2)
+        self.redo[:] = self.blank
+        return found
 
 
 _spare: list[Scratch] = []  # whoever takes one has it alone; what an error or a fork takes along is not missed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,11 +32,14 @@ __all__ = [
     "merge",
     "named",
     "placed",
+    "prepared",
     "reduce",
     "warm",
 ]
 
 State = tuple[NDArray[Any], ...]
+Ready = Callable[[Sequence[NDArray[Any]]], tuple[NDArray[Any], ...]]
+"""What `reduce` gives for arrays of the shapes and types that it was prepared for."""
 
 # what users may write, as KeOps spells it -> backend
 NAMES = {"auto": "auto", "cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}
@@ -42,9 +47,9 @@ NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in (
 
 # Where (pairs + CALLS) * instructions of a pair (or operations of the formula, if these are more) is below TINY, the
 # interpreter computes, and nothing is compiled: 19 x 19 pairs of a Gaussian sum in 3 dimensions, 9 x 9 in 16. A kernel
-# that is ready is faster everywhere (on one core of Zen 4, a call of that sum takes 16 us, by the interpreter 25 us for
-# 3 x 3 pairs and 30 us for 30 x 30), but to compile one takes 35 ms, and to load it from disk some ms: what hundreds or
-# thousands of calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
+# that is ready is faster everywhere (on one core of Zen 4, a call of that sum takes 5 us, by the interpreter 22 us for
+# 3 x 3 pairs and 26 us for 30 x 30), but to compile one takes 35 ms, and to load it from disk some ms: what hundreds or
+# two thousand calls of few points save. An operation of NumPy costs about as much before it has computed anything as it
 # does for CALLS pairs. Tests of compiled kernels set TINY to 0.
 TINY, CALLS = 16_000.0, 200.0
 
@@ -127,9 +132,18 @@ def _llvm() -> bool:
     warnings.warn(
         "llvmlite is not installed: dred computes with NumPy, several times slower (pip install llvmlite)",
         RuntimeWarning,
-        stacklevel=7,  # the call of the routine
+        stacklevel=1 + _depth(),  # the call of the routine
     )
     return False
+
+
+def _depth() -> int:
+    """How many frames of dred there are, from that which asks to that which a user called."""
+    frame: FrameType | None = sys._getframe(1)
+    depth = 0
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("dred."):
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def reduce(
@@ -145,9 +159,30 @@ def reduce(
 ) -> tuple[NDArray[Any], ...]:
     """The arrays (M, ...) that are read off the state of all terms: `fold` of an empty state, then `finalize`."""
     if backend == "numpy" and not spec.batch and pattern is None:
-        return interpret.reduce(spec, spec.arrays(arrays), M, N, outputs)
+        return _interpreted(spec, M, N, outputs, arrays)
     state = fold(spec, backend, empty(spec, M), arrays, M, N, pattern=pattern, device_id=device_id, own=True)
     return finalize(spec, state, outputs)
+
+
+def prepared(
+    spec: KernelSpec, backend: str, arrays: Sequence[NDArray[Any]], M: int, N: int, outputs: Sequence[Output]
+) -> Ready | None:
+    """What `reduce` does for all pairs of arrays like these, where sizes and types decide it; None: more does."""
+    if spec.batch:
+        return None
+    if backend == "numpy":
+        return partial(_interpreted, spec, M, N, outputs)
+    if backend == "cpu" and _llvm():
+        from dred.kernel import cpu_ready
+
+        return cpu_ready.prepared(spec, arrays, M, N, outputs)
+    return None
+
+
+def _interpreted(
+    spec: KernelSpec, M: int, N: int, outputs: Sequence[Output], arrays: Sequence[NDArray[Any]]
+) -> tuple[NDArray[Any], ...]:
+    return interpret.reduce(spec, spec.arrays(arrays), M, N, outputs)
 
 
 def fold(

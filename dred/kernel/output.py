@@ -102,18 +102,27 @@ class Output:
         return self.by_row(spec, empty(spec, 0))
 
 
+def converted(spec: KernelSpec, outputs: Sequence[Output]) -> np.dtype[Any] | None:
+    """The type of the only value of a row, where that is all of a state, and is read off it as it is; else None."""
+    (part, *others), (output, *more) = spec.layout, outputs
+    sole = not others and not more and part[0].size == 1 and output.texts == spec.sole[0] and not spec.batch
+    if not sole or output.truth or spec.blank[0][2].kind != "f":
+        return None
+    return array_type(spec.dtype if output.saved else spec.given or spec.dtype)
+
+
 def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any, ...]:
     """What all outputs read off a state, for a caller who works `silently`."""
     return tuple([output.found(spec, state) for output in outputs])
 
 
-_silence = Context()
-_silence.run(np.seterr, all="ignore")
+SILENCE = Context()  # a copy of it runs what it is given without warnings of NumPy: an `np.errstate`, but ready
+SILENCE.run(np.seterr, all="ignore")
 
 
 def silently(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function gives, without warnings of NumPy: an `np.errstate` that ignores all, but ready."""
-    return _silence.copy().run(function, *args)
+    """What a function gives, without warnings of NumPy."""
+    return SILENCE.copy().run(function, *args)
 
 
 def _tall(result: Any) -> bool:

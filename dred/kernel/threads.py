@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dred.errors import OptionError
+from dred.kernel.environment import lookup, text
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,9 @@ Share = Callable[[Stop], None]
 # -- how many ------------------------------------------------------------------------------------------------------
 
 
+_number = lookup("DRED_NUM_THREADS")
+
+
 def declared() -> int | None:
     """DRED_NUM_THREADS, where it is set.
 
@@ -47,12 +51,17 @@ def declared() -> int | None:
     OptionError
         It is no positive number.
     """
-    text = os.environ.get("DRED_NUM_THREADS", "").strip()
-    if not text:
+    return _declared(_number())
+
+
+@functools.lru_cache(4)
+def _declared(found: bytes | str | None) -> int | None:
+    number = text(found)
+    if not number:
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise OptionError(f"DRED_NUM_THREADS is {text!r}: set it to a positive number of threads, or unset it")
-    return min(int(text), THREADS)
+    if not number.isdecimal() or int(number) < 1:
+        raise OptionError(f"DRED_NUM_THREADS is {number!r}: set it to a positive number of threads, or unset it")
+    return min(int(number), THREADS)
 
 
 def thread_count() -> int:
@@ -71,9 +80,9 @@ def explained() -> tuple[int, str]:
     """`thread_count`, and what decided it. Raises what that raises."""
     if (number := declared()) is not None:
         return number, "DRED_NUM_THREADS"
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
-    if text.isdecimal() and int(text) > 0:
-        return min(int(text), THREADS), "OMP_NUM_THREADS"
+    outer = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list: the outermost level comes first
+    if outer.isdecimal() and int(outer) > 0:
+        return min(int(outer), THREADS), "OMP_NUM_THREADS"
     cpus = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, THREADS)
     if (time := quota()) <= cpus - 1:
         return max(1, math.ceil(time)), f"control groups allow the time of {time:.3g} CPUs"

@@ -245,6 +245,7 @@ def test_a_result_that_is_a_little_off_is_found(title, monkeypatch):
         return results
 
     monkeypatch.setattr(engine, "finalize", spoilt)
+    monkeypatch.setattr(engine, "prepared", lambda *_: None)  # no call is ready without it
     found = check.tested(case, "cpu")
     assert (found.state, found.name) == ("wrong", f"cpu: {title}")
 
@@ -254,6 +255,7 @@ def test_a_kernel_that_does_not_compile_is_found(monkeypatch):
         raise BackendError("LLVM cannot compile this kernel")
 
     monkeypatch.setattr(engine, "fold", fold)
+    monkeypatch.setattr(engine, "prepared", fold)
     found = rows_of(check._on_cpu)
     assert {(r.state, r.value) for r in found} == {("wrong", "BackendError: LLVM cannot compile this kernel")}
     assert [r.name for r in found] == [f"cpu: {title}" for title in NAMED]

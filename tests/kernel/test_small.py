@@ -93,6 +93,7 @@ def test_a_small_call_takes_no_turn_and_a_large_one_does(monkeypatch):
     assert turns == []
     want = check(routine, arrays(300, 300))
     monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
+    routine = Genred(TEXT, ALIASES, axis=1)  # one that remembers nothing
     assert check(routine, arrays(300, 300)).tobytes() == want.tobytes()
     assert turns == [3]
 
