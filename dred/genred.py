@@ -129,7 +129,8 @@ class Genred(Routine):
         where neither is), computed once per call. The squared distance then errs by a few roundings of R^2, R the
         largest distance of a point from c, and not of the distance itself; a term Exp(-g*SqDist(a, b)), say, by a few
         g*R^2*eps (eps: 6e-8 in float32, 1e-16 in float64), and the distance of a point from itself need not be 0.
-        Numbers that are not finite, or squares that overflow, may give NaN. Gradients by `grad` are expanded, too.
+        Numbers that are not finite, or squares that overflow, may give NaN. Gradients by `grad` are expanded, too, and
+        where they, or a `Grad` in the formula, add up s*(a-b), of 9 components or more, that is s*(a-c) - s*(b-c).
 
     Notes
     -----

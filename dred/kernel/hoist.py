@@ -89,7 +89,7 @@ def hoisted(
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
         term = rewriting.product(sorted(inside, key=order))
         post = rewriting.post(number, rest)
-        if root.loops and (parted := rewriting.parted(terms[r, n])):
+        if (root.loops or approximate) and (parted := rewriting.parted(terms[r, n])):
             term, post = parted
         if term is sums[r, n] or post is None:
             continue
@@ -176,23 +176,22 @@ class _Rewriting:
         return Post(float(number), self.guarded(number, rest))
 
     def parted(self, term: Expr) -> tuple[Expr, Post] | None:
-        """f u - f v, where u is of the row, or f v - f u: a multiple of f v is left for each pair and component."""
-        if self.approximate or term.op != "sub":
+        """f v - f u, where u is of the row, or f u - f v: a multiple of f v is left for each pair, or of f (v - u)."""
+        if term.op != "sub":
             return None
-        (a, mine), (b, others) = map(self.flat, term.args)
-        sign = -1
-        if any(e.free and not e.axes & ~I for e in others):
-            mine, others, sign = others, mine, 1
-        (u, f), (v, same) = (
-            ([e for e in factors if e.free], sorted([e for e in factors if not e.free], key=lambda e: e.id))
-            for factors in (mine, others)
-        )
-        common = self.product([self.graph.const(sign * a), *f] if sign * a != 1 else f)
-        if f != same or a != b or common.axes != IJ or not self.factors.low <= abs(a) <= self.factors.high:
+        (number, others), (same, mine) = map(self.flat, term.args)
+        f = sorted([e for e in mine if e in others], key=lambda e: e.id)
+        u, v = ([e for e in factors if e not in f] for factors in (mine, others))
+        if any(e.axes & ~I for e in u):
+            number, same, u, v = -number, -same, v, u
+        common = self.product([self.graph.const(number), *f] if number != 1 else f)
+        fits = number == same and common.axes == IJ and self.factors.low <= abs(number) <= self.factors.high
+        if not (fits and u and v) or any(e.axes & ~I for e in u) or not any(e.axes & ~I for e in v):
             return None
-        if any(e.axes & ~I for e in u) or not any(e.axes & ~I for e in v):
-            return None
-        return self.graph.make("mul", common, self.product(v)), Post(row=self.product(u), common=common)
+        rows, columns = self.product(u), self.product(v)
+        if self.approximate:  # for GPUs a difference costs no more, and no second sum is needed
+            return self.graph.make("mul", common, self.graph.make("sub", columns, rows)), Post()
+        return (self.graph.make("mul", common, columns), Post(row=rows, common=common)) if not common.free else None
 
     def constant(self, number: Fraction) -> bool:
         """Whether a number is a constant of the type."""

@@ -87,6 +87,13 @@ def test_of_differences_of_products_one_is_left(text):
     assert sum(e.axes == IJ and bool(e.free) for e in walk(root.steps)) == 1
 
 
+@pytest.mark.parametrize("text", DIFFERENCES)
+def test_for_gpus_they_are_products_with_differences(text):
+    (root,) = lower(made(text), 8, hoist=True, approximate=True).roots
+    pairs = [e.op for e in walk(root.steps) if e.axes == IJ and e.free]
+    assert sorted(pairs) == ["fma", "sub"]
+
+
 @pytest.mark.parametrize(
     "text",
     ["b*v - Exp(x|y)*w", "2*e*b*v - e*b*w", "v - w", "e*b*v*w - e*b*w", "e*b*(v*v) - e*b*v", "e*b*v - w",
