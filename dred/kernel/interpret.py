@@ -146,7 +146,7 @@ def rank_all(spec: KernelSpec, part: int, states: State) -> State:
     """The same of n rankings (size, n, rows)."""
     field, (_, n, rows) = spec.layout[part][0], states[0].shape
     shape = (field.places, field.dim, n, rows)
-    values, numbers = (np.moveaxis(a.reshape(shape), 2, 0).reshape(-1, field.dim, rows) for a in states)
+    values, numbers = (np.moveaxis(a.reshape(shape), 2, 0).reshape(n * field.places, field.dim, rows) for a in states)
     best = ranked(MONOIDS[spec.parts[part].monoid].rank, values, numbers, field.places)
     return tuple(a.reshape(field.size, rows) for a in best)
 
