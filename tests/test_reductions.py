@@ -229,6 +229,23 @@ def test_without_terms(case, backend):
 
 
 @EVERY
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 13])
+def test_many_states_at_once(case, count):
+    """States of the same rows, side by side, against one merge after another; also of no rows."""
+    spec, terms = spec_of(case), [(float(k * k % 23), 1.0 + k % 3) for k in range(40)]
+    states = [folded(case, terms[k::count], 40 * k) for k in range(count)]
+    one = states[0]
+    for state in states[1:]:
+        one = engine.merge(spec, one, state)
+    together = tuple(np.stack(fields, 1) for fields in zip(*states, strict=True))
+    agree(case, results(case, interpret.merge_all(spec, together)), results(case, one))
+    none = interpret.merge_all(spec, tuple(field[..., :0] for field in together))
+    assert [field.shape for field in none] == [(field.shape[0], 0) for field in together]
+    empty = engine.empty(spec, 0)
+    same(engine.merge(spec, empty, empty), empty)
+
+
+@EVERY
 @pytest.mark.parametrize("axis", [0, 1])
 def test_states_are_never_written(case, axis):
     spec = spec_of(case, axis)
