@@ -180,8 +180,12 @@ class _Rewriting:
         if term.op != "sub":
             return None
         (number, others), (same, mine) = map(self.flat, term.args)
-        f = sorted([e for e in mine if e in others], key=lambda e: e.id)
-        u, v = ([e for e in factors if e not in f] for factors in (mine, others))
+        u, v, f = [*mine], [*others], list[Expr]()
+        for e in sorted(mine, key=lambda e: e.id):
+            if e in v:  # as many times as both have it
+                f.append(e)
+                u.remove(e)
+                v.remove(e)
         if any(e.axes & ~I for e in u):
             number, same, u, v = -number, -same, v, u
         common = self.product([self.graph.const(number), *f] if number != 1 else f)
