@@ -467,6 +467,11 @@ def test_variables_are_looked_up_as_they_are(monkeypatch):
 
 
 def test_variables_of_another_environment(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"DRED_TEST_VARIABLE": " 7 "})
-    assert environment.text(environment.lookup("DRED_TEST_VARIABLE")()) == "7"
-    assert environment.lookup("DRED_TEST_OTHER")() is None
+    before = environment.lookup("DRED_TEST_VARIABLE")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", {"DRED_TEST_VARIABLE": " 7 "})
+        after = environment.lookup("DRED_TEST_VARIABLE")
+        assert environment.text(before()) == environment.text(after()) == "7"
+        assert environment.lookup("DRED_TEST_OTHER")() is None
+    assert before() is None
+    assert after() is None

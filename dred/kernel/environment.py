@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 
 Lookup = Callable[[], bytes | str | None]
 
@@ -13,12 +12,14 @@ def lookup(name: str) -> Lookup:
     """What looks a variable up: None where it is not set, or else something that `text` reads.
 
     `os.environ` encodes names and decodes values, and raises an error where there is none: a microsecond, which a call
-    of a few points has several of. Its own dictionary has what is encoded.
+    of a few points has several of. Its own dictionary has what is encoded, as long as nothing stands in for it.
     """
-    known, encoded = getattr(os.environ, "_data", None), getattr(os.environ, "encodekey", None)
-    if isinstance(known, dict) and encoded is not None:
-        return partial(known.get, encoded(name))
-    return partial(os.environ.get, name)
+    environ = os.environ
+    known, encoded = getattr(environ, "_data", None), getattr(environ, "encodekey", None)
+    if not isinstance(known, dict) or encoded is None:
+        return lambda: os.environ.get(name)
+    get, key = known.get, encoded(name)
+    return lambda: get(key) if os.environ is environ else os.environ.get(name)
 
 
 def text(found: bytes | str | None) -> str:
