@@ -83,7 +83,7 @@ def hoisted(
         # in a large state, what all components have in common costs less once for each pair
         rest = [f for f in factors if not f.axes & ~I and (f.free or not root.loops)]
         inside = [f for f in factors if f not in rest]
-        if root.loops:
+        if root.loops and approximate:  # a number of the formula: there, exponentials bring none along
             if number and not FACTORS[dtype].low <= abs(number) <= FACTORS[dtype].high:
                 continue
             inside, number = [graph.const(number), *inside] if number != 1 else inside, Fraction(1)
@@ -188,14 +188,16 @@ class _Rewriting:
                 v.remove(e)
         if any(e.axes & ~I for e in u):
             number, same, u, v = -number, -same, v, u
-        common = self.product([self.graph.const(number), *f] if number != 1 else f)
+        common = self.product(f)
         fits = number == same and common.axes == IJ and self.factors.low <= abs(number) <= self.factors.high
         if not (fits and u and v) or any(e.axes & ~I for e in u) or not any(e.axes & ~I for e in v):
             return None
         rows, columns = self.product(u), self.product(v)
         if self.approximate:  # for GPUs a difference costs no more, and no second sum is needed
-            return self.graph.make("mul", common, self.graph.make("sub", columns, rows)), Post()
-        return (self.graph.make("mul", common, columns), Post(row=rows, common=common)) if not common.free else None
+            inside = [self.graph.const(number)] if number != 1 else []
+            return self.product([*inside, *f, self.graph.make("sub", columns, rows)]), Post()
+        post = Post(float(number), row=rows, common=common)
+        return (self.graph.make("mul", common, columns), post) if not common.free else None
 
     def constant(self, number: Fraction) -> bool:
         """Whether a number is a constant of the type."""

@@ -125,6 +125,20 @@ def _differences_of_products(text, dtype, M, N):
     assert parts[0].tobytes() == parts[1].tobytes()
 
 
+@pytest.mark.parametrize(
+    "text", ["Exp(-SqDist(x,y))*b*w", "Exp(-SqDist(x,y))*e*b*(v-w)", "Exp(-SqDist(x,y))*b*v-Exp(-SqDist(x,y))*b*w"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_factors_of_long_vectors_do_not_underflow(text, dtype):
+    """Exponentials are of 2^48, or 2^105, times their values: what makes up for that must not meet other factors."""
+    arrays = data(37, 300, dtype)
+    arrays[2] *= {"float32": 1e-33, "float64": 1e-297}[dtype]
+    terms = dense(formula(text, ALIASES).node, [a.astype(np.longdouble) for a in arrays], (37, 300))
+    found = fold(made(text, dtype), arrays, 37, 300)
+    error = {"float32": 4e-6, "float64": 1e-14}[dtype]
+    assert np.all(np.abs(found - terms.sum(1).T) <= error * np.abs(terms).sum(1).T)
+
+
 def test_rows_that_are_not_finite_are_done_again(monkeypatch):
     """An infinite component of a row times a sum of 0 would be no number, where all products are 0 or infinite."""
     spans, arrays = again(monkeypatch), data(40, 300)
