@@ -119,10 +119,19 @@ def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
 
 
 def stalled(dask_scheduler: Any) -> dict[str, int] | None:
-    """On the scheduler: how many states each worker holds, once nothing but the gate is waited for."""
+    """On the scheduler: how many states each worker holds, once nothing but the gate is waited for.
+
+    A task may have been given to a worker all of whose threads wait at the gate: it waits for the gate, too.
+    """
+
+    def waits(task: Any) -> bool:
+        worker = task.processing_on
+        at_gate = [t for t in worker.processing if "wait_at" in str(t.key)] if worker else []
+        return "wait_at" in str(task.key) or (worker is not None and len(at_gate) >= worker.nthreads)
+
     tasks = list(dask_scheduler.tasks.values())
     busy = [task for task in tasks if task.state in ("processing", "queued", "no-worker")]
-    if not busy or any("wait_at" not in str(task.key) for task in busy):
+    if not busy or not all(map(waits, busy)):
         return None
     states = [task for task in tasks if is_fold(task.key) and task.state == "memory"]
     if not states:

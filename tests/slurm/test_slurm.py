@@ -68,7 +68,7 @@ def queue(env) -> str:
 
 def run(env, folder: Path, *command: object) -> str:
     """What a command that succeeds prints."""
-    done = subprocess.run(list(map(str, command)), env=env, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(list(map(str, command)), env=env, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
