@@ -187,3 +187,13 @@ def test_a_pair_has_the_same_value_whatever_the_lanes_are(text, dim, dtype):
         assert cpu_schedule.split(routine.spec(dtype), 4, 9000).along == J
         many, few = (routine(rows, y, backend="cpu")[:4] for rows in (x, x[:4]))
         assert many.tobytes() == few.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "along", "fetched"),
+    [("Exp(-g*SqDist(x,y))*b", J, 2), ("x*y", J, 1), ("Exp(-g*SqDist(x,y))*b", I, 0), ("e*v*w*Exp(v|w)", J, 0)],
+)
+def test_the_next_panel_is_fetched(text, along, fetched):
+    """Of each variable of columns, by all rows in turn; of long vectors, and where rows are many, nothing is."""
+    program = llvm.render(lower(made(text), 8, hoist=True), "float32", "float64", 16, along).text
+    assert program.count("call void @llvm.prefetch") == fetched
