@@ -18,7 +18,7 @@ RANKED = 32.0  # instructions that compare a value with the last place of a rank
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
 ROWS = {4: ((8, 8), (4, 16), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
 SIMPLE = 72  # registers of a thread's rows and of a column's record: so few leave room for four blocks
-PAIRS = 32  # of rows and columns in a turn of the loop over columns
+PAIRS = 64  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
@@ -35,8 +35,10 @@ class Schedule(NamedTuple):
         Columns of a tile; splits of the columns begin at tiles.
     chain : int
         Columns that are accumulated in the compute type.
-    unroll : int
-        Copies of the loop over columns.
+    part : int
+        Columns of a chain that are added to each other first: shorter than a chain where all its sums are `added`.
+    unroll, parts : int
+        Copies of the loops over the columns of a part, and over parts.
     rows_in_memory : bool
         Row records are too long for registers: a kernel of its own writes them to memory.
     wide : bool
@@ -54,7 +56,9 @@ class Schedule(NamedTuple):
     C: int
     TJ: int
     chain: int
+    part: int
     unroll: int
+    parts: int
     rows_in_memory: bool
     wide: bool
     group: int
@@ -65,6 +69,24 @@ class Schedule(NamedTuple):
 def steps_of(root: Root, wide: bool) -> Sequence[Expr]:
     """The steps that a root goes by: quick ones where its state is in registers."""
     return root.quick.steps if root.quick and not wide else root.steps
+
+
+def added(k: Kernel, wide: bool) -> frozenset[int]:
+    """The fields to which each pair adds a term that no other running value is part of."""
+    out: set[int] = set()
+    kept: set[int] = set()  # as they are while pairs are met
+    read: list[int] = []  # by terms
+    for root in k.roots:
+        for f, e in zip(root.fields, steps_of(root, wide), strict=True):
+            own = [a.op == "state" and a.attr.field == f for a in (e, *e.args)]
+            if own[0]:
+                kept.add(f)
+            elif e.op in ("add", "fma") and own[-1] and k.fields[f].kind == "sum":
+                out.add(f)
+                read += [a.attr.field for a in walk(e.args[:-1]) if a.op == "state"]
+            else:
+                read += [a.attr.field for a in walk([e]) if a.op == "state" and a.attr.field != f]
+    return frozenset(out) if kept.issuperset(read) else frozenset()
 
 
 def weight(k: Kernel, wide: bool) -> float:
@@ -96,6 +118,12 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     if not any(field.kind == "sum" for field in k.fields):
         chain = max(chain, CHOICES)
 
+    # sums of sums have the rounding error of one chain that is as long as both, and join the state less often
+    part, sums = chain, {f for f, field in enumerate(k.fields) if field.kind == "sum"}
+    if size == 4 and sums and chain > 2 and not wide and sums <= added(k, wide):
+        part = chain // 2
+        chain = part * part
+
     per = 16 // size
     packed = not long_j and k.size_j <= 8 * per
     record = size * (-(-k.size_j // per) * per if packed else k.size_j)
@@ -105,14 +133,15 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         # components that are written out read a record again and again, and the compiler holds it
         most = few if plain or long_j or not k.size_j else BESIDE // (size * k.size_j)
         most = max(1, min(few, chain, most))
-        C = chain = next(c for c in (32, 16, 8, 4, 2, 1) if c <= most and (c == 1 or c * load <= BODY))
+        C = chain = part = next(c for c in (32, 16, 8, 4, 2, 1) if c <= most and (c == 1 or c * load <= BODY))
     else:
         short = chain
         while short > 8 and short % 2 == 0 and short * record > SHARED:
             short //= 2
         chain = short if short * record <= SHARED else chain
+        part = min(part, chain)
         if fused or long_j or rows_in_memory:
-            C = next(c for c in (8, 4, 2, 1) if chain % c == 0 and (c == 1 or c * load <= BODY))
+            C = next(c for c in (8, 4, 2, 1) if part % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     registers += (4 if size == 8 else 1) * sum(root.places > 1 for root in k.roots)
@@ -141,11 +170,14 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // block) * block
 
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
-    copies = 1 if full else max(1, min(chain // (2 * C), PAIRS // (R * C), int(BODY / (2 * R * C * load))))
+    most = min(PAIRS, int(BODY / (2 * load))) // R  # columns in a turn of the loop
+    copies = 1 if full else max(1, min(part // C if part < chain else chain // (2 * C), most // C))
+    parts = max(1, min(chain, most) // part) if part < chain and copies * C == part else 1
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
     simple = (
         size == 4 and not (rows_in_memory or wide or fused or long_j or ranked) and R * registers + k.size_j <= SIMPLE
     )
     blocks = 4 if simple else 2
-    return Schedule(R, C, TJ, chain, 1 << (copies.bit_length() - 1), rows_in_memory, wide, together, blocks, columns)
+    unroll, parts = (1 << (n.bit_length() - 1) for n in (copies, parts))
+    return Schedule(R, C, TJ, chain, part, unroll, parts, rows_in_memory, wide, together, blocks, columns)

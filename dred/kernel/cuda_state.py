@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from dred.formula.node import J
-from dred.kernel.cuda_schedule import THREADS, Schedule, steps_of
+from dred.kernel.cuda_schedule import THREADS, Schedule, added, steps_of
 from dred.kernel.cuda_text import C_NAME, Lines, Put, Writer, literal, loop
 from dred.kernel.ir import Expr, Kernel, Quick, Root, Slot, walk
 from dred.reductions import NONE
@@ -96,6 +96,7 @@ class State(Writer):
             for f, e in zip(root.fields, steps_of(root, s.wide), strict=True)
             if e.op == "state" and e.attr.field == f
         }
+        self.parted = added(kernel, s.wide) if s.part < s.chain else frozenset()
         self.merged = ["int64" if field.kind in ("count", "index") else acc for field in kernel.fields]
         self.rankings = [root for root in kernel.roots if root.places > 1]
         lent = {field for root in kernel.roots for field in self.read_by(root) if field not in root.fields}
@@ -163,7 +164,7 @@ class State(Writer):
         if root.places > 1:
             return Put(root.terms, lambda values: self.ranked(root, values))
         ways = [self.way(f, e) for f, e in zip(root.fields, steps_of(root, self.s.wide), strict=True)]
-        names = self.names(root)
+        names = [f"{self.held(Slot(f, root.index, False), self.running_name(f))}[r]" for f in root.fields]
 
         def then(values: list[str]) -> Lines:
             steps = zip(root.fields, names, ways, values, strict=True)

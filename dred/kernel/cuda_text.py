@@ -129,6 +129,7 @@ class Writer:
         self.every_row = f"int r = 0; r < {s.R}; r++"
         self.scopes: list[dict[int, str]] = [{}]
         self.count = 0
+        self.parted: frozenset[int] = frozenset()  # fields whose running values are those of a part of a chain
         self.level: dict[int, int] = {}
         self.stateful: set[int] = set()
         for e in walk(steps):
@@ -170,6 +171,10 @@ class Writer:
         """Name of a component of a field, of the running state or of another one."""
         several = self.k.fields[slot.field].size > 1
         return f"{prefix}{slot.field}" + (f"_{slot.index.offset}" if several else "")
+
+    def running_name(self, field: int) -> str:
+        """What the running values of a field begin with, while pairs are met."""
+        return "part" if field in self.parted else "run"
 
     @staticmethod
     def terms(fold: Expr) -> tuple[Expr, ...]:
@@ -292,7 +297,7 @@ class Writer:
     def read(self, e: Expr, once: Lines, column: Lines, pair: Lines) -> str:
         """Write `e` at the level that it belongs to; returns its name."""
         if e.op in ("state", "stored"):
-            return f"{self.held(e.attr, 'run' if e.op == 'state' else 'acc')}[r]"
+            return f"{self.held(e.attr, self.running_name(e.attr.field) if e.op == 'state' else 'acc')}[r]"
         if e.id in self.slot_i or e.id in self.slot_j:
             name = self.read_row(e, once) if e.id in self.slot_i else self.read_column(e, column)
             return f"({name} != 0)" if e.boolean else name

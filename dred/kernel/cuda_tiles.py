@@ -109,6 +109,8 @@ class Tiles(State):
                 runs += [f"{self.T} {self.best_of(root)}[{s.R}];" for root in self.rankings]
             else:
                 passes["columns"] += [self.step(root) for root in self.rankings]
+        parts = self.parts(roots)
+        runs += [f"{C_NAME[self.running[slot.field]]} {self.held(slot, 'part')}[{s.R}];" for slot in parts]
         chain = [*runs, *(loop(self.every_row, starts, "all") if starts else [])]
         for name, puts in passes.items():
             exprs = [e for put in puts for e in put.exprs]
@@ -118,8 +120,14 @@ class Tiles(State):
             chain += [f"const auto {name} = [&](const int t{left}) {{", *body, "};"]
         every = [f"{name}(t{rest});" for name in passes]
         group = [f"columns(c0 + t{full});"]
+        rest_of = loop(f"int t = c0; t < count; t += {s.C}", every, 1)
         if "ranks" in passes:
             whole = loop(f"int t = 0; t < {s.chain}; t += {s.group}", self.grouped(full), 1)
+        elif self.parted:
+            group = loop(f"int t = h; t < h + {s.part}; t += {s.C}", group, s.unroll)
+            whole = loop(f"int h = 0; h < {s.chain}; h += {s.part}", self.summed(parts, group), s.parts)
+            few = loop(f"int t = h; t < min(h + {s.part}, count); t += {s.C}", every, 1)
+            rest_of = loop(f"int h = c0; h < count; h += {s.part}", self.summed(parts, few), 1)
         else:
             whole = loop(f"int t = 0; t < {s.chain}; t += {s.C}", group, s.unroll)
         chain += [
@@ -127,11 +135,21 @@ class Tiles(State):
             *whole,
             "} else {",
             *(self.emptied() if "ranks" in passes else []),
-            *loop(f"int t = c0; t < count; t += {s.C}", every, 1),
+            *rest_of,
             "}",
             *self.joined(f"min(c0 + {s.chain}, count)"),
         ]  # fmt: skip
         return loop(f"int c0 = 0; c0 < count; c0 += {s.chain}", chain, 1)
+
+    def parts(self, roots: Sequence[Root]) -> list[Slot]:
+        """The running values of parts of a chain."""
+        return [Slot(f, root.index, False) for root in roots for f in root.fields if f in self.parted]
+
+    def summed(self, parts: Sequence[Slot], columns: Lines) -> Lines:
+        """Columns whose terms are added up on their own, and then to the running values."""
+        starts = [f"{self.held(slot, 'part')}[r] = {self.identity(slot.field)};" for slot in parts]
+        sums = [f"{self.held(slot)}[r] += {self.held(slot, 'part')}[r];" for slot in parts]
+        return [*loop(self.every_row, starts, "all"), *columns, *loop(self.every_row, sums, "all")]
 
     def best(self, root: Root) -> Put:
         """The best value of a group of columns: NaN is never better."""
@@ -186,8 +204,13 @@ class Tiles(State):
         marks.append("}")
         rows = [*self.joins(plain), *self.quick_joins()]
         referred = self.referred()
-        again, names = self.again(self.redone, "q", "c0", stop, CLOSED)
+        several = s.part < s.chain
+        begin, end = ("h", f"min(h + {s.part}, {stop})") if several else ("c0", stop)
+        again, names = self.again(self.redone, "q", begin, end, CLOSED)
         back = ["if (r == q) {", *self.joins(self.redone, lambda slot: names[slot]), "}"]
+        again += loop(self.every_row, back, "all")
+        if several:
+            again = loop(f"int h = c0; h < {stop}; h += {s.part}", again, 1)
         return [
             *(loop(self.every_row, referred, "all") if referred else []),
             f"bool fine = {'never == 0' if never else 'true'};",
@@ -197,7 +220,7 @@ class Tiles(State):
             *loop(self.every_row, rows, "all"),
             "if (bad != 0) {",
             *loop(f"int q = 0; q < {s.R}; q++",
-                  ["if (bad >> q & 1) {", *again, *loop(self.every_row, back, "all"), "}"], 1),
+                  ["if (bad >> q & 1) {", *again, "}"], 1),
             "}",
         ]  # fmt: skip
 
