@@ -117,6 +117,14 @@ def capability(device_id: int) -> str:
     return f"sm_{Device(device_id).compute_capability}"
 
 
+@cache
+def multiprocessors(device_id: int) -> int:
+    """How many a device has."""
+    from cupy.cuda import Device
+
+    return int(Device(device_id).attributes["MultiProcessorCount"])
+
+
 # -- memory --------------------------------------------------------------------------------------------------------
 
 

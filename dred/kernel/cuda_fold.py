@@ -14,7 +14,7 @@ from dred.errors import BackendError
 from dred.formula.node import J
 from dred.kernel.batches import runs
 from dred.kernel.cuda_cache import Program, program, rendered
-from dred.kernel.cuda_device import checked, current, no_memory, release
+from dred.kernel.cuda_device import checked, current, multiprocessors, no_memory, release
 from dred.kernel.cuda_launch import SCRATCH, launch, panels, splits_of_panel, strides_of
 from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import Entry, Source
@@ -33,6 +33,7 @@ class CurrentDevice:
 
         self.cupy = cupy
         self.functions = {entry.name: functions[kind] for kind, entry in source.entries.items()}
+        self.multiprocessors = multiprocessors(current())
         self.waiting: deque[Any] = deque()
 
     def empty(self, count: int, dtype: str) -> Any:

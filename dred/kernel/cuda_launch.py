@@ -18,15 +18,20 @@ from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import ITEM, Entry, Source
 from dred.kernel.pattern import Pattern
 
-# Declared, never measured, for splits are part of the result: blocks that fill a device, and estimated instructions
-# of one block (0.05 s of its share of a multiprocessor) and of one launch (0.2 s of a device).
-BLOCKS, BLOCK_COST, LAUNCH_COST = 2048, 2e9, 1e12
+# Declared, never measured, for splits are part of the result: blocks that keep a device busy to the end, and of
+# rankings, which cost more the more of them begin with no places taken; estimated instructions of a block (0.05 s of
+# its share of a multiprocessor); and, which is part of no result, of a launch on each multiprocessor (0.15 s).
+BLOCKS, RANKED, BLOCK_COST, LAUNCH_COST = 8192, 1024, 2e9, 3e10
 PANEL = 1 << 28  # bytes of the variables of a panel's columns: likewise part of the result
 SCRATCH = 1 << 28  # bytes of the partial states of one launch, at most
 
 
 class Device(Protocol):
     """What `launch` needs: memory, and functions that run in order."""
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many there are."""
 
     def empty(self, count: int, dtype: str) -> Any:
         """Memory for `count` values."""
@@ -99,8 +104,9 @@ def _row_bytes(source: Source) -> int:
 
 def splits_of(source: Source, row_tiles: int, column_tiles: int) -> int:
     """Splits of the columns: enough to fill a device and to keep blocks short; of sizes alone."""
-    fewest = max(4, -(-8 * source.places // source.tile_columns))  # tiles: to merge a ranking takes time
-    fill = min(-(-BLOCKS // max(1, row_tiles)), -(-column_tiles // fewest))
+    fewest = max(2, -(-8 * source.places // source.tile_columns))  # tiles: to merge a ranking takes time
+    blocks = RANKED if source.places > 1 else BLOCKS
+    fill = min(-(-blocks // max(1, row_tiles)), -(-column_tiles // fewest))
     cost = float(column_tiles) * source.tile_columns * source.tile_rows * source.cost
     return max(1, min(max(fill, int(-(-cost // BLOCK_COST))), column_tiles, 65535))
 
@@ -161,10 +167,12 @@ def launch(
 
     per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
     room = SCRATCH if scratch is None else scratch
-    together = max(1, int(min(LAUNCH_COST / per_split, room / _split_bytes(source))))  # blocks of one launch
+    cost = LAUNCH_COST * device.multiprocessors
+    together = max(1, int(min(cost / per_split, room / _split_bytes(source))))  # blocks of one launch
     group = min(splits, together)
     step = min(together // group, room // (group * _split_bytes(source) + _row_bytes(source)), len(tiles))
     step = max(1, step)
+    step = -(-len(tiles) // -(-len(tiles) // step))  # launches of about as many blocks each
 
     given: dict[str, Any] = {"splits": np.int32(splits), "M": np.int64(M), "intervals": device.upload(intervals)}
     for v, _, _ in source.loads:

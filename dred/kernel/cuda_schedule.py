@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from dred.formula.node import J
 from dred.kernel.ir import IJ, Expr, Kernel, Root, factors, maximal, walk
 from dred.kernel.primitives import PRIMITIVES
 
@@ -14,6 +15,7 @@ SHARED = 32768  # bytes of a tile, at most
 BODY = 2048  # instructions of a block of rows and columns, about: ptxas spills, and takes long, beyond
 HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
+LISTED = 48  # registers of the rankings of a thread's rows, at most
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
 ROWS = {4: ((8, 8), (4, 16), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
@@ -21,6 +23,7 @@ SIMPLE = 72  # registers of a thread's rows and of a column's record: so few lea
 PAIRS = 64  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
+WORDS = 8  # of a column that each thread reads at once, at most
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 
 
@@ -45,6 +48,8 @@ class Schedule(NamedTuple):
         The state is too long for registers: it stays in memory, and only C columns of one component are added up.
     group : int
         Columns whose best value is compared with the last place of a ranking, at a time.
+    listed : bool
+        Rankings are lists in registers; else heaps in memory.
     blocks : int
         Blocks of threads that a multiprocessor shall hold at least.
     columns : str
@@ -62,6 +67,7 @@ class Schedule(NamedTuple):
     rows_in_memory: bool
     wide: bool
     group: int
+    listed: bool
     blocks: int
     columns: str
 
@@ -125,7 +131,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         chain = part * part
 
     per = 16 // size
-    packed = not long_j and k.size_j <= 8 * per
+    packed = not long_j and k.size_j <= WORDS * per
     record = size * (-(-k.size_j // per) * per if packed else k.size_j)
 
     C = 1
@@ -145,6 +151,10 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     registers += (4 if size == 8 else 1) * sum(root.places > 1 for root in k.roots)
+    # what pairs put into rankings has places; in registers, if these hold those of a row
+    places = sum(root.places for root in k.roots if root.places > 1) * (size // 4 + 1)
+    by_column = all(e.op == "row" and e.attr == J for root in k.roots if root.places > 1 for e in root.terms[1:])
+    listed = 0 < places <= LISTED and by_column and not (wide or rows_in_memory)
     R = 4 if rows_in_memory else next((r for r, most in ROWS[size] if registers <= most), 1)
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
@@ -154,6 +164,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         or R * C * size * max(1, fused, kept * size / 10) > 256
         or (rows_in_memory and R * len(values) * size * (1 if plain else C) > (128 if plain else 256))
         or R * C * load > BODY
+        or (listed and R * places > LISTED)
         or (rows_in_memory and (R * flat_i + C * flat_j) * size > HELD)
     ):
         R //= 2
@@ -180,4 +191,4 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     )
     blocks = 4 if simple else 2
     unroll, parts = (1 << (n.bit_length() - 1) for n in (copies, parts))
-    return Schedule(R, C, TJ, chain, part, unroll, parts, rows_in_memory, wide, together, blocks, columns)
+    return Schedule(R, C, TJ, chain, part, unroll, parts, rows_in_memory, wide, together, listed, blocks, columns)

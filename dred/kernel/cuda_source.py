@@ -251,10 +251,13 @@ class _Kernel(Tiles):
             out += self.row_registers()
         out += self.row_factors()
         held = self.heads if s.wide else [*self.rest, *self.heads]  # in registers
-        states, starts = self.started(held if s.wide else k.roots, "acc", self.types)
+        states, starts = self.started(held if s.wide or s.listed else k.roots, "acc", self.types)
+        if s.listed:
+            lists, emptied = self.listed()
+            states, starts = [*states, *lists], [*starts, *emptied]
         if states:
             out += ["// the state of this thread's rows", *states, *loop(self.every_row, starts, "all")]
-        here = {f for root in held for f in root.fields}
+        here = {f for root in (k.roots if s.listed else held) for f in root.fields}
         for f, field in enumerate(k.fields):
             if f not in here:
                 empty = [f"{self.partial(f, 'k')} = {literal(field.identity, self.types[f])};"]

@@ -12,6 +12,24 @@ from dred.reductions import NONE
 
 LEAVES = ("state", "other", "stored")
 
+# a list in order: (v, n) takes its place, the last one is lost
+LIST = """\
+__device__ __forceinline__ void NAME_insert(TYPE (&m)[PLACES], int (&q)[PLACES], TYPE v, int n) {
+  #pragma unroll
+  for (int p = 0; p < PLACES; p++) {
+    const TYPE w = m[p];
+    const int o = q[p];
+    const bool before = NAME_before(w, o, v, n);
+    m[p] = before ? v : w;
+    q[p] = before ? n : o;
+    v = before ? w : v;
+    n = before ? o : n;
+  }
+}
+
+"""
+NOWHERE = 0x7FFFFFFF  # behind all columns of a panel
+
 # ranked states of a row, `step` apart: values m, row numbers q
 RANKING = """\
 // a heap of the first `count` states, the last in order on top: (v, n) takes the top's place
@@ -39,6 +57,8 @@ __device__ __noinline__ void NAME_sort(TYPE* m, i64* q, const i64 step) {
   }
 }
 
+"""
+UNITE = """\
 // the first places of two lists in order, in place of the left one
 __device__ __noinline__ void NAME_unite(TYPE* am, i64* aq, const i64 as, const TYPE* bm, const i64* bq, const i64 bs) {
   int a = 0, b = 0;  // how many of each there are
@@ -69,8 +89,8 @@ class State(Writer):
     rest : list of Root
         Those with running values that are no heads.
     rankings : list of Root
-        Those that keep several places. In a split they are heaps in the partial state, the last place on top; at its
-        end they are sorted.
+        Those that keep several places. In a split they are lists in registers, in order, where these hold them; else
+        heaps in the partial state, the last place on top, which at its end are sorted.
     """
 
     def __init__(self, kernel: Kernel, s: Schedule, dtype: str, acc: str, name: str) -> None:
@@ -321,7 +341,7 @@ class State(Writer):
             out += self.merging([root.near], self.leaf(self.merged, self.merged), self.dtype)
             out += [f"return {self.text(root.near)};", "}", ""]
             self.scopes.pop()
-        text = RANKING
+        text = (LIST if self.s.listed else RANKING) + UNITE
         for word, meaning in {"NAME": self.ranks(root), "TYPE": self.T, "PLACES": str(root.places)}.items():
             text = text.replace(word, meaning)
         return [*out, *(line.strip() for line in text.splitlines()), ""]
@@ -332,6 +352,12 @@ class State(Writer):
 
     def ranked(self, root: Root, values: Sequence[str]) -> Lines:
         """Compare the candidate with the last place, which registers hold, and put it there."""
+        if self.s.listed:
+            lists = [f"{name}[r]" for name in self.lists(root)]
+            last = [f"{name}[{root.places - 1}]" for name in lists]
+            number = f"(int)(j0 + t{' + c' * (self.s.C > 1)})"
+            test = f"{self.ranks(root)}_before({', '.join([*last, values[0], number])})"
+            return [f"if ({test}) {self.ranks(root)}_insert({', '.join([*lists, values[0], number])});"]
         places, component = self.names(root, "acc"), self.component(root.index)
         tops = [self.partial(f, component) for f in root.fields]
         step = f"{self.components(root)} * pitch"
@@ -343,9 +369,41 @@ class State(Writer):
             "}",
         ]
 
+    def lists(self, root: Root) -> list[str]:
+        """The values and the columns of a ranking, in registers: by row, and by place."""
+        return [self.held(Slot(f, root.index, False), "list") for f in root.fields]
+
+    def listed(self) -> tuple[Lines, Lines]:
+        """Declarations of the lists, and statements that empty those of row r."""
+        declared: Lines = []
+        emptied: Lines = []
+        for root in self.rankings:
+            value, number = self.lists(root)
+            size = f"[{self.s.R}][{root.places}]"
+            declared += [f"{self.T} {value}{size};", f"int {number}{size};"]
+            start = [f"{value}[r][p] = {self.identity(root.fields[0])};", f"{number}[r][p] = {NOWHERE};"]
+            emptied += loop(f"int p = 0; p < {root.places}; p++", start, "all")
+        return declared, emptied
+
+    def last(self, root: Root) -> str:
+        """The value in the last place of row r."""
+        return f"{self.lists(root)[0]}[r][{root.places - 1}]" if self.s.listed else self.names(root, "acc")[0]
+
     def sort_rankings(self) -> Lines:
-        """Heaps become lists in order."""
+        """Heaps become lists in order; those in registers are written down."""
         out: Lines = []
+        if self.s.listed:
+            for root in self.rankings:
+                (value, number), (values, numbers) = root.fields, self.lists(root)
+                place = f"{self.components(root)} * p + {self.component(root.index)}"
+                column = f"{numbers}[r][p]"
+                body = [
+                    f"{self.partial(value, place)} = {values}[r][p];",
+                    f"{self.partial(number, place)} = "
+                    f"{column} == {NOWHERE} ? {literal(NONE, 'int64')} : column0 + {column};",
+                ]
+                out += loop(self.every_row, loop(f"int p = 0; p < {root.places}; p++", body, "all"), "all")
+            return out
         for root in self.alike(self.rankings):
             dim = self.components(root)
             tops = ", ".join(f"&{self.partial(f, 'k')}" for f in root.fields)

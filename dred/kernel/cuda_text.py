@@ -58,7 +58,29 @@ EXP2 = "\n".join(
         f"return (high & 0x7fffffff) < 0x408ff000 ? y : high <= -0x100000 ? 0.0 : {_BITS['float64'][0]};",
     ]
 )
+# max(x, 0), where NaN stays NaN
+RAMP = """\
+#ifndef DRED_ramp
+#define DRED_ramp
+__device__ __forceinline__ float dred_ramp(const float x) {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+float y;
+asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+return y;
+#else
+return x < 0.0f ? 0.0f : x;
+#endif
+}
+
+__device__ __forceinline__ double dred_ramp(const double x) {
+return x < 0.0 ? 0.0 : x;
+}
+#endif
+
+"""
 PRELUDE = {
+    "ramp": RAMP,
+} | {
     f"approx_{name}": FUNCTION.replace("NAME", name).replace("INSTRUCTION", instruction).replace("DOUBLE", double)
     for name, instruction, double in (
         ("exp2", "ex2.approx.ftz", EXP2),

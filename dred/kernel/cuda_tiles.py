@@ -175,8 +175,7 @@ class Tiles(State):
         every = f"int u = 0; u < {s.group}; u += {s.C}"
         near = []
         for root in self.rankings:
-            top = self.names(root, "acc")[0]
-            near.append(f"{self.ranks(root)}_near({top}, {self.best_of(root)}[r])")
+            near.append(f"{self.ranks(root)}_near({self.last(root)}, {self.best_of(root)}[r])")
         return [
             *self.emptied(),
             *loop(every, [f"columns(c0 + t + u{full});"], "all"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from dred.formula.node import I, J
@@ -122,6 +122,23 @@ def _abrupt(values: Sequence[Expr]) -> set[int]:
     return {e.id for e in walk([a for e in walk(values) if e.op in _ABRUPT for a in e.args])}
 
 
+def _chain(args: Sequence[Expr], before: Sequence[Expr], uses: Counter[int]) -> Expr | None:
+    """Of what is added, the sum of products that nothing else reads; None where that is none of them, or both."""
+    products = [
+        a for a, b in zip(args, before, strict=True) if a.op in ("mul", "fma") and a.axes == IJ and uses[b.id] == 1
+    ]
+    return products[0] if len(products) == 1 else None
+
+
+def _twin(e: Expr, differences: Mapping[tuple[Expr, ...], Expr], uses: Counter[int]) -> tuple[int, Expr] | None:
+    """Which factor of a product is a difference whose negative is computed before, and that one."""
+    for n, a in enumerate(e.args):
+        other = differences.get(a.args[::-1]) if a.op == "sub" and uses[a.id] == 1 else None
+        if other is not None and other.id < a.id:
+            return n, other
+    return None
+
+
 def _quickened(rewriting: _Rewriting, quick: Quick) -> Quick:
     """Quick steps with the terms of their sums rewritten."""
     steps, posts = list(quick.steps), list(quick.posts)
@@ -230,9 +247,33 @@ class _Rewriting:
         leaves = {e.op for e in walk([factor]) if not e.args}
         return self.approximate and leaves <= {"stored", "const"} and "stored" in leaves
 
+    def settled(self, term: Expr) -> Expr:
+        """The term without choices that are known beforehand, or that are a maximum with 0."""
+        g = self.graph
+        new: dict[int, Expr] = {}
+        for e in walk([term]):
+            args = [new.get(a.id, a) for a in e.args]
+            if e.op == "select" and e.axes == IJ:
+                (test, this, that), zero = args, g.const(0)
+                if test.op == "eq" and test.args[1] is zero and self.positive(test.args[0]):
+                    new[e.id] = that
+                    continue
+                if test.op == "lt" and test.args == (that, zero) and this is zero:
+                    new[e.id] = g.make("ramp", that)
+                    continue
+            if any(a is not b for a, b in zip(args, e.args, strict=True)):
+                new[e.id] = g.make(e.op, *args, attr=e.attr)
+        return new.get(term.id, term)
+
     def near(self, term: Expr) -> Expr:
-        """The term with roots, and quotients by them, that are right but for the last bit or two."""
+        """The term with fewer operations: nearly what it was, but where last bits decide about something.
+
+        Roots, and quotients by them, are right but for the last bit or two; what is added to a sum of products is where
+        that sum begins; of a difference and its negative, one is computed.
+        """
         g, everything, exact = self.graph, walk([term]), _abrupt([term])
+        uses = Counter(a.id for e in everything for a in e.args)
+        differences = {e.args: e for e in everything if e.op == "sub" and e.axes == IJ}
         new: dict[int, Expr] = {}
         for e in everything:
             if e.axes != IJ or e.id in exact:
@@ -242,13 +283,18 @@ class _Rewriting:
                 new[e.id] = g.make("approx_sqrt", *args)
             elif e.op == "div" and args[1].op == "approx_sqrt":
                 new[e.id] = g.make("mul", args[0], g.make("approx_rsqrt", *args[1].args))
+            elif e.op == "add" and (chain := _chain(args, e.args, uses)) is not None:
+                new[e.id] = self.above(chain, args[chain is args[0]])
+            elif e.op == "mul" and (twin := _twin(e, differences, uses)) is not None:
+                n, other = twin
+                new[e.id] = g.make("neg", g.make("mul", args[1 - n], new.get(other.id, other)))
             elif any(a is not b for a, b in zip(args, e.args, strict=True)):
                 new[e.id] = g.make(e.op, *args, attr=e.attr)
         return new.get(term.id, term)
 
     def rewritten(self, term: Expr) -> Expr:
         """The term with its exponentials, and its sums over components, rewritten."""
-        term = self.near(term) if self.approximate else term
+        term = self.near(self.settled(term)) if self.approximate else term
         open_ = {term.id}
         for e in reversed(walk([term])):
             if e.id in open_ and e.op in _OPEN:
@@ -380,6 +426,11 @@ class _Rewriting:
             total = self.graph.make("mul", total, f)
         return total
 
+    def positive(self, q: Expr) -> bool:
+        """Whether a value is known to be above 0, and not denormal, or NaN."""
+        least = [a for a in q.args if a.op == "const" and a.attr >= self.factors.low] if q.op == "add" else []
+        return bool(least) and all(map(self.nonnegative, q.args))
+
     def nonnegative(self, q: Expr) -> bool:
         """Whether a value is known not to be below 0."""
         for e in walk([q]):
@@ -396,5 +447,5 @@ class _Rewriting:
             elif e.op in _NONNEGATIVE:
                 self.signs[e.id] = all(self.signs[a.id] for a in e.args)
             else:
-                self.signs[e.id] = e.op in ("abs", "sqrt", "exp")
+                self.signs[e.id] = e.op in ("abs", "sqrt", "exp", "ramp")
         return self.signs[q.id]

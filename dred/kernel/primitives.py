@@ -143,6 +143,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "approx_exp2": _approximate("exp2", np.exp2),
     "approx_sqrt": _approximate("sqrt", np.sqrt),
     "approx_rsqrt": _approximate("rsqrt", lambda a: 1 / np.sqrt(a)),
+    "ramp": Primitive(1, lambda a: np.maximum(a, 0), "", "dred_ramp({0})", 1),  # for CUDA alone, likewise
     "expm1": _function("expm1", np.expm1, 28),
     "log": _function("log", np.log, 39),
     "log1p": _function("log1p", np.log1p, 50),

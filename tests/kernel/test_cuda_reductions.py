@@ -221,13 +221,14 @@ def test_thousands_of_places():
 def test_rankings_get_long_splits():
     """So that the merging of splits takes less time than the pairs."""
     few, many = (rendered(Case("KMin", 1, parameter=K).spec) for K in (3, 5000))
-    assert cuda.splits_of(few, 1, 4000) == 1000
+    assert cuda.splits_of(few, 1, 4000) == cuda_launch.RANKED
     assert 1 < cuda.splits_of(many, 1, 4000) <= 4000 * many.tile_columns / 5000 / 7
 
 
 # -- the tests can fail --------------------------------------------------------------------------------------------
 
-RANKED = Case("KMin_ArgKMin", 3, parameter=7, dtype="float32")
+RANKED = Case("KMin_ArgKMin", 3, parameter=7, dtype="float32")  # in registers
+HEAPED = RANKED._replace(parameter=20)
 EXPONENTIAL = Case("Max_SumShiftExpWeight", 40, "y * Sum(x)", dtype="float32")
 ARGMIN = Case("Min_ArgMin", 3, dtype="float32")
 EARLY = "heads are joined before what reads them"
@@ -242,9 +243,14 @@ BUGS = {  # in which kernel, what is replaced, and what by
     "the last of equal terms of a chain": (ARGMIN, " < run0_", " <= run0_"),
     "the worst of a group for its best": (RANKED, "= fminf(best", "= fmaxf(best"),
     "groups pass by": (RANKED, "some |= ", "some &= "),
-    "a heap too small": (RANKED, "c < count", "c + 2 < count"),
-    "a heap that is not sorted": (RANKED, "for (int t = 7 - 1; t > 0; t--)", "for (int t = 0; t > 0; t--)"),
-    "the better child moves up": (RANKED, " c++;", " ;"),
+    "a value of a list is lost": (RANKED, "v = before ? w : v;", ""),
+    "a column of a list is another's": (RANKED, "n = before ? o : n;", "n = o;"),
+    "columns of a panel for those of the matrix": (RANKED, "ll : column0 + list", "ll : list"),
+    "lists compare with the first place": (RANKED, "[r][6]", "[r][0]"),
+    "none of a heap": (HEAPED, "", ""),
+    "a heap too small": (HEAPED, "c < count", "c + 2 < count"),
+    "a heap that is not sorted": (HEAPED, "for (int t = 20 - 1; t > 0; t--)", "for (int t = 0; t > 0; t--)"),
+    "the better child moves up": (HEAPED, " c++;", " ;"),
     "the left list alone": (RANKED, "while (b > 0)", "while (b > 7)"),
     "ties of a ranking": (RANKED, "const bool right = ", "const bool right = am[a * as] == bm[b * bs] || "),
     EARLY: (EXPONENTIAL, "", ""),

@@ -261,13 +261,18 @@ def test_huge_records(flags):
 # -- the tests can fail --------------------------------------------------------------------------------------------
 
 BARRIER = "__syncthreads();"
+PART = CHAIN // 2  # columns of a part of a chain,
+LONG = PART * PART  # and of a chain
 BUGS = {
     "none": lambda text: text,
     "no barrier before staging": lambda text: text.replace(BARRIER, "", 1),
     "no barrier after staging": lambda text: text.replace(BARRIER, "@", 1).replace(BARRIER, "").replace("@", BARRIER),
-    "a chain one too long": lambda text: text.replace(f"count - c0 >= {CHAIN}", f"count - c0 >= {CHAIN - 1}"),
-    "a chain one too short": lambda text: text.replace(f"t < {CHAIN}", f"t < {CHAIN - 1}"),
-    "the last column left out": lambda text: text.replace("t < count", "t < count - 1"),
+    "a chain one too long": lambda text: text.replace(f"count - c0 >= {LONG}", f"count - c0 >= {LONG - 1}"),
+    "a chain a part too short": lambda text: text.replace(f"h < {LONG}", f"h < {LONG - PART}"),
+    "a part one too short": lambda text: text.replace(f"t < h + {PART}", f"t < h + {PART - 1}"),
+    "the last column left out": lambda text: text.replace(f"(h + {PART}, count)", f"(h + {PART}, count - 1)"),
+    "parts that are not emptied": lambda text: text.replace("part0[r] = 0.0f;", "", 1),
+    "parts that are not added": lambda text: text.replace("run0[r] += part0[r];", "run0[r] = part0[r];", 1),
     "a tile too few": lambda text: text.replace("j0 < stop", "j0 + 256 < stop"),
     "a tile's record off by one": lambda text: text.replace("min(j0 + t, end - 1)", "min(j0 + t, end - 2)"),
     "a row of another thread": lambda text: text.replace(
@@ -295,7 +300,7 @@ def planted():
 def test_planted_bugs_are_found(planted, bug):
     sources, library = planted
     wrong = 0
-    for M, N, splits in ((1100, CHAIN * 4 - 1, 1), (129, 3 * 256 + 35, 2)):
+    for M, N, splits in ((1100, 2 * LONG - 1, 1), (129, 3 * 256 + 35, 2)):
         case = gaussian(3, 1)
         arrays = data(case, M, N, "float32")
         state = np.zeros((1, M + 1))  # one row beyond, which nobody may touch
@@ -466,8 +471,8 @@ def test_row_tiles_cut_items():
 def test_splits_follow_from_sizes():
     source = rendered(gaussian(3, 1), "float32")
     assert cuda.splits_of(source, 1, 1) == 1
-    assert cuda.splits_of(source, 1, 400) == 100  # few rows: as many blocks as have four tiles each
-    assert cuda.splits_of(source, 4096, 200) == 1  # rows fill a device
+    assert cuda.splits_of(source, 1, 400) == 200  # few rows: as many blocks as have two tiles each
+    assert cuda.splits_of(source, 8192, 200) == 1  # rows fill a device
     long = cuda.splits_of(source, 4096, 400_000)  # a block ends soon, whatever the number of columns
     assert 400_000 / long * source.tile_columns * source.tile_rows * source.cost <= cuda_launch.BLOCK_COST * 1.01
 

@@ -235,6 +235,7 @@ class Device:
         self.before = []
 
     compute_capability = property(lambda self: fake.capabilities[self.id])
+    attributes = {"MultiProcessorCount": 1}
     mem_info = property(lambda self: (fake.memory - fake.pools[self.id].total, fake.memory))
 
     def synchronize(self):

@@ -89,6 +89,8 @@ class ShimDevice:
     """The device of `dred.kernel.cuda.launch` that is this CPU; new memory is NaN, or odd row numbers, so that nobody
     gets by unwritten."""
 
+    multiprocessors = 1
+
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library, self.calls = library, []
 

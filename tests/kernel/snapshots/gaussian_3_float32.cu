@@ -1,4 +1,4 @@
-// 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 16
+// 1 components in float, sums in double: 128 threads x 8 rows; packed records, tiles of 256 columns, 1 at a time; chains of 64
 typedef long long i64;
 
 #ifndef DRED_exp2
@@ -100,8 +100,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) dred_fold(const float* __re
       }
       __syncthreads();
       #pragma unroll 1
-      for (int c0 = 0; c0 < count; c0 += 16) {
+      for (int c0 = 0; c0 < count; c0 += 64) {
         float run0[8];
+        float part0[8];
         #pragma unroll
         for (int r = 0; r < 8; r++) {
           run0[r] = 0.0f;
@@ -118,19 +119,41 @@ extern "C" __global__ void __launch_bounds__(128, 4) dred_fold(const float* __re
             const float t21 = fmaf(t20, t20, t19);
             const float t22 = t21 * t7;
             const float t23 = dred_exp2(t22);
-            const float t24 = fmaf(y15.w, t23, run0[r]);
-            run0[r] = t24;
+            const float t24 = fmaf(y15.w, t23, part0[r]);
+            part0[r] = t24;
           }
         };
-        if (count - c0 >= 16) {
-          #pragma unroll 4
-          for (int t = 0; t < 16; t += 1) {
-            columns(c0 + t);
+        if (count - c0 >= 64) {
+          #pragma unroll 1
+          for (int h = 0; h < 64; h += 8) {
+            #pragma unroll
+            for (int r = 0; r < 8; r++) {
+              part0[r] = 0.0f;
+            }
+            #pragma unroll 8
+            for (int t = h; t < h + 8; t += 1) {
+              columns(c0 + t);
+            }
+            #pragma unroll
+            for (int r = 0; r < 8; r++) {
+              run0[r] += part0[r];
+            }
           }
         } else {
           #pragma unroll 1
-          for (int t = c0; t < count; t += 1) {
-            columns(t);
+          for (int h = c0; h < count; h += 8) {
+            #pragma unroll
+            for (int r = 0; r < 8; r++) {
+              part0[r] = 0.0f;
+            }
+            #pragma unroll 1
+            for (int t = h; t < min(h + 8, count); t += 1) {
+              columns(t);
+            }
+            #pragma unroll
+            for (int r = 0; r < 8; r++) {
+              run0[r] += part0[r];
+            }
           }
         }
         bool fine = true;
@@ -156,35 +179,38 @@ extern "C" __global__ void __launch_bounds__(128, 4) dred_fold(const float* __re
           #pragma unroll 1
           for (int q = 0; q < 8; q++) {
             if (bad >> q & 1) {
-              const i64 i = min(item[1] + threadIdx.x + 128 * q, item[2] - 1);
-              const float in1 = v3[0];
-              const float t2 = -in1;
-              float again0 = 0.0f;
               #pragma unroll 1
-              for (int u = c0; u < min(c0 + 16, count); u++) {
-                const i64 j = j0 + u;
-                const float in3 = v0[i * 3 + 0];
-                const float in4 = v1[j * 3 + 0];
-                const float t5 = in3 - in4;
-                const float t6 = t5 * t5;
-                const float in7 = v0[i * 3 + 1];
-                const float in8 = v1[j * 3 + 1];
-                const float t9 = in7 - in8;
-                const float t10 = fmaf(t9, t9, t6);
-                const float in11 = v0[i * 3 + 2];
-                const float in12 = v1[j * 3 + 2];
-                const float t13 = in11 - in12;
-                const float t14 = fmaf(t13, t13, t10);
-                const float t15 = t2 * t14;
-                const float t16 = expf(t15);
-                const float in17 = v2[j * 1 + 0];
-                const float t18 = fmaf(t16, in17, again0);
-                again0 = t18;
-              }
-              #pragma unroll
-              for (int r = 0; r < 8; r++) {
-                if (r == q) {
-                  dred_join0(acc0[r], again0);
+              for (int h = c0; h < min(c0 + 64, count); h += 8) {
+                const i64 i = min(item[1] + threadIdx.x + 128 * q, item[2] - 1);
+                const float in1 = v3[0];
+                const float t2 = -in1;
+                float again0 = 0.0f;
+                #pragma unroll 1
+                for (int u = h; u < min(h + 8, min(c0 + 64, count)); u++) {
+                  const i64 j = j0 + u;
+                  const float in3 = v0[i * 3 + 0];
+                  const float in4 = v1[j * 3 + 0];
+                  const float t5 = in3 - in4;
+                  const float t6 = t5 * t5;
+                  const float in7 = v0[i * 3 + 1];
+                  const float in8 = v1[j * 3 + 1];
+                  const float t9 = in7 - in8;
+                  const float t10 = fmaf(t9, t9, t6);
+                  const float in11 = v0[i * 3 + 2];
+                  const float in12 = v1[j * 3 + 2];
+                  const float t13 = in11 - in12;
+                  const float t14 = fmaf(t13, t13, t10);
+                  const float t15 = t2 * t14;
+                  const float t16 = expf(t15);
+                  const float in17 = v2[j * 1 + 0];
+                  const float t18 = fmaf(t16, in17, again0);
+                  again0 = t18;
+                }
+                #pragma unroll
+                for (int r = 0; r < 8; r++) {
+                  if (r == q) {
+                    dred_join0(acc0[r], again0);
+                  }
                 }
               }
             }
