@@ -17,9 +17,10 @@ HELD = 640  # bytes of records that a thread holds, beside its running values
 BESIDE = 320  # bytes of column records that are held beside states other than sums
 LISTED = 48  # registers of the rankings of a thread's rows, at most
 RANKED = 32.0  # instructions that compare a value with the last place of a ranking, and call what puts it there
-HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running
-ROWS = {4: ((8, 8), (4, 16), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
-SIMPLE = 72  # registers of a thread's rows and of a column's record: so few leave room for four blocks
+HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running;
+PARTED = 1  # and where there are sums of sums, one more
+ROWS = {4: ((8, 9), (4, 20), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
+SIMPLE = 66  # registers of a thread's rows and of a column's record: so few leave room for four blocks
 PAIRS = 64  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
@@ -81,18 +82,20 @@ def added(k: Kernel, wide: bool) -> frozenset[int]:
     """The fields to which each pair adds a term that no other running value is part of."""
     out: set[int] = set()
     kept: set[int] = set()  # as they are while pairs are met
-    read: list[int] = []  # by terms
+    read: set[int] = set()  # by terms
     for root in k.roots:
         for f, e in zip(root.fields, steps_of(root, wide), strict=True):
-            own = [a.op == "state" and a.attr.field == f for a in (e, *e.args)]
-            if own[0]:
+            own, terms = [a for a in (e, *e.args) if a.op == "state" and a.attr.field == f], [e]
+            if own == [e]:
                 kept.add(f)
-            elif e.op in ("add", "fma") and own[-1] and k.fields[f].kind == "sum":
+                terms = []
+            elif (
+                k.fields[f].kind == "sum" and (e.op == "add" or (e.op == "fma" and e.args[2] in own)) and len(own) == 1
+            ):
                 out.add(f)
-                read += [a.attr.field for a in walk(e.args[:-1]) if a.op == "state"]
-            else:
-                read += [a.attr.field for a in walk([e]) if a.op == "state" and a.attr.field != f]
-    return frozenset(out) if kept.issuperset(read) else frozenset()
+                terms = [a for a in e.args if a not in own]
+            read.update(a.attr.field for a in walk(terms) if a.op == "state")
+    return frozenset(out if kept >= read else ())
 
 
 def weight(k: Kernel, wide: bool) -> float:
@@ -149,6 +152,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         if fused or long_j or rows_in_memory:
             C = next(c for c in (8, 4, 2, 1) if part % c == 0 and (c == 1 or c * load <= BODY))
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
+    registers += PARTED * sum(field.kind == "sum" for field in values) if part < chain else 0
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
     registers += (4 if size == 8 else 1) * sum(root.places > 1 for root in k.roots)
     # what pairs put into rankings has places; in registers, if these hold those of a row
