@@ -20,7 +20,7 @@ RANKED = 32.0  # instructions that compare a value with the last place of a rank
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running;
 PARTED = 1  # and where there are sums of sums, one more
 ROWS = {4: ((8, 9), (4, 20), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
-SIMPLE = 66  # registers of a thread's rows and of a column's record: so few leave room for four blocks
+ROOM = ((4, 66), (3, 100))  # blocks, and registers of a thread's rows and of a column's record that leave room for them
 PAIRS = 64  # of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
@@ -190,9 +190,8 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     parts = max(1, min(chain, most) // part) if part < chain and copies * C == part else 1
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
-    simple = (
-        size == 4 and not (rows_in_memory or wide or fused or long_j or ranked) and R * registers + k.size_j <= SIMPLE
-    )
-    blocks = 4 if simple else 2
+    simple = size == 4 and not (rows_in_memory or wide or fused or long_j or ranked)
+    taken = R * registers + k.size_j
+    blocks = next((n for n, most in ROOM if simple and taken <= most), 2)
     unroll, parts = (1 << (n.bit_length() - 1) for n in (copies, parts))
     return Schedule(R, C, TJ, chain, part, unroll, parts, rows_in_memory, wide, together, listed, blocks, columns)
