@@ -6,7 +6,7 @@ import operator
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from dred.inputs import kind_of, plain
+from dred.inputs import plain
 from dred.kernel import engine
 from dred.kernel.engine import Ready
 
@@ -23,7 +23,7 @@ class Remembered(dict[Hashable, Ready]):
             if backend == "cuda":
                 return None
             return backend if backend == "cpu" else engine.device(backend), engine.TINY, sizes
-        if backend == "cpu" or not args or kind_of(args[0]) != "cupy":
+        if backend == "cpu" or not args or type(args[0]).__module__ != "cupy":
             return None
         from dred.kernel import cuda
 

@@ -94,8 +94,8 @@ class Launches:
         self.empty, self.stream = cupy.empty, cupy.cuda.get_current_stream()  # kept: its number stays its own
         given = [Given() for _ in range(arrays)]
         inputs: list[Any] = [*given, *[None] * (1 + max(source.read, default=-1) - arrays)]
-        for place, constant in spec.constants.items():
-            inputs[place] = cupy.asarray(constant)
+        for place in spec.constants.keys() & {*source.read}:
+            inputs[place] = cupy.asarray(spec.constants[place])
         state: list[New | None] = [New((size, M), kind) for size, _, kind in spec.blank]
         results: dict[int, New] = {}
         for f, row in fields(spec, outputs) or ():
