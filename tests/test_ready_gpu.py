@@ -11,7 +11,9 @@ import pytest
 from dred import Genred
 from dred.errors import BackendError, DeviceMemoryError, InputError
 from dred.kernel import cuda, cuda_launch
+from dred.kernel.cuda_source import rendered
 from dred.ready import MOST
+from dred.reductions import NONE
 from tests.shim import fake_cupy, shim
 
 pytestmark = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
@@ -319,3 +321,33 @@ def test_few_are_remembered_and_copies_remember_none(fake):
     for other in (copy.copy(routine), copy.deepcopy(routine), pickle.loads(pickle.dumps(routine))):
         if other._ready is not routine._ready:
             assert not other._ready
+
+
+# -- launches ----------------------------------------------------------------------------------------------------------
+
+
+def test_results_are_written_by_the_last_launch(monkeypatch):
+    """Instead of the state, which nothing has been written to before the first one; of batches and of any launches."""
+    formulas = [(TEXT, "Sum"), ("x - y", "KMin_ArgKMin", 3), ("x - y", "Min_ArgMin"), (TEXT, "Count"),
+                (TEXT, "LogSumExp")]  # fmt: skip
+    spec = Genred(formulas, ALIASES, axis=1).spec("float32")
+    source = rendered(spec)
+    library, batches, M = shim.compile_sources([source]), 2, source.tile_rows + 3
+    N = 2 * source.tile_columns + 5
+    rng = np.random.default_rng(0)
+    arrays = [rng.random(shape, "float32") for shape in ((batches, M, 3), (N, 3), (N, 1), (1,))]
+    more = {"strides": [M * 3, 0, 0, 0], "batches": batches, "splits": 3}
+    want = shim.run(library, source, arrays, M, N, **more)
+    for cost in (cuda_launch.LAUNCH_COST, 1.0):
+        monkeypatch.setattr(cuda_launch, "LAUNCH_COST", cost)
+        device = shim.ShimDevice(library)
+        state = [device.empty(size * batches * M, kind).reshape(size, -1) for size, _, kind in spec.blank]
+        results = [
+            None if n == 1 else np.empty(field.T.shape, "int64" if field.dtype == "int64" else "float32")
+            for n, field in enumerate(want)
+        ]
+        cuda_launch.launch(source, device, state, arrays, M, N, fresh=True, results=results, **more)
+        for field, mine, result in zip(want, state, results, strict=True):
+            got = mine if result is None else result
+            whole = np.where(field == NONE, -1, field) if field.dtype == "int64" and result is not None else field
+            assert got.tobytes() == (whole if result is None else whole.T.astype(result.dtype)).tobytes()
