@@ -7,11 +7,10 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dred.kernel.cuda_cache import program, rendered
+from dred.kernel.cuda_cache import Program, program, rendered
 from dred.kernel.cuda_device import current
-from dred.kernel.cuda_fold import reduce_device
+from dred.kernel.cuda_fold import CurrentDevice, reduce_device
 from dred.kernel.cuda_launch import launch, panels, splits_of_panel
 from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import Entry, Source
@@ -53,14 +52,11 @@ class New(NamedTuple):
     dtype: Any
 
 
-class Recorder:
-    """The device of `launch` that writes down what is to be launched. Tables are there already, memory is not."""
+class Recorder(CurrentDevice):
+    """The current device for `launch`, which writes down what is to be launched: tables are there, memory is not."""
 
-    def __init__(self, source: Source, functions: dict[str, Function]) -> None:
-        import cupy
-
-        self.upload: Callable[[NDArray[np.int64]], Any] = cupy.asarray
-        self.functions = {entry.name: functions[kind] for kind, entry in source.entries.items()}
+    def __init__(self, source: Source, functions: Program) -> None:
+        super().__init__(source, functions)
         self.calls: list[tuple[Function, tuple[int, int], Sequence[Any]]] = []
         self.paced = 0
 
