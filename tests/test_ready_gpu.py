@@ -10,7 +10,7 @@ import pytest
 
 from dred import Genred
 from dred.errors import BackendError, DeviceMemoryError, InputError
-from dred.kernel import cuda, cuda_launch
+from dred.kernel import cuda, cuda_launch, cuda_ready
 from dred.kernel.cuda_source import rendered
 from dred.ready import MOST
 from dred.reductions import NONE
@@ -295,6 +295,14 @@ def test_many_launches_are_paced(fake, monkeypatch):
     arrays = given(40, 3000)
     assert bytes_of(routine(*arrays)) == bytes_of(generally(routine, arrays))
     assert not routine._ready
+
+
+def test_tables_of_many_rows_are_not_kept(fake, monkeypatch):
+    monkeypatch.setattr(cuda_ready, "ROWS", 40)
+    routine = made()
+    for M in (40, 41):
+        routine(*given(M, 3))
+    assert len(routine._ready) == 1
 
 
 def test_a_shortage_is_that_of_a_fold(fake):

@@ -19,6 +19,7 @@ from dred.kernel.spec import KernelSpec, array_type
 
 PER_THREAD = 2  # CUDA's number of the stream that is another one in every thread
 BLOCK = (THREADS,)
+ROWS = 1 << 20  # of a call, at most: tables in the device's memory grow with them
 
 Function = Callable[..., None]  # of the device
 
@@ -133,8 +134,8 @@ class Launches:
 def prepared(
     spec: KernelSpec, arrays: Sequence[Any], M: int, N: int, outputs: Sequence[Output], device_id: int = -1
 ) -> Launches | None:
-    """The reduction of arrays like these, if a few launches do it; None: more is needed."""
-    if M == 0 or N == 0 or signature(arrays, device_id) is None:
+    """The reduction of arrays like these, if a few launches of few rows do it; None: more is needed."""
+    if not (0 < M <= ROWS and N) or signature(arrays, device_id) is None:
         return None
     source = rendered(spec)
     if len(panels(source, N)) > 1:
