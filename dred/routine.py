@@ -392,13 +392,13 @@ class Routine:
             raise OptionError(f"device_id={device_id} needs backend='cuda', got backend={backend!r}")
         if name == "auto":
             name = "cuda" if device_id >= 0 else configured()
-        call = self._ready.call(args, name) if ranges is None and out is None else None
+        call = self._ready.call(args, name, device_id) if ranges is None and out is None else None
         if (ready := self._ready.get(call)) is not None:
             return self.entries(ready(args))
         inputs = check(self.parsed, self.flat(args), self.dtype)
         given = () if out is None else targets(out, self.expected(inputs, args), self.several, plain=inputs.kind)
         planned = self.sweeps(inputs.dtype)
-        ready = prepared(planned, inputs, name) if ranges is None else None
+        ready = prepared(planned, inputs, name, int(device_id)) if ranges is None else None
         if ready is None:
             made = partial(REDUCERS[inputs.kind], name, int(device_id))
             results = run_parts(planned, self.variables, inputs, ranges, made)

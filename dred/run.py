@@ -36,7 +36,7 @@ def run(planned: Sequence[Sweep], inputs: Inputs, reducer: Reducer, ranges: Rang
     return found
 
 
-def prepared(planned: Sequence[Sweep], inputs: Inputs, backend: str) -> Ready | None:
+def prepared(planned: Sequence[Sweep], inputs: Inputs, backend: str, device_id: int = -1) -> Ready | None:
     """What gives the results of a call with arrays like these, where their sizes and types decide it; None: more does.
 
     Parameters
@@ -46,11 +46,19 @@ def prepared(planned: Sequence[Sweep], inputs: Inputs, backend: str) -> Ready | 
     inputs : Inputs
     backend : str
         "auto", "cpu" or "cuda".
+    device_id : int
+        As of a call.
     """
-    if inputs.kind != "numpy" or inputs.batch or len(planned) > 1 or planned[0].centres:
+    if inputs.kind == "dask" or inputs.batch or len(planned) > 1 or planned[0].centres:
         return None
     (sweep,) = planned
     M, N = inputs.rows if sweep.spec.axis == 1 else inputs.rows[::-1]
+    if inputs.kind == "cupy":
+        if backend == "cpu":
+            return None
+        from dred.kernel import cuda
+
+        return cuda.prepared(sweep.spec, inputs.arrays, M, N, sweep.outputs, device_id)
     chosen = engine.placed(engine.device(backend), sweep.spec, M, N)
     return engine.prepared(sweep.spec, chosen, inputs.arrays, M, N, sweep.outputs)
 

@@ -8,6 +8,7 @@ from dred.kernel.cuda_device import architecture, bound_pool, capability, device
 from dred.kernel.cuda_fold import adopted, fold_device, joined, placed, reduce_device
 from dred.kernel.cuda_host import fold
 from dred.kernel.cuda_launch import launch, panels, row_tiles, splits_of
+from dred.kernel.cuda_ready import prepared, signature
 
 __all__ = [
     "adopted",
@@ -23,9 +24,11 @@ __all__ = [
     "launch",
     "panels",
     "placed",
+    "prepared",
     "reduce_device",
     "rendered",
     "row_tiles",
+    "signature",
     "source",
     "splits_of",
     "warm",

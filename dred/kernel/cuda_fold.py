@@ -165,10 +165,13 @@ def fold_device(
     what = f"the state of {M:,} rows"
     try:
         inputs = [None if a is None else cupy.ascontiguousarray(a) for a in inputs]  # kernels see no strides
-        if state is None:
-            new = tuple(cupy.full((field.size, batches * M), field.identity, field.dtype) for field in found.fields)
-        else:
+        fresh = state is None and pattern is None and N > 0  # every row meets a column, and is written then
+        if state is not None:
             new = tuple(field.copy() for field in state)
+        elif fresh:
+            new = tuple(cupy.empty((field.size, batches * M), field.dtype) for field in found.fields)
+        else:
+            new = tuple(cupy.full((field.size, batches * M), field.identity, field.dtype) for field in found.fields)
         strides = strides_of(found, inputs)
         for begin, end in panels(found, N) if M else []:
             what = f"the partial states of a launch, beside {M:,} rows and {end - begin:,} columns"
@@ -179,7 +182,7 @@ def fold_device(
                     items=None if met is None else met.items(batches),
                     intervals=None if met is None else met.intervals,
                     strides=strides, batches=batches, splits=splits_of_panel(found, M, end - begin, batches, met),
-                    row0=i0, column0=j0 + begin,
+                    row0=i0, column0=j0 + begin, fresh=fresh and begin == 0,
                 )
             )  # fmt: skip
     except MemoryError as error:

@@ -127,6 +127,8 @@ def launch(
     row0: int = 0,
     column0: int = 0,
     scratch: int | None = None,
+    fresh: bool = False,
+    results: Sequence[Any] = (),
 ) -> None:
     """Fold columns into the state, in place.
 
@@ -154,6 +156,11 @@ def launch(
     scratch : int, optional
         Bytes of the partial states of one launch, at most, instead of `SCRATCH`. All memory is there before the first
         launch, so that a fold that lacks it has changed nothing.
+    fresh : bool
+        Whether the state is memory in which nothing has been written yet: then it is that of no term.
+    results : sequence of arrays or None, optional
+        Per field, an array (batches * M, size) of the type of results to which it goes in the end instead of the
+        state; the number of no row is -1 there.
     """
     if items is None or intervals is None:
         items = np.array([(b, 0, M, 0, 1) for b in range(batches)], np.int64).reshape(-1, ITEM)
@@ -206,7 +213,9 @@ def launch(
             here = min(group, splits - first)
             given |= {"first": np.int32(first), "splits": np.int32(splits)}
             run("fold", (len(part), here))
-            given["splits"] = np.int32(here)
+            given |= {"splits": np.int32(here), "fresh": np.int32(fresh and first == 0)}
+            for f, result in enumerate(results or state):
+                given[f"out{f}"] = result if results and first + here == splits else None
             run("merge", (len(part), min(source.components, 64)))
             if "heads" in source.entries:
                 run("heads", (len(part), 1))

@@ -10,7 +10,8 @@ fold
     a column is computed once per tile, by the thread that stages it. Chains of a few columns run in the compute type
     and are joined, in order, to a state in the accumulator type; the state of the split is written to `partial`.
 merge, heads
-    join the splits to the state, in order; heads, what others have to read as it was, in a launch that follows.
+    join the splits to the state, in order; heads, what others have to read as it was, in a launch that follows. Where
+    the state is fresh, nothing is in it yet; where there is a place for results, they go there, row by row, instead.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Source:
     loads : tuple of (ind, dim, axes)
         The variables that are read: parameters `v{ind}`, and `s{ind}`, the distance from batch to batch.
     fields : tuple of Rows
-        The state: parameters `state{f}`, and `partial{f}` of the splits.
+        The state: parameters `state{f}`, `partial{f}` of the splits, and `out{f}`, null or where results go.
     components, places : int
         Most components of a field, and most places of a ranking.
     tile_rows, tile_columns : int
@@ -305,7 +306,8 @@ class _Kernel(Tiles):
 
     def merge(self, kind: str, roots: Sequence[Root]) -> Lines:
         params = [("const i64* __restrict__", "items"), *self.pointers("partial", "const "), ("i64", "pitch"),
-                  ("int", "splits"), ("i64", "M"), ("i64", "state_pitch"), *self.pointers("state")]  # fmt: skip
+                  ("int", "splits"), ("i64", "M"), ("i64", "state_pitch"), *self.pointers("state"), ("int", "fresh"),
+                  *((f"{t}* __restrict__", f"out{f}") for f, t in enumerate(self.results))]  # fmt: skip
         return [
             *self.begin(kind, params),
             *(f"partial{f} += (i64)blockIdx.x * {self.tile};" for f in range(len(self.k.fields))),

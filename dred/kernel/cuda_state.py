@@ -118,6 +118,8 @@ class State(Writer):
         }
         self.parted = added(kernel, s.wide) if s.part < s.chain else frozenset()
         self.merged = ["int64" if field.kind in ("count", "index") else acc for field in kernel.fields]
+        # as results: numbers of rows or terms, or values of the compute type
+        self.results = [C_NAME["int64" if t == "int64" else dtype] for t in self.types]
         self.rankings = [root for root in kernel.roots if root.places > 1]
         lent = {field for root in kernel.roots for field in self.read_by(root) if field not in root.fields}
         self.heads = [root for root in kernel.roots if lent & set(root.fields)]
@@ -308,7 +310,10 @@ class State(Writer):
         heads = [head for head in self.alike(self.heads) if set(head.fields) & set(self.read_by(root))]
         heads = [head for head in heads if head.fields != root.fields]
         place = {f: "k" for f in root.fields} | {f: "0" for head in heads for f in head.fields}
-        load = [f"{C_NAME[self.types[f]]} a{f} = state{f}[{k} * state_pitch + row];" for f, k in place.items()]
+        load = [
+            f"{C_NAME[t := self.types[f]]} a{f} = fresh ? {self.identity(f, t)} : state{f}[{k} * state_pitch + row];"
+            for f, k in place.items()
+        ]
         pair = [
             f"const {C_NAME[self.types[f]]} b{f} = partial{f}[((i64)s * {self.k.fields[f].size} + {k}) * pitch + n];"
             for f, k in place.items()
@@ -317,8 +322,19 @@ class State(Writer):
         pair += self.merging(self.factors[root.fields], self.leaf(self.types, self.types), self.acc)
         pair += [self.join(r, [f"a{f}" for f in r.fields], [f"b{f}" for f in r.fields]) for r in (root, *heads)]
         self.scopes.pop()
-        store = [f"state{f}[k * state_pitch + row] = a{f};" for f in root.fields]
+        store = [
+            f"if (out{f}) {self.result(f, 'k', f'a{f}')} else state{f}[k * state_pitch + row] = a{f};"
+            for f in root.fields
+        ]
         return [*load, *loop("int s = 0; s < splits; s++", pair), *store]
+
+    def result(self, field: int, component: str, value: str) -> str:
+        """A component of a row as it is read off the state: the number of no row is -1."""
+        if self.types[field] == "int64":
+            value = f"{value} == {literal(NONE, 'int64')} ? -1 : {value}"
+        elif self.types[field] != self.dtype:
+            value = f"({self.results[field]}){value}"
+        return f"out{field}[row * {self.k.fields[field].size} + {component}] = {value};"
 
     # -- rankings ----------------------------------------------------------------------------------------------------
 
@@ -416,4 +432,12 @@ class State(Writer):
         states = [f"state{f} + k * state_pitch + row" for f in root.fields]
         parts = [f"partial{f} + ((i64)s * {self.k.fields[f].size} + k) * pitch + n" for f in root.fields]
         values = [*states, f"{dim} * state_pitch", *parts, f"{dim} * pitch"]
-        return loop("int s = 0; s < splits; s++", [f"{self.ranks(root)}_unite({', '.join(values)});"])
+        places = f"i64 c = k; c < {dim * root.places}; c += {dim}"
+        at = {f: f"state{f}[c * state_pitch + row]" for f in root.fields}
+        empty = [f"{at[f]} = {self.identity(f, self.types[f])};" for f in root.fields]
+        store = [f"if (out{f}) {self.result(f, 'c', at[f])}" for f in root.fields]
+        return [
+            *loop(places, [f"if (fresh) {text}" for text in empty]),
+            *loop("int s = 0; s < splits; s++", [f"{self.ranks(root)}_unite({', '.join(values)});"]),
+            *loop(places, store),
+        ]

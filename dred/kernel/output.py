@@ -111,6 +111,23 @@ def converted(spec: KernelSpec, outputs: Sequence[Output]) -> np.dtype[Any] | No
     return array_type(spec.dtype if output.saved else spec.given or spec.dtype)
 
 
+def fields(spec: KernelSpec, outputs: Sequence[Output]) -> tuple[tuple[int, tuple[int, ...]], ...] | None:
+    """For each output, the field of the state that it is, value by value, and the shape of its rows.
+
+    None, where one of them is computed of fields, or of another type than the kernel's.
+    """
+    found = []
+    for output in outputs:
+        mine, (text, *more) = spec.layout[output.part], output.texts
+        names = [field.name for field in mine]
+        if spec.given or spec.batch or output.truth or output.saved or more or text not in names:
+            return None
+        at, dim = names.index(text), mine[0].dim
+        rows = (mine[at].places, dim) if output.places and dim > 1 else (mine[at].size,)
+        found.append((spec.states(output.part).start + at, rows))
+    return tuple(found) if len({at for at, _ in found}) == len(found) else None
+
+
 def read(spec: KernelSpec, state: State, outputs: Sequence[Output]) -> tuple[Any, ...]:
     """What all outputs read off a state, for a caller who works `silently`."""
     return tuple([output.found(spec, state) for output in outputs])

@@ -621,6 +621,9 @@ class Function:
                 held.append(a._block.raw)
                 pointers.append(a.data.ptr)
                 values.append(ctypes.c_void_p(a.data.ptr))
+            elif a is None:
+                assert kind.endswith("*"), f"{self.name}: None for {kind}"
+                values.append(ctypes.c_void_p())
             else:
                 want, of = SCALARS[kind]
                 assert type(a) is want, f"{self.name}: {type(a).__name__} for {kind}"

@@ -49,7 +49,9 @@ int main(int, char** files) {
 def _call(entry: Entry) -> str:
     """An entry point whose arguments are numbers, those of arrays for pointers."""
     casts = (f"({kind.replace(' __restrict__', '')})" for kind, _ in entry.params)
-    places = (f"m[a[{k}]]" if "*" in kind else f"a[{k}]" for k, (kind, _) in enumerate(entry.params))
+    places = (
+        f"(a[{k}] < 0 ? nullptr : m[a[{k}]])" if "*" in kind else f"a[{k}]" for k, (kind, _) in enumerate(entry.params)
+    )
     call = f"run_{entry.name}({', '.join(['gx', 'gy', *map(add, casts, places)])})"
     return f"[](unsigned gx, unsigned gy, const int64_t* a, char** m) {{ {call}; }},\n"
 
@@ -63,7 +65,9 @@ class Recorder:
         self.executable, self.arrays, self.calls = executable, [], []
 
     def number(self, array):
-        """That of an array, which is kept so that no other one gets its address."""
+        """That of an array, which is kept so that no other one gets its address; that of none is -1."""
+        if array is None:
+            return -1
         found = [n for n, a in enumerate(self.arrays) if a is array]
         if not found:
             self.arrays.append(array)

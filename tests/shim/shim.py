@@ -103,7 +103,9 @@ class ShimDevice:
     def run(self, entry, grid, args):
         self.calls.append((entry.name, grid))
         values = [
-            ctypes.c_void_p(value.ctypes.data) if kind not in _CTYPES else _CTYPES[kind](int(value))
+            _CTYPES[kind](int(value))
+            if kind in _CTYPES
+            else ctypes.c_void_p(None if value is None else value.ctypes.data)
             for (kind, _), value in zip(entry.params, args, strict=True)
         ]
         getattr(self.library, f"run_{entry.name}")(ctypes.c_uint(grid[0]), ctypes.c_uint(grid[1]), *values)
