@@ -105,6 +105,15 @@ def splits_of(source: Source, row_tiles: int, column_tiles: int) -> int:
     return max(1, min(max(fill, int(-(-cost // BLOCK_COST))), column_tiles, 65535))
 
 
+def launch_size(source: Source, splits: int, row_tiles: int, column_tiles: int, room: int) -> tuple[int, int]:
+    """How many splits and row tiles one launch computes, whose partial states take at most `room` bytes."""
+    per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
+    together = max(1, int(min(LAUNCH_COST / per_split, room / _split_bytes(source))))  # blocks of one launch
+    group = min(splits, together)
+    step = min(together // group, room // (group * _split_bytes(source) + _row_bytes(source)), row_tiles)
+    return group, max(1, step)
+
+
 def launch(
     source: Source,
     device: Device,
@@ -159,12 +168,7 @@ def launch(
         return
     splits = splits or splits_of(source, len(tiles), column_tiles)
 
-    per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
-    room = SCRATCH if scratch is None else scratch
-    together = max(1, int(min(LAUNCH_COST / per_split, room / _split_bytes(source))))  # blocks of one launch
-    group = min(splits, together)
-    step = min(together // group, room // (group * _split_bytes(source) + _row_bytes(source)), len(tiles))
-    step = max(1, step)
+    group, step = launch_size(source, splits, len(tiles), column_tiles, SCRATCH if scratch is None else scratch)
 
     given: dict[str, Any] = {"splits": np.int32(splits), "M": np.int64(M), "intervals": device.upload(intervals)}
     for v, _, _ in source.loads:

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from dred.kernel import cuda_cache, cuda_device, cuda_host
+from dred.kernel import cuda_cache, cuda_device, cuda_streams
 from tests.shim import shim
 
 POISON, ROUND, CANARY = 0xFF, 512, 64
@@ -706,19 +706,19 @@ def install(**options):
     """Put a fake in CuPy's place, for good: in a worker process. Returns it and what undoes that."""
     global fake
     old = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "cupy"}
-    kept = cuda_device._driver, cuda_cache._programs.copy(), cuda_host._threads, fake
+    kept = cuda_device._driver, cuda_cache._programs.copy(), cuda_streams._threads, fake
     fake = Fake(**options)
     sys.modules.update(_modules(fake))
     cuda_device._driver = lambda: True
     cuda_cache._programs.clear()
-    cuda_host._threads = threading.local()
+    cuda_streams._threads = threading.local()
 
     def undo():
         global fake
         for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
             del sys.modules[name]
         sys.modules.update(old)
-        cuda_device._driver, programs, cuda_host._threads, fake = kept
+        cuda_device._driver, programs, cuda_streams._threads, fake = kept
         cuda_cache._programs.clear()
         cuda_cache._programs.update(programs)
 
