@@ -5,7 +5,7 @@ import pytest
 
 from dred import Genred, Reduction
 from dred.errors import BackendError, DtypeError, InputError, OptionError
-from dred.kernel import cuda_host, cuda_launch
+from dred.kernel import cuda_launch, cuda_streams
 from tests.shim import fake_cupy, shim
 
 pytestmark = pytest.mark.skipif(not shim.available(), reason="no C++ compiler")
@@ -103,7 +103,7 @@ def test_auto_takes_the_gpu_that_is_there(fake):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_blocks_and_panels_of_every_type(dtype, monkeypatch):
     monkeypatch.setattr(cuda_launch, "PANEL", 8000)
-    monkeypatch.setattr(cuda_host, "STAGE", 3000)
+    monkeypatch.setattr(cuda_streams, "STAGE", 3000)
     given, found = arrays(3000, 1700, dtype), set()
     for memory in ("100 kB", "0.5"):
         monkeypatch.setenv("DRED_CUDA_MEMORY", memory)

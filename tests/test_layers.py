@@ -84,6 +84,7 @@ ORDER = [
     "dred.kernel.cuda_ceiling",
     "dred.kernel.cuda_fold",
     "dred.kernel.cuda_ready",
+    "dred.kernel.cuda_streams",
     "dred.kernel.cuda_host",
     "dred.kernel.cuda",
     "dred.kernel.engine",
@@ -177,7 +178,7 @@ ORDER = [
 OPTIONAL = ("dred.torch", "dred.jax")
 LEVEL = {module: level for level, module in enumerate(ORDER)}
 
-CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "ceiling", "fold", "ready", "host"))
+CUDA = tuple(f"dred.kernel.cuda_{part}" for part in ("device", "cache", "ceiling", "fold", "ready", "streams", "host"))
 
 # Third-party package -> modules, or packages with all they hold, that may import it.
 ONLY_IN = {

@@ -6,7 +6,7 @@ CuPy is imported by the modules behind this one alone, and inside functions.
 from dred.kernel.cuda_cache import compile_cubin, cubin, rendered, source, warm
 from dred.kernel.cuda_device import architecture, bound_pool, capability, device_count
 from dred.kernel.cuda_fold import adopted, fold_device, joined, placed, reduce_device
-from dred.kernel.cuda_host import fold
+from dred.kernel.cuda_host import fold, reduce
 from dred.kernel.cuda_launch import launch, panels, row_tiles, splits_of
 from dred.kernel.cuda_ready import prepared, signature
 
@@ -25,6 +25,7 @@ __all__ = [
     "panels",
     "placed",
     "prepared",
+    "reduce",
     "reduce_device",
     "rendered",
     "row_tiles",

@@ -111,6 +111,18 @@ def splits_of(source: Source, row_tiles: int, column_tiles: int) -> int:
     return max(1, min(max(fill, int(-(-cost // BLOCK_COST))), column_tiles, 65535))
 
 
+def launch_size(
+    source: Source, multiprocessors: int, splits: int, row_tiles: int, column_tiles: int, room: int
+) -> tuple[int, int]:
+    """How many splits and row tiles one launch computes, whose partial states take at most `room` bytes."""
+    per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
+    cost = LAUNCH_COST * multiprocessors
+    together = max(1, int(min(cost / per_split, room / _split_bytes(source))))  # blocks of one launch
+    group = min(splits, together)
+    step = max(1, min(together // group, room // (group * _split_bytes(source) + _row_bytes(source)), row_tiles))
+    return group, -(-row_tiles // -(-row_tiles // step))  # launches of about as many blocks each
+
+
 def launch(
     source: Source,
     device: Device,
@@ -172,14 +184,8 @@ def launch(
         return
     splits = splits or splits_of(source, len(tiles), column_tiles)
 
-    per_split = -(-column_tiles // splits) * source.tile_columns * source.tile_rows * source.cost  # of one row tile
     room = SCRATCH if scratch is None else scratch
-    cost = LAUNCH_COST * device.multiprocessors
-    together = max(1, int(min(cost / per_split, room / _split_bytes(source))))  # blocks of one launch
-    group = min(splits, together)
-    step = min(together // group, room // (group * _split_bytes(source) + _row_bytes(source)), len(tiles))
-    step = max(1, step)
-    step = -(-len(tiles) // -(-len(tiles) // step))  # launches of about as many blocks each
+    group, step = launch_size(source, device.multiprocessors, splits, len(tiles), column_tiles, room)
 
     given: dict[str, Any] = {"splits": np.int32(splits), "M": np.int64(M), "intervals": device.upload(intervals)}
     for v, _, _ in source.loads:

@@ -53,6 +53,8 @@ NAMES |= {f"gpu_{dims}{arrays}": "cuda" for dims in ("1d", "2d") for arrays in (
 # does for CALLS pairs. Tests of compiled kernels set TINY to 0.
 TINY, CALLS = 16_000.0, 200.0
 
+FOREIGN = ("bfloat16",)  # types of results that CuPy does not have: states come home, and NumPy reads them
+
 _MODULES = {"cpu": "dred.kernel.cpu", "cuda": "dred.kernel.cuda", "numpy": "dred.kernel.interpret"}
 
 
@@ -160,6 +162,11 @@ def reduce(
     """The arrays (M, ...) that are read off the state of all terms: `fold` of an empty state, then `finalize`."""
     if backend == "numpy" and not spec.batch and pattern is None:
         return _interpreted(spec, M, N, outputs, arrays)
+    if backend == "cuda" and spec.given not in FOREIGN:
+        found: tuple[NDArray[Any], ...] = _module(backend).reduce(
+            spec, spec.arrays(arrays), M, N, outputs, pattern=pattern, device_id=device_id
+        )
+        return found
     state = fold(spec, backend, empty(spec, M), arrays, M, N, pattern=pattern, device_id=device_id, own=True)
     return finalize(spec, state, outputs)
 

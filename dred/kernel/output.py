@@ -62,6 +62,11 @@ class Output:
 
     def found(self, spec: KernelSpec, state: State) -> Any:
         """The same, for a caller who works `silently`."""
+        result = self.rows(spec, state)
+        return result.reshape(*spec.batch, len(result) // spec.batches, *result.shape[1:]) if spec.batch else result
+
+    def rows(self, spec: KernelSpec, state: State) -> Any:
+        """The same of some rows, those of all elements of a batch next to each other: (rows, ...)."""
         mine, fields = spec.layout[self.part], state[spec.states(self.part)]
         if self.texts == spec.sole[self.part] and not self.truth:
             rows = [fields[0].T]  # as in sums, without a detour
@@ -84,8 +89,6 @@ class Output:
                 result = result.astype(kind)
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
-        if spec.batch:
-            result = result.reshape(*spec.batch, len(result) // spec.batches, *result.shape[1:])
         return result if result.flags.c_contiguous else array_module(result).ascontiguousarray(result)
 
     def by_row(self, spec: KernelSpec, state: State) -> Any:

@@ -11,7 +11,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from dred import Genred, from_array
 from dred.cluster import backend, tasks
 from dred.errors import BackendError, DeviceMemoryError, FoldError
-from dred.kernel import cuda, cuda_host, cuda_launch
+from dred.kernel import cuda, cuda_launch, cuda_streams
 from tests.cluster.local import PORT, processes, threads
 from tests.cluster.problems import ALIASES, TEXT, arrays_of, dask_of, dense, plan_of, spec_of, summed
 from tests.shim import fake_cupy, shim
@@ -173,7 +173,7 @@ class Gpu(WorkerPlugin):
 
     def setup(self, worker):
         fake_cupy.install(capabilities=(self.capabilities[f"worker{worker.name}"],))
-        cuda_host.STAGE = 5000
+        cuda_streams.STAGE = 5000
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 
 from dred.errors import DeviceMemoryError
 from dred.formula.language import formula
-from dred.kernel import cuda, cuda_host, cuda_launch, interpret
-from dred.kernel.output import empty
+from dred.kernel import cuda, cuda_host, cuda_launch, cuda_streams, interpret, threads
+from dred.kernel.output import Output, empty
 from dred.kernel.spec import KernelSpec
 from tests.kernel.cuda_cases import CASES, assert_sums, data, pairs, rendered, spec
 from tests.kernel.reduction_cases import Case as Reduction
@@ -24,13 +24,14 @@ EAGER = [(), ("copy",), ("kernel",), ("copy", "kernel")]
 GAUSSIAN = CASES["gaussian 3 axis 1"]
 SPEC, SOURCE = spec(GAUSSIAN, "float32"), rendered(GAUSSIAN, "float32")
 COLUMN = 16  # bytes of a column: y and b
+STAGE = 3008  # no state of a block here has a multiple of these bytes
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Panels of two tiles, and pinned buffers of less than a panel."""
     monkeypatch.setattr(cuda_launch, "PANEL", 2 * SOURCE.tile_columns * COLUMN + 5)
-    monkeypatch.setattr(cuda_host, "STAGE", 3000)
+    monkeypatch.setattr(cuda_streams, "STAGE", STAGE)
 
 
 def problem(M, N, seed=0):
@@ -49,7 +50,7 @@ def tiles(fake):
 
 def blocks(fake):
     """Blocks of rows that were folded: each has one state, of one field here, and brings it home."""
-    return sum(way == "out" for way, _, _ in fake.copies)
+    return sum(way == "out" and size < STAGE for way, size, _ in fake.copies)  # last pieces
 
 
 def test_panels_are_of_whole_tiles():
@@ -86,15 +87,15 @@ def test_blocks_and_panels_agree_with_numpy(M, N, eager):
 @pytest.mark.parametrize("eager", EAGER, ids="+".join)
 def test_memory_changes_no_bit(eager):
     """Nor does a device on which everything fits, nor do arrays that are there already."""
-    M, N, s = 3000, 900, spec(GAUSSIAN, "float64")  # sums of float32 numbers are exact in any order
+    M, N, s = 7000, 900, spec(GAUSSIAN, "float64")  # sums of float32 numbers are exact in any order
     arrays = tuple(data(GAUSSIAN, M, N, "float64").values())
     found, cut = [], []
-    for memory in (80_000, 110_000, 400_000, 0.5):
+    for memory in (80_000, 130_000, 220_000, 400_000, 0.5):
         with fake_cupy.installed(eager=eager, memory=1 << 22) as fake:
             found.append(fold(arrays, M, N, s, memory=memory)[0].tobytes())
             cut.append((blocks(fake), len(tiles(fake))))
             assert fake.peak <= (memory if memory > 1 else memory * fake.memory)
-    assert cut == [(3, 12), (2, 8), (1, 4), (1, 4)]
+    assert cut == [(7, 28), (7, 28), (4, 16), (1, 4), (1, 4)]  # the second and third with two blocks at a time
     with fake_cupy.installed(eager=eager):
         import cupy
 
@@ -155,7 +156,7 @@ def test_a_panel_is_copied_while_the_one_before_is_folded():
         (state,) = fold(arrays, M, N)
         kernels = [n for n, kind in enumerate(fake.done) if kind == "kernel"]
         copies = [n for n, kind in enumerate(fake.done) if kind == "copy"]
-        panel = -(-512 * 12 // 3000) + -(-512 * 4 // 3000)  # pieces of y and b
+        panel = -(-512 * 12 // STAGE) + -(-512 * 4 // STAGE)  # pieces of y and b
         rest = 1 + 1 + 1  # of the state, x and g
         assert sum(n < kernels[0] for n in copies if n < kernels[-1]) >= rest + 2 * panel
     assert_sums(state, terms, "float32")
@@ -168,10 +169,10 @@ def test_pinned_memory_is_bounded_and_kept():
         fold(arrays, M, N)
         sent = [(size, pinned) for way, size, pinned in fake.copies if way == "in" and size > 1000]
         assert sent
-        assert all(pinned and size <= 3000 for size, pinned in sent)
-        assert len(fake.pinned) == 2
+        assert all(pinned and size <= STAGE for size, pinned in sent)
+        assert len(fake.pinned) == cuda_streams.BUFFERS
         fold(arrays, M, N)
-        assert len(fake.pinned) == 2
+        assert len(fake.pinned) == cuda_streams.BUFFERS
 
 
 def test_arrays_may_change_when_the_call_returns():
@@ -207,10 +208,10 @@ def test_a_stream_of_ones_own_for_every_thread():
     arrays, terms = problem(M, N)
     found = []
     with fake_cupy.installed() as fake:
-        threads = [threading.Thread(target=lambda: found.append(fold(arrays, M, N)[0])) for _ in range(3)]
-        for t in threads:
+        callers = [threading.Thread(target=lambda: found.append(fold(arrays, M, N)[0])) for _ in range(3)]
+        for t in callers:
             t.start()
-        for t in threads:
+        for t in callers:
             t.join()
         assert len({stream for _, stream, *_ in fake.launches}) == 3
         assert all(stream.non_blocking for stream in fake.streams[0] if stream.ptr)
@@ -247,6 +248,160 @@ def test_every_sort_of_state(case, monkeypatch):
             found.append(tuple(field.get() for field in device))
     assert_states(case.spec, found[0], want)
     assert len({tuple(field.tobytes() for field in state) for state in found}) == 1
+
+
+# -- results, and blocks beside each other -----------------------------------------------------------------------------
+
+SUM = Output.of("Sum")
+
+
+def reduce(arrays, M, N, s=SPEC, outputs=SUM, **more):
+    return cuda.reduce(s, s.arrays(arrays), M, N, outputs, **more)
+
+
+def bytes_of(fake, way):
+    return sum(size for there, size, _ in fake.copies if there == way)
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Blocks of one launch of one tile, however few bytes they are."""
+    monkeypatch.setattr(cuda_host, "LEAST", 0)
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 1)
+
+
+@pytest.mark.parametrize("eager", EAGER, ids="+".join)
+def test_results_alone_leave_the_device_and_no_state_is_sent(eager, many):
+    """Two panels are sent once, for all blocks of rows."""
+    M, N = 5000, 900
+    arrays, terms = problem(M, N)
+    with fake_cupy.installed(eager=eager) as fake:
+        (got,) = reduce(arrays, M, N)
+        assert all(stream.done for stream in fake.streams[0])
+        assert blocks(fake) == 5
+        assert bytes_of(fake, "out") == got.nbytes == M * 4
+        pinned = sum(size for way, size, there in fake.copies if way == "in" and there)
+        assert pinned == sum(a.nbytes for a in arrays)
+        (state,) = fold(arrays, M, N)
+    assert got.dtype == "float32"
+    assert got.tobytes() == state.T.astype("float32").tobytes()
+    assert_sums(state, terms, "float32")
+
+
+def test_three_panels_are_sent_for_every_block_but_one(many):
+    """The last one of a block of rows is there for the next."""
+    M, N = 2048, 3 * 512
+    arrays, _ = problem(M, N)
+    with fake_cupy.installed() as fake:
+        reduce(arrays, M, N)
+        sent = sum(size for way, size, there in fake.copies if way == "in" and there)
+        assert sent == arrays[0].nbytes + arrays[3].nbytes + 2 * N * COLUMN
+
+
+@pytest.mark.parametrize("eager", EAGER, ids="+".join)
+def test_kernels_of_the_next_block_are_launched_before_the_host_waits_for_one(eager, many):
+    M, N = 6000, 500
+    arrays, _ = problem(M, N)
+    with fake_cupy.installed(eager=eager) as fake:
+        reduce(arrays, M, N)
+        asked = [what for what in fake.asked if what in ("dred_fold", "out")]
+        number = {name: 0 for name in ("dred_fold", "out")}
+        pieces = -(-1024 * 4 // STAGE)
+        for what in asked:
+            number[what] += 1
+            if what == "out":
+                block = (number["out"] - 1) // pieces
+                assert number["dred_fold"] >= min(block + 2, 6)
+        assert number == {"dred_fold": 6, "out": 5 * pieces + -(-(6000 - 5 * 1024) * 4 // STAGE)}
+
+
+def test_blocks_are_whole_launches_and_about_eight(monkeypatch):
+    """Of bytes that are worth it; of launches that take long enough; they change no bit."""
+    M, N = 20 * SOURCE.tile_rows - 7, 500
+    arrays, _ = problem(M, N)
+    found = set()
+
+    def counted(**more):
+        with fake_cupy.installed() as fake:
+            found.add(reduce(arrays, M, N, **more)[0].tobytes())
+            return blocks(fake)
+
+    assert counted() == 1  # of so few bytes
+    monkeypatch.setattr(cuda_host, "LEAST", 0)
+    assert counted() == 1  # one launch
+    monkeypatch.setattr(cuda_host, "MOST", 1)
+    assert counted() == 7  # of three tiles: an eighth, and whole tiles
+    monkeypatch.setattr(cuda_host, "MOST", 1 << 25)
+    assert cuda_launch.splits_of_panel(SOURCE, M, N) == 1
+    cost = 2 * SOURCE.tile_columns * SOURCE.tile_rows * SOURCE.cost  # of a tile of rows
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 4.5 * cost)
+    assert counted() == 5  # of one launch of four tiles
+    monkeypatch.setattr(cuda_launch, "LAUNCH_COST", 2.5 * cost)
+    assert counted() == 5  # of two launches of two tiles
+    monkeypatch.setattr(cuda_host, "BLOCKS", 3)
+    assert counted() == 3
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("reduction", ["KMin_ArgKMin", "LogSumExp", "Mean"])
+def test_memory_is_for_two_blocks_with_their_results(reduction, many, monkeypatch):
+    case = Reduction(reduction, 3, parameter=5 if reduction.startswith("K") else None)
+    M, N = 6000, 300
+    given, outputs = arrays_of(case, M, N), Output.of(reduction)
+    found, cut = [], []
+    for memory in ("600 kB", "1 MB", "0.8"):
+        monkeypatch.setenv("DRED_CUDA_MEMORY", memory)
+        with fake_cupy.installed() as fake:
+            found.append([a.tobytes() for a in reduce(given, M, N, case.spec, outputs)])
+            cut.append(fake.peak)
+            assert fake.peak <= {"600 kB": 600_000, "1 MB": 1_000_000, "0.8": fake.memory}[memory]
+    assert found[0] == found[1] == found[2]
+    state = interpret.fold(case.spec, empty(case.spec, M), case.spec.arrays(given), M, N)
+    for a, output in zip(reduce_with_one(given, M, N, case.spec, outputs), outputs, strict=True):
+        np.testing.assert_allclose(a, output.read(case.spec, state), rtol=1e-9)
+
+
+def reduce_with_one(*args):
+    with fake_cupy.installed():
+        return reduce(*args)
+
+
+def test_no_pairs_have_the_results_of_no_term():
+    with fake_cupy.installed() as fake:
+        arrays, _ = problem(5, 0)
+        assert reduce(arrays, 5, 0)[0].tolist() == [[0.0]] * 5
+        arrays, _ = problem(0, 5)
+        assert reduce(arrays, 0, 5)[0].shape == (0, 1)
+        assert not fake.launches
+
+
+def test_an_interrupt_leaves_nothing_to_do(many, monkeypatch):
+    M, N = 6000, 500
+    arrays, _ = problem(M, N)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with fake_cupy.installed() as fake:
+        want = reduce(arrays, M, N)[0].tobytes()
+        with monkeypatch.context() as m:
+            m.setattr(cuda_streams, "_deliver", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                reduce(arrays, M, N)
+        assert {kind for stream in fake.streams[0] for kind, _ in stream.queue} <= {"free"}
+        assert reduce(arrays, M, N)[0].tobytes() == want
+
+
+def test_large_copies_are_made_by_several_threads(monkeypatch):
+    shares, run = [], threads.run
+    monkeypatch.setattr(threads, "run", lambda given: (shares.append(len(given)), run(given)))
+    monkeypatch.setattr(cuda_streams, "SHARE", 100)
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 100, 101, 399, 1001):
+        source, target = rng.integers(0, 256, size, np.uint8), np.zeros(size, np.uint8)
+        cuda_streams.copy(target, source)
+        np.testing.assert_array_equal(target, source)
+    assert shares == [2, 4, 4]
 
 
 # -- shortage ----------------------------------------------------------------------------------------------------------
@@ -310,9 +465,7 @@ def test_the_hosts_memory_is_another_matter(monkeypatch):
         np.empty(1 << 62, "u1")
 
     with fake_cupy.installed() as fake:
-        import cupy
-
-        monkeypatch.setattr(cupy, "asnumpy", none)
+        monkeypatch.setattr(cuda_streams.Streams, "fetch", none)
         with pytest.raises(MemoryError, match="Unable to allocate") as error:
             fold(arrays, M, N)
         assert not isinstance(error.value, DeviceMemoryError)

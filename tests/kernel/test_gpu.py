@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError, DeviceMemoryError
-from dred.kernel import cuda, cuda_host, cuda_launch
+from dred.kernel import cuda, cuda_launch, cuda_streams
 from dred.kernel.output import Output
 from tests.kernel.cuda_cases import (
     CASES,
@@ -121,8 +121,8 @@ def test_blocks_and_panels_change_no_bit(monkeypatch):
     case, M, N = CASES["gaussian 3 axis 1"], 50_000, 20_000
     s, arrays = spec(case, "float64"), tuple(data(case, M, N, "float64").values())
     monkeypatch.setattr(cuda_launch, "PANEL", 1 << 17)
-    monkeypatch.setattr(cuda_host, "STAGE", 10_000)
-    monkeypatch.setattr(cuda_host, "_threads", threading.local())  # buffers of that size
+    monkeypatch.setattr(cuda_streams, "STAGE", 10_000)
+    monkeypatch.setattr(cuda_streams, "_threads", threading.local())  # buffers of that size
     start, found = (np.zeros((1, M)),), set()
     for memory in (1_000_000, 1_500_000, 0.5):
         (state,) = cuda.fold(s, start, arrays, M, N, memory=memory)

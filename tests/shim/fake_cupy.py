@@ -24,7 +24,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from dred.kernel import cuda_cache, cuda_device, cuda_host
+from dred.kernel import cuda_cache, cuda_device, cuda_streams
 from tests.shim import shim
 
 POISON, ROUND, CANARY = 0xFF, 512, 64
@@ -63,6 +63,8 @@ class Fake:
         Direction ("in", "out"), bytes, and whether the host's memory was pinned.
     compiled : list of (str, tuple)
         Texts and options that NVRTC was given.
+    asked : list of str
+        What the host has asked for, in order: names of functions, "in", "out", and "wait".
     done : list of str
         Kinds of work in the order in which it was done.
     waits : int
@@ -77,7 +79,7 @@ class Fake:
         self.capabilities = [capabilities[n % len(capabilities)] for n in range(devices)]
         self.lock, self.local = threading.RLock(), threading.local()
         self.launches, self.copies, self.compiled, self.loaded, self.wrong = [], [], [], 0, []
-        self.done, self.waits, self.allocated, self.shortage = [], 0, 0, set()
+        self.done, self.asked, self.waits, self.allocated, self.shortage = [], [], 0, 0, set()
         self.blocks, self.pinned = weakref.WeakValueDictionary(), weakref.WeakValueDictionary()
         self.pools = [Pool(self) for _ in range(devices)]
         self.streams = [[] for _ in range(devices)]
@@ -164,6 +166,7 @@ class Stream:
 
     def synchronize(self):
         self.fake.waits += 1
+        self.fake.asked.append("wait")
         self.drain()
 
     @property
@@ -221,6 +224,7 @@ class Event:
 
     def synchronize(self):
         fake.waits += 1
+        fake.asked.append("wait")
         if self.last is not None:
             self.last.force()
 
@@ -235,7 +239,7 @@ class Device:
         self.before = []
 
     compute_capability = property(lambda self: fake.capabilities[self.id])
-    attributes = {"MultiProcessorCount": 1}
+    attributes = property(lambda self: {"MultiProcessorCount": 1})
     mem_info = property(lambda self: (fake.memory - fake.pools[self.id].total, fake.memory))
 
     def synchronize(self):
@@ -360,6 +364,7 @@ class MemoryPointer:
         stream, there = self._checked(stream), _bytes_at(self.ptr, size)
         here, pinned = _bytes_at(getattr(mem, "value", mem), size), _pinned(getattr(mem, "value", mem))
         fake.copies.append(("in", size, pinned is not None))
+        fake.asked.append("in")
         if pinned is None:
             here = here.copy()
         held = (self.mem.raw, pinned)  # real memory must outlive the pointers
@@ -373,6 +378,7 @@ class MemoryPointer:
         stream, there = self._checked(stream), _bytes_at(self.ptr, size)
         here, pinned = _bytes_at(getattr(mem, "value", mem), size), _pinned(getattr(mem, "value", mem))
         fake.copies.append(("out", size, pinned is not None))
+        fake.asked.append("out")
         held = (self.mem.raw, pinned)
 
         def copy(held=held):
@@ -518,7 +524,10 @@ def _called(func, args, kwargs):
         return value
 
     args, kwargs = unwrapped(tuple(args)), {k: unwrapped(v) for k, v in kwargs.items()}
-    return fake.compute(lambda: func(*args, **kwargs), arrays)
+    try:
+        return fake.compute(lambda: func(*args, **kwargs), arrays)
+    finally:
+        arrays.clear()  # `unwrapped` refers to itself and to them: their memory would wait for the garbage collector
 
 
 def empty(shape, dtype=float, order="C"):
@@ -630,6 +639,7 @@ class Function:
                 values.append(of(a))
         run = getattr(library(self.module.text), f"run_{self.name}")
         sizes = [ctypes.c_uint(n) for n in (*grid, *block)]
+        fake.asked.append(self.name)
         fake.launches.append((fake.device, stream.ptr, self.name, tuple(grid), tuple(pointers)))
         stream.enqueue("kernel", lambda held=held: run(*sizes, *values))
 
@@ -710,19 +720,19 @@ def install(**options):
     """Put a fake in CuPy's place, for good: in a worker process. Returns it and what undoes that."""
     global fake
     old = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "cupy"}
-    kept = cuda_device._driver, cuda_cache._programs.copy(), cuda_host._threads, fake
+    kept = cuda_device._driver, cuda_cache._programs.copy(), cuda_streams._threads, fake
     fake = Fake(**options)
     sys.modules.update(_modules(fake))
     cuda_device._driver = lambda: True
     cuda_cache._programs.clear()
-    cuda_host._threads = threading.local()
+    cuda_streams._threads = threading.local()
 
     def undo():
         global fake
         for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
             del sys.modules[name]
         sys.modules.update(old)
-        cuda_device._driver, programs, cuda_host._threads, fake = kept
+        cuda_device._driver, programs, cuda_streams._threads, fake = kept
         cuda_cache._programs.clear()
         cuda_cache._programs.update(programs)
 
