@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) dred_fold(const float* __re
   }
 }
 
-extern "C" __global__ void dred_merge(const i64* __restrict__ items, const double* __restrict__ partial0, i64 pitch, int splits, i64 M, i64 state_pitch, double* __restrict__ state0) {
+extern "C" __global__ void dred_merge(const i64* __restrict__ items, const double* __restrict__ partial0, i64 pitch, int splits, i64 M, i64 state_pitch, double* __restrict__ state0, int fresh, float* __restrict__ out0) {
   // batch; begin and end of its rows; first and last of their intervals
   const i64* const item = items + 5 * blockIdx.x;
   const i64 batch = item[0];
@@ -234,12 +234,12 @@ extern "C" __global__ void dred_merge(const i64* __restrict__ items, const doubl
   for (i64 k = blockIdx.y; k < 1; k += gridDim.y) {
     for (int n = threadIdx.x; n < 1024 && item[1] + n < item[2]; n += 128) {
       const i64 row = batch * M + item[1] + n;
-      double a0 = state0[k * state_pitch + row];
+      double a0 = fresh ? 0.0 : state0[k * state_pitch + row];
       for (int s = 0; s < splits; s++) {
         const double b0 = partial0[((i64)s * 1 + k) * pitch + n];
         dred_join0(a0, b0);
       }
-      state0[k * state_pitch + row] = a0;
+      if (out0) out0[row * 1 + k] = (float)a0; else state0[k * state_pitch + row] = a0;
     }
   }
 }
