@@ -930,11 +930,11 @@ def test_ranges_of_another_form_are_refused(nothing_runs):
 def test_the_device_is_handed_on(device, monkeypatch):
     seen = {}
 
-    def fold(spec, backend, state, given, M, N, **more):
-        seen.update(more, backend=backend)
-        return state
+    def reduce(spec, given, M, N, outputs, **more):
+        seen.update(more)
+        return engine.finalize(spec, engine.empty(spec, M), outputs)
 
     monkeypatch.setattr(cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(engine, "fold", fold)
+    monkeypatch.setattr(cuda, "reduce", reduce)
     Genred(TEXT, ALIASES)(*arrays(), backend="cuda", device_id=device)
-    assert seen == {"backend": "cuda", "device_id": int(device), "pattern": None, "own": True}
+    assert seen == {"device_id": int(device), "pattern": None}

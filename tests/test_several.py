@@ -269,6 +269,8 @@ def test_on_a_device_what_one_sweep_leaves_stays_there(monkeypatch):
 
     monkeypatch.setattr(cuda, "placed", lambda arrays, device_id: device_id)
     monkeypatch.setattr(cuda, "reduce_device", reduce_device)
+    for ready in ("signature", "prepared"):  # which ask the device
+        monkeypatch.setattr(cuda, ready, lambda *given: None)
     x, y, _ = random_of(6, 40)
     e = np.ones((6, 1))
     routine = Reduction("Grad(LogSumExp_Reduction((x | y), 0), y, e)", ["x = Vi(2)", "y = Vj(2)", "e = Vi(1)"])
