@@ -21,7 +21,7 @@ HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field
 PARTED = 1  # and where there are sums of sums, one more
 ROWS = {4: ((8, 9), (4, 20), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
 ROOM = ((4, 66), (3, 100))  # blocks, and registers of a thread's rows and of a column's record that leave room for them
-PAIRS = 64  # of rows and columns in a turn of the loop over columns
+PAIRS = {4: 64, 8: 32}  # by bytes: of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
 WORDS = 8  # of a column that each thread reads at once, at most
@@ -185,7 +185,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     TJ = max(1, (most if columns in ("packed", "block") else COLUMNS // size) // block) * block
 
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
-    most = min(PAIRS, int(BODY / (2 * load))) // R  # columns in a turn of the loop
+    most = min(PAIRS[size], int(BODY / (2 * load))) // R  # columns in a turn of the loop
     copies = 1 if full else max(1, min(part // C if part < chain else chain // (2 * C), most // C))
     parts = max(1, min(chain, most) // part) if part < chain and copies * C == part else 1
     ranked = any(root.places > 1 for root in k.roots) and not wide
