@@ -129,7 +129,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
 
     # sums of sums have the rounding error of one chain that is as long as both, and join the state less often
     part, sums = chain, {f for f, field in enumerate(k.fields) if field.kind == "sum"}
-    if size == 4 and sums and chain > 2 and not wide and sums <= added(k, wide):
+    if size == 4 and sums and chain >= 2 * GROUP and not wide and sums <= added(k, wide):
         part = chain // 2
         chain = part * part
 

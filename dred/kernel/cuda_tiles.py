@@ -121,13 +121,14 @@ class Tiles(State):
         every = [f"{name}(t{rest});" for name in passes]
         group = [f"columns(c0 + t{full});"]
         rest_of = loop(f"int t = c0; t < count; t += {s.C}", every, 1)
-        if "ranks" in passes:
-            whole = loop(f"int t = 0; t < {s.chain}; t += {s.group}", self.grouped(full), 1)
+        if self.parted:
+            few = loop(f"int t = h; t < min(h + {s.part}, count); t += {s.C}", every, 1)
+            rest_of = loop(f"int h = c0; h < count; h += {s.part}", self.summed(parts, few), 1)
+        if "ranks" in passes:  # a group is a part
+            whole = loop(f"int t = 0; t < {s.chain}; t += {s.group}", self.summed(parts, self.grouped(full)), 1)
         elif self.parted:
             group = loop(f"int t = h; t < h + {s.part}; t += {s.C}", group, s.unroll)
             whole = loop(f"int h = 0; h < {s.chain}; h += {s.part}", self.summed(parts, group), s.parts)
-            few = loop(f"int t = h; t < min(h + {s.part}, count); t += {s.C}", every, 1)
-            rest_of = loop(f"int h = c0; h < count; h += {s.part}", self.summed(parts, few), 1)
         else:
             whole = loop(f"int t = 0; t < {s.chain}; t += {s.C}", group, s.unroll)
         chain += [
@@ -146,7 +147,9 @@ class Tiles(State):
         return [Slot(f, root.index, False) for root in roots for f in root.fields if f in self.parted]
 
     def summed(self, parts: Sequence[Slot], columns: Lines) -> Lines:
-        """Columns whose terms are added up on their own, and then to the running values."""
+        """Columns whose terms are added up on their own, and then to the running values, where there are such."""
+        if not parts:
+            return columns
         starts = [f"{self.held(slot, 'part')}[r] = {self.identity(slot.field)};" for slot in parts]
         sums = [f"{self.held(slot)}[r] += {self.held(slot, 'part')}[r];" for slot in parts]
         return [*loop(self.every_row, starts, "all"), *columns, *loop(self.every_row, sums, "all")]
