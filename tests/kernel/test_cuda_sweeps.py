@@ -297,11 +297,9 @@ def check(first, count):
     assert not wrong, f"{len(wrong)} results of {count} sweeps:\n" + "\n".join(wrong[:20])
 
 
-@needs_compiler
 def test_a_sum_beside_a_ranking():
     """Whose groups of columns are parts of the sum's chains."""
     check(226, 1)
-
 
 
 def test_random_sweeps_briefly():
