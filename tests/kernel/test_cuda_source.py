@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from dred.errors import BackendError
+from dred.formula.language import formula
 from dred.kernel import cuda, cuda_cache, cuda_launch
 from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
 from dred.kernel.cuda_source import Source
 from dred.kernel.cuda_text import literal
 from dred.kernel.lower import lower
 from dred.kernel.output import Output
-from dred.kernel.spec import CHAIN
+from dred.kernel.spec import CHAIN, KernelSpec
 from tests.kernel.cuda_cases import (
     CASES,
     HUGE,
@@ -456,6 +457,30 @@ def test_source_of_a_spec():
 def test_constants_are_rounded_once(value, float32, float64):
     assert literal(value, "float32") == float32
     assert literal(value, "float64") == float64
+
+
+# -- fewer operations ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "zero"),
+    [
+        ("Rsqrt(SqDist(x, y) + 1) * b", False),
+        ("Pow(Rsqrt(SqDist(x, y) + 1), 3) * b * (y - x)", False),  # nor are the negatives of differences computed
+        ("Rsqrt(SqDist(x, y)) * b", True),  # which may be 0
+        ("Rsqrt(SqDist(x, y) - 1) * b", True),
+        ("ReLU(SqDist(x, y) - 1) * b", False),
+    ],
+)
+def test_what_is_known_is_not_computed(text, zero):
+    f = formula(text, ["x = Vi(3)", "y = Vj(3)", "b = Vj(1)"])
+    source = cuda.source(KernelSpec.of(f.node, "Sum", 1, "float32", "float64", variables=f.variables))
+    pair = source[source.index("const auto columns") :].split("};")[0]
+    assert ("== 0.0f" in pair) == zero
+    assert len(re.findall(r"= x\d\[r\] - y\d+\.\w;|= y\d+\.\w - x\d\[r\];", pair)) == 3
+    assert "+ 1.0f" not in pair  # where the sum begins
+    assert ("dred_ramp(" in pair) == text.startswith("ReLU")
+    assert "< 0.0f" not in pair
 
 
 # -- launches ------------------------------------------------------------------------------------------------------
