@@ -6,8 +6,8 @@
 Every figure of the first table is pairs divided by the CPU time of the process, which computes with one thread; those
 of the second are by wall clock, lower where other processes have the core. Both are medians of rounds in which all
 rivals of a row take turns. A call is from NumPy arrays to a NumPy array, with staging, without compilation. It gets as
-many rows as take about `--budget` seconds, each rival its own number (sizes shown are those of dred). Peers are
-described in `peers.py`; which of them a row has is a matter of the form of its distances:
+many rows as take about `--budget` seconds, each rival its own number (sizes shown are those of dred); where all rows
+take less, there are as many calls. Peers are described in `peers.py`; which of them a row has is a matter of the form of its distances:
 
     rows named "expanded"   |x|² + |y|² - 2 x·y, a matrix product: `dred` is what it is by differences, beside them
                             "expand", which is `Genred(..., expand=True)`
@@ -137,12 +137,12 @@ def error(t, v, result, expected):
     return np.abs(result - expected).max() / np.abs(expected).max()
 
 
-def timed(t, run, v):
-    """CPU and wall seconds."""
+def timed(run, v, calls):
+    """CPU and wall seconds of a call, the mean of some."""
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(t.calls):
+    for _ in range(calls):
         run.work(v)
-    return time.process_time() - cpu, time.perf_counter() - wall
+    return (time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls
 
 
 class Row:
@@ -161,7 +161,7 @@ class Row:
                     if run is None:
                         continue
                     ready[name] = run, self.sized(run, v, options.budget)
-                self.errors[name] = error(t, v, run.work(ready[name][1]), expected)
+                self.errors[name] = error(t, v, run.work(ready[name][1][0]), expected)
                 if not self.errors[name] <= TOLERANCE[t.dtype]:
                     self.notes[name] = f"errs by {self.errors[name]:.0e}, not timed"
                     del ready[name]
@@ -170,26 +170,28 @@ class Row:
                 self.notes[name] = f"{type(problem).__name__}: {str(problem).strip().partition(chr(10))[0][:100]}"
         times, fma = {name: [] for name in ready}, []
         for _ in range(options.rounds):
-            for name, (run, some) in ready.items():
-                times[name].append(timed(t, run, some))
+            for name, (run, sized) in ready.items():
+                times[name].append(timed(run, *sized))
             fma.append(ceiling())
-        for name, (_, some) in ready.items():
-            pairs = self.rows(some) * t.columns * t.calls
+        for name, (_, (some, _)) in ready.items():
+            pairs = self.rows(some) * t.columns
             self.cpu[name], self.wall[name] = (pairs / statistics.median(s) for s in zip(*times[name], strict=True))
         self.ceiling = statistics.median(fma)
-        self.size = self.rows(ready["dred"][1]) if "dred" in ready else "?"
+        self.size = self.rows(ready["dred"][1][0]) if "dred" in ready else "?"
 
     def rows(self, v):
         return len(v[self.task.of(rows=True)[0]])
 
     def sized(self, run, v, budget):
-        """As many rows as take the time: two calls with few of them, of which the first may compile."""
+        """As many rows, or calls, as take the time: two calls with few rows, of which the first may compile."""
         t = self.task
         names, rows = t.of(rows=True), min(t.most, run.unit)
         some = part(v, names, 0, rows)
         run.work(some)
-        pace = rows / max(1e-9, timed(t, run, some)[1])
-        return part(v, names, 0, min(t.most, max(rows, int(budget * pace) // run.unit * run.unit)))
+        pace = rows / max(1e-9, timed(run, some, t.calls)[1])
+        most = budget * pace
+        calls = t.calls if t.calls > 1 else max(1, int(most / t.most))
+        return part(v, names, 0, min(t.most, max(rows, int(most) // run.unit * run.unit))), calls
 
     def best(self, rates):
         return max((rates[name] for name in PEERS if name in rates), default=None)
@@ -237,7 +239,7 @@ def two_threads(rounds):
     for _ in range(rounds):
         for threads in times:
             os.environ["DRED_NUM_THREADS"] = threads
-            times[threads].append(timed(t, run, v)[1])
+            times[threads].append(timed(run, v, 1)[1])
             rates[threads].append(ceilings[threads]())
     os.environ["DRED_NUM_THREADS"] = "1"
     one, two = (t.most * t.columns / statistics.median(found) for found in times.values())

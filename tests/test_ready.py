@@ -1,6 +1,7 @@
 """Calls that a routine remembers: the bytes, errors and warnings of calls that are not, whatever comes between."""
 
 import copy
+import itertools
 import os
 import pickle
 import subprocess
@@ -157,6 +158,19 @@ def test_addresses_by_hand(name, monkeypatch):
     assert [bytes_of(routine(*given)) for _ in range(2)] == [want] * 2
 
 
+def test_where_the_kernel_makes_the_state():
+    """Where it is a value for each row, and the result but for its type."""
+    direct = {"Sum": True, "Max": True, "Mean": False, "vectors": False, "LogSumExp": False, "Any": False}
+    for name, dtype in itertools.product(direct, TYPES):
+        for how in [{}, {"dtype_acc": "float32"}][: 1 + (name == "Sum" and dtype == "float32")]:
+            routine, given = made(name, **how), arrays(dtype=dtype)
+            assert bytes_of(routine(*given)) == bytes_of(plainly(routine, given))
+            (ready,) = routine._ready.values()
+            assert isinstance(ready, cpu_ready.Quick)
+            converted = bool(routine.spec(dtype).given)
+            assert isinstance(ready, cpu_ready.Direct) == (direct[name] and not converted), (name, dtype)
+
+
 def test_memory_is_taken_in_turns():
     """Arguments that are still in a table are those of this call, whoever had the table in between."""
     routines = [made(name) for name in ("Sum", "LogSumExp", "vectors")]
@@ -310,10 +324,10 @@ def test_tiles_are_done_again(monkeypatch):
     x[5] = 1e19
     want = (e * np.square(x.astype(np.float64) + 1)) * 9
     np.testing.assert_allclose(routine(x, y, e), want, rtol=1e-5)
-    assert len(again) == 1
+    assert [kernel.program.hoisted for kernel, *_ in again] == [True, False]  # all once more, then a tile
     x[5] = 1.0
     np.testing.assert_allclose(routine(x, y, e), (e * np.square(x.astype(np.float64) + 1)) * 9, rtol=1e-5)
-    assert len(again) == 1
+    assert len(again) == 2
 
 
 # -- the moment --------------------------------------------------------------------------------------------------------

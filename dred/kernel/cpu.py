@@ -19,7 +19,7 @@ from dred.errors import BackendError, InputError
 from dred.formula.node import I, J
 from dred.kernel import disk, sources
 from dred.kernel.cpu_calls import Call, Share, alone, listed, whole
-from dred.kernel.cpu_memory import BEHIND, HEAD, addresses, by_table, given_back, packer, taken
+from dred.kernel.cpu_memory import BEHIND, HEAD, Sole, addresses, by_table, given_back, packer, taken
 from dred.kernel.cpu_schedule import Schedule, split
 from dred.kernel.exponents import Exponents
 from dred.kernel.interpret import merge_all, merge_states
@@ -62,13 +62,13 @@ class Compiled:
 
 
 _kernels: OrderedDict[str, Any] = OrderedDict()  # and their exponents
-_lookup, _compile = threading.Lock(), threading.Lock()
+_compile = threading.Lock()
 
 
 def _renew() -> None:
-    """After a fork, locks may be held by nobody."""
-    global _lookup, _compile
-    _lookup, _compile = threading.Lock(), threading.Lock()
+    """After a fork, the lock may be held by nobody."""
+    global _compile
+    _compile = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -282,9 +282,15 @@ def compiled(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: boo
     def make(keep: Keep) -> Compiled:
         kernel = lower(spec, UNROLL, hoist)
         program = render(kernel, spec.dtype, spec.acc, spec.chain, along, machine.scaling, moderate)
-        return build(program, kernel.cost, *machine[:2], keep=keep)
+        return build(program, kernel.cost, *machine[:2], keep=keep, sole=sole(spec))
 
     return _once(name, machine.key, _unpacked, make)
+
+
+def sole(spec: KernelSpec) -> Sole | None:
+    """What a kernel needs to know of the only value of a row's state; None: there are several, or it is no number."""
+    (size, blank, kind), *others = spec.blank
+    return None if others or size > 1 or kind.kind != "f" else Sole(kind.name, spec.dtype, blank)
 
 
 def named(spec: KernelSpec, along: int = I, hoist: bool = True, moderate: bool = False) -> str:
@@ -317,19 +323,18 @@ def _once(name: str, machine: str, read: Callable[[bytes], T | None], make: Call
         new = None if entry is None else read(entry)
         if new is None:
             new = make(lambda entry: store.write(key, entry))
-        with _lookup:
-            _kernels[name] = new
-            while len(_kernels) > CACHED:
-                _kernels.popitem(last=False)
+        _kernels[name] = new
+        while len(_kernels) > CACHED:
+            _kernels.popitem(last=False)
         return new
 
 
 def _find(name: str) -> Any:
-    with _lookup:
-        found = _kernels.get(name)
-        if found is not None:
-            _kernels.move_to_end(name)
-        return found
+    try:  # without the lock, for small calls: another thread may forget it in between
+        _kernels.move_to_end(name)
+        return _kernels[name]
+    except KeyError:
+        return None
 
 
 def build(
@@ -338,6 +343,7 @@ def build(
     cpu: str | None = None,
     features: str | None = None,
     keep: Keep | None = None,
+    sole: Sole | None = None,
 ) -> Compiled:
     """Machine code of a program, for this machine or for the CPU and features that are named.
 
@@ -350,10 +356,12 @@ def build(
         In LLVM's words.
     keep : callable, optional
         Is given the bytes of which another process makes the same.
+    sole : Sole, optional
+        The only value of a row's state, for calls that give no state: see `dred.kernel.cpu_memory.by_table`.
     """
     machine = chosen()
     machine = Machine(machine.cpu if cpu is None else cpu, machine.features if features is None else features)
-    code = emit(program.text + by_table(), machine, 2 if len(program.text) < LARGE else 0)
+    code = emit(program.text + by_table(sole), machine, 2 if len(program.text) < LARGE else 0)
     if keep is not None and (entry := _packed(program, cost, code)) is not None:
         keep(entry)
     return _loaded(program, cost, code)
@@ -434,7 +442,7 @@ def _calls(
         pack(
             scratch.words, 0,
             variables, strides_at, items, 0, count, intervals, states, pitch, scratch.at, i0, j0, scratch.redo_at,
-            0, 0, *pointers,
+            0, 0, 0, 0, *pointers,
         )  # fmt: skip
         kernel.call(scratch.words_at)
         if scratch.redo != scratch.blank:

@@ -7,16 +7,17 @@ import struct
 import sys
 from collections.abc import Callable, Collection
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dred.kernel.llvm import SIGNATURE
+from dred.kernel.llvm_lanes import Lanes
 
 SPARE, SPARES = 1 << 21, 8  # bytes of scratch memory that is used again, and how many of them wait for that
 TILES, WORDS = 64, 64  # in the tables of tiles to do again and of arguments, at least
-HEAD = len(SIGNATURE) + 2  # words of a table of arguments, behind which are the pointers that two of them point to
+HEAD = len(SIGNATURE) + 4  # words of a table of arguments, behind which are the pointers that two of them point to
 BEHIND = 8 * HEAD
 
 _first, _address = ctypes.c_byte.from_buffer, ctypes.addressof
@@ -44,26 +45,36 @@ def _data() -> int:
 DATA = _data()
 
 
-def by_table() -> str:
+class Sole(NamedTuple):
+    """The only value of a row's state: its type, that of the arrays, and what it is of no terms."""
+
+    acc: str
+    dtype: str
+    blank: float
+
+
+def by_table(sole: Sole | None = None) -> str:
     """LLVM IR of `call(arguments)`, which calls `fold` with arguments from a table of 64-bit words.
 
     To convert a dozen arguments takes ctypes longer than a kernel takes for some hundred pairs, and so does finding the
     addresses of arrays: the first pointers behind the arguments may be objects of arrays, whose data is looked up here.
-    The last two words before them say how many, and where an object has the address of its data (`DATA`).
+    Four words before them say how many, and where an object has the address of its data (`DATA`); and of how many rows
+    a state of no terms is made here, which is afterwards rounded to the result, and which pointer is that of the
+    result: the next one is that of the state. No rows: the state is the caller's, as it is where a row has more values.
     """
     kinds = ["ptr" if kind == "p" else "i64" for kind in SIGNATURE]
     lines = []
     for k, kind in enumerate(kinds):
         lines += [f"  %p{k} = getelementptr i64, ptr %arguments, i64 {k}", f"  %a{k} = load {kind}, ptr %p{k}, align 8"]
+    for k, name in enumerate(("objects", "offset", "rows", "place"), HEAD - 4):
+        lines += [f"  %q{k} = getelementptr i64, ptr %arguments, i64 {k}", f"  %{name} = load i64, ptr %q{k}, align 8"]
     given = ", ".join(f"{kind} %a{k}" for k, kind in enumerate(kinds))
+    begin, end = ("", "") if sole is None else _by_row(sole)
     body = "\n".join(lines)
     return f"""
 define void @call(ptr %arguments) {{
 start:
-  %many = getelementptr i64, ptr %arguments, i64 {HEAD - 2}
-  %objects = load i64, ptr %many, align 8
-  %inside = getelementptr i64, ptr %arguments, i64 {HEAD - 1}
-  %offset = load i64, ptr %inside, align 8
+{body}
   %pointers = getelementptr i64, ptr %arguments, i64 {HEAD}
   br label %next
 next:
@@ -71,19 +82,58 @@ next:
   %more = icmp slt i64 %k, %objects
   br i1 %more, label %look, label %done
 look:
-  %place = getelementptr i64, ptr %pointers, i64 %k
-  %object = load ptr, ptr %place, align 8
+  %there = getelementptr i64, ptr %pointers, i64 %k
+  %object = load ptr, ptr %there, align 8
   %at = getelementptr i8, ptr %object, i64 %offset
   %data = load ptr, ptr %at, align 8
-  store ptr %data, ptr %place, align 8
+  store ptr %data, ptr %there, align 8
   %following = add i64 %k, 1
   br label %next
 done:
-{body}
+{begin}
   call void @fold({given})
+{end}
   ret void
 }}
 """
+
+
+def _by_row(sole: Sole) -> tuple[str, str]:
+    """The state of rows that have met no term, and the result that is read off it."""
+    acc, out = Lanes(sole.acc), Lanes(sole.dtype)
+    value, rounded = "%value", ""
+    if acc.itemsize > out.itemsize:
+        value, rounded = "%rounded", f"  %rounded = fptrunc {acc.scalar} %value to {out.scalar}"
+    begin = f"""  %result_at = getelementptr i64, ptr %pointers, i64 %place
+  %result = load ptr, ptr %result_at, align 8
+  %state_at = getelementptr i64, ptr %result_at, i64 1
+  %state = load ptr, ptr %state_at, align 8
+  br label %blank
+blank:
+  %n = phi i64 [ 0, %done ], [ %n1, %fill ]
+  %n_more = icmp slt i64 %n, %rows
+  br i1 %n_more, label %fill, label %filled
+fill:
+  %n_at = getelementptr {acc.scalar}, ptr %state, i64 %n
+  store {acc.scalar} {acc.literal(sole.blank)}, ptr %n_at, align {acc.itemsize}
+  %n1 = add i64 %n, 1
+  br label %blank
+filled:"""
+    end = f"""  br label %folded
+folded:
+  %m = phi i64 [ 0, %filled ], [ %m1, %round ]
+  %m_more = icmp slt i64 %m, %rows
+  br i1 %m_more, label %round, label %end
+round:
+  %m_at = getelementptr {acc.scalar}, ptr %state, i64 %m
+  %value = load {acc.scalar}, ptr %m_at, align {acc.itemsize}
+{rounded}
+  %to = getelementptr {out.scalar}, ptr %result, i64 %m
+  store {out.scalar} {value}, ptr %to, align {out.itemsize}
+  %m1 = add i64 %m, 1
+  br label %folded
+end:"""
+    return begin, end
 
 
 @cache
@@ -99,6 +149,8 @@ class Scratch:
     ----------
     at : int
         Address of scratch memory, a multiple of 64.
+    size, room : int
+        Bytes of scratch memory, and words of room.
     words, words_at
         Room for the arguments of a call and what some of them point to.
     packed
@@ -107,10 +159,11 @@ class Scratch:
         Table of the tiles that are to be done again; it has the bytes `blank` where there are none.
     """
 
-    __slots__ = ("at", "blank", "memory", "packed", "redo", "redo_at", "tiles", "words", "words_at")
+    __slots__ = ("at", "blank", "memory", "packed", "redo", "redo_at", "room", "size", "tiles", "words", "words_at")
 
     def __init__(self, size: int, words: int) -> None:
-        self.memory, self.words = np.empty(size + 64, np.uint8), bytearray(8 * max(words, WORDS))
+        self.size, self.room = size, max(words, WORDS)
+        self.memory, self.words = np.empty(size + 64, np.uint8), bytearray(8 * self.room)
         start, self.words_at = addresses((self.memory, self.words))
         self.at = start + -start % 64
         self.hold(TILES)
@@ -136,7 +189,7 @@ def taken(size: int, words: int) -> Scratch:
     """Memory of these sizes: that which was used last, and is in the caches, if it is large enough."""
     try:
         found = _spare.pop()
-        if found.memory.size >= size + 64 and len(found.words) >= 8 * words:
+        if found.size >= size and found.room >= words:
             return found
     except IndexError:
         pass
@@ -145,5 +198,5 @@ def taken(size: int, words: int) -> Scratch:
 
 def given_back(scratch: Scratch) -> None:
     """Memory that is no longer in use, and whose table of tiles is blank."""
-    if len(_spare) < SPARES and scratch.memory.size <= SPARE:
+    if len(_spare) < SPARES and scratch.size <= SPARE:
         _spare.append(scratch)

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dred.kernel import cpu
 from dred.kernel.cpu_calls import Call, alone
 from dred.kernel.cpu_memory import BEHIND, DATA, HEAD, Scratch, addresses, given_back, packer, taken
-from dred.kernel.output import SILENCE, Output, converted, empty, read, silently
+from dred.kernel.llvm import Program
+from dred.kernel.output import Output, converted, empty, read, silently
 from dred.kernel.spec import KernelSpec
 from dred.kernel.threads import NEVER, declared
 
@@ -42,45 +44,76 @@ class Prepared:
 class Quick(Prepared):
     """One that a single thread does, in one call of a kernel whose lanes are rows."""
 
+    rows = 0  # of a state that the kernel makes
+
     def __init__(
-        self, spec: KernelSpec, M: int, sizes: cpu._Sizes, outputs: Sequence[Output], call: Call, count: int
+        self,
+        spec: KernelSpec,
+        M: int,
+        sizes: cpu._Sizes,
+        outputs: Sequence[Output],
+        program: Program,
+        call: Call,
+        given: int,
     ) -> None:
         super().__init__(spec, M, sizes, outputs)
-        self.call, self.count, self.blank = call, count, empty(spec, M)
-        self.kind, self.words = converted(spec, outputs), HEAD + count + len(self.blank)
-        self.pack = packer(count + len(self.blank))
+        self.call, self.program, self.given = call, program, given
+        self.blank = empty(spec, M - self.rows)
+        self.memory = program.scratch + sum(a.itemsize * self.rows for a in self.blank)
+        self.objects = given + len(self.blank)  # arrays whose addresses a call fills in
+        self.words, self.pack = HEAD + self.objects + 1, packer(self.objects)
 
     def __call__(self, arrays: Arrays) -> tuple[NDArray[Any], ...]:
+        state = tuple([field.copy() for field in self.blank])
+        given = arrays if self.plain else self.spec.arrays(arrays)
+        redo = self._folded((*given, *state))
+        if redo is not None and (again := self.call.again(self.program.plan, redo)):
+            cpu._calls(self.careful(), given, state, [again], (0, 0), NEVER)
+        found: tuple[NDArray[Any], ...] = silently(read, self.spec, state, self.outputs)
+        return found
+
+    def _folded(self, everything: Arrays) -> NDArray[np.int64] | None:
+        """Calls the kernel; the tiles to do again, where there are any."""
         declared()  # even where it makes no difference, it must not be wrong
         kernel: cpu.Compiled = cpu._find(self.name) or self.make()
-        state = [field.copy() for field in self.blank]
-        everything = (*(arrays if self.plain else self.spec.arrays(arrays)), *state)
-        scratch = taken(kernel.program.scratch, self.words)
+        scratch = taken(self.memory, self.words)
         if scratch.packed is not self:
             self._pack(scratch)
         self.pack(scratch.words, BEHIND, *(map(id, everything) if DATA else addresses(everything)))
         kernel.call(scratch.words_at)
-        if scratch.redo != scratch.blank and (again := self.call.again(kernel.program.plan, scratch.noted())):
-            cpu._calls(self.careful(), everything[: self.count], tuple(state), [again], (0, 0), NEVER)
+        redo = None if scratch.redo == scratch.blank else scratch.noted()
         given_back(scratch)
-        if (kind := self.kind) is None:
-            found: tuple[NDArray[Any], ...] = silently(read, self.spec, tuple(state), self.outputs)
-            return found
-        result = state[0].T
-        return (result if result.dtype is kind else SILENCE.copy().run(result.astype, kind),)
+        return redo
 
     def _pack(self, scratch: Scratch) -> None:
-        """Writes the arguments, but for where the arrays and the state are."""
+        """Writes the arguments, but for where the arrays, and the state or the result, are."""
         if self.call.tiles > scratch.tiles:
             scratch.hold(self.call.tiles)
         items, number, intervals = self.call.tables
-        variables, strides_at = scratch.words_at + BEHIND, cpu._none(1 + self.count)[1]
+        variables, strides_at = scratch.words_at + BEHIND, cpu._none(1 + self.given)[1]
+        state = self.objects if self.rows else self.given
         packer(HEAD)(
             scratch.words, 0,
-            variables, strides_at, items, 0, number, intervals, variables + 8 * self.count, self.M, scratch.at, 0, 0,
-            scratch.redo_at, self.words - HEAD if DATA else 0, DATA,
+            variables, strides_at, items, 0, number, intervals, variables + 8 * state, self.M, scratch.at, 0, 0,
+            scratch.redo_at, self.objects if DATA else 0, DATA, self.rows, self.given,
         )  # fmt: skip
+        packer(1)(scratch.words, BEHIND + 8 * self.objects, scratch.at + self.program.scratch)
         scratch.packed = self
+
+
+class Direct(Quick):
+    """One whose kernel makes the state, which is a value for each row, and rounds it to the result."""
+
+    def __init__(self, spec: KernelSpec, M: int, *more: Any) -> None:
+        self.rows = M
+        super().__init__(spec, M, *more)
+        self.shape, self.kind = (M, 1), np.dtype(spec.dtype)
+
+    def __call__(self, arrays: Arrays) -> tuple[NDArray[Any], ...]:
+        result = np.empty(self.shape, self.kind)
+        if self._folded((*(arrays if self.plain else self.spec.arrays(arrays)), result)) is None:
+            return (result,)
+        return Prepared.__call__(self, arrays)  # once more: that is rare
 
 
 def prepared(spec: KernelSpec, arrays: Arrays, M: int, N: int, outputs: Sequence[Output]) -> Prepared | None:
@@ -96,5 +129,6 @@ def prepared(spec: KernelSpec, arrays: Arrays, M: int, N: int, outputs: Sequence
         share = alone(plan, kernel.cost, M, sizes.parts)
         if share is not None:
             ((_, (call,)),) = share
-            return Quick(spec, M, sizes, outputs, call, len(given))
+            direct = cpu.sole(spec) is not None and converted(spec, outputs) == spec.dtype
+            return (Direct if direct else Quick)(spec, M, sizes, outputs, kernel.program, call, len(given))
     return Prepared(spec, M, sizes, outputs)

@@ -81,7 +81,7 @@ def run(spec, along, M, N, rng, small=0, front=False):
             pointers = [(ctypes.c_void_p * len(s))(*(a.ctypes.data for a in s)) for s in (arrays, state)]
             s, i, v, r = (a.ctypes.data for a in (strides, items, intervals, redo))
             a, b = map(ctypes.addressof, pointers)
-            words = np.array([a, s, i, 0, 1, v, b, M * lanes, at, 0, 0, r, 0, 0], np.int64)
+            words = np.array([a, s, i, 0, 1, v, b, M * lanes, at, 0, 0, r, 0, 0, 0, 0], np.int64)
             kernel.call(words.ctypes.data)
             results.append(b"".join(a.tobytes() for a in state))
     pairs = zip(results[::2], results[1::2])

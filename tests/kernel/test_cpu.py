@@ -266,7 +266,7 @@ def call(kernel, arrays, strides, items, intervals, states, pitch):
         (sum(-(-(last - first) // kernel.program.plan.tile) for _, first, last, *_ in items), 2), -1, np.int64
     )
     a, b = map(ctypes.addressof, pointers)
-    words = np.array([a, s, i, 0, len(items), v, b, pitch, address, 0, 0, redo.ctypes.data, 0, 0], np.int64)
+    words = np.array([a, s, i, 0, len(items), v, b, pitch, address, 0, 0, redo.ctypes.data, 0, 0, 0, 0], np.int64)
     kernel.call(words.ctypes.data)
     return redo
 
