@@ -7,7 +7,8 @@ Every figure of the first table is pairs divided by the CPU time of the process,
 of the second are by wall clock, lower where other processes have the core. Both are medians of rounds in which all
 rivals of a row take turns. A call is from NumPy arrays to a NumPy array, with staging, without compilation. It gets as
 many rows as take about `--budget` seconds, each rival its own number (sizes shown are those of dred); where all rows
-take less, there are as many calls. Peers are described in `peers.py`; which of them a row has is a matter of the form of its distances:
+take less, there are as many calls. Peers are described in `peers.py`; which of them a row has is a matter of the form
+of its distances:
 
     rows named "expanded"   |x|² + |y|² - 2 x·y, a matrix product: `dred` is what it is by differences, beside them
                             "expand", which is `Genred(..., expand=True)`
@@ -230,7 +231,7 @@ RATIOS = ("/best", "e/best", "fma", "of fma")
 
 def two_threads(rounds):
     """Wall clock of two threads beside one; and of two that do nothing but multiply and add."""
-    t = next(tasks(["float32"]))
+    t = next(tasks(["float32"]))._replace(columns=40_000)
     v = data(t)
     run = dred(t)
     run.work(v)

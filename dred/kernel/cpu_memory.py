@@ -198,5 +198,5 @@ def taken(size: int, words: int) -> Scratch:
 
 def given_back(scratch: Scratch) -> None:
     """Memory that is no longer in use, and whose table of tiles is blank."""
-    if len(_spare) < SPARES and scratch.size <= SPARE:
+    if len(_spare) < SPARES and scratch.size < SPARE:
         _spare.append(scratch)

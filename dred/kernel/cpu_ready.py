@@ -17,7 +17,7 @@ from dred.kernel.output import Output, converted, empty, read, silently
 from dred.kernel.spec import KernelSpec
 from dred.kernel.threads import NEVER, declared
 
-MOST = 1 << 14  # bytes of a state of no terms that is kept, to be copied
+MOST = 1 << 14  # bytes of a state of no terms, which is kept to be copied, or made in scratch memory
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -59,7 +59,7 @@ class Quick(Prepared):
         super().__init__(spec, M, sizes, outputs)
         self.call, self.program, self.given = call, program, given
         self.blank = empty(spec, M - self.rows)
-        self.memory = program.scratch + sum(a.itemsize * self.rows for a in self.blank)
+        self.memory = program.scratch + (MOST if self.rows else 0)
         self.objects = given + len(self.blank)  # arrays whose addresses a call fills in
         self.words, self.pack = HEAD + self.objects + 1, packer(self.objects)
 

@@ -20,7 +20,7 @@ CHOICES = 64  # steps of a chain that adds nothing up
 FEW = 0.75  # lanes that are rows, at least, as a part of all; else lanes are columns
 UNITS = 64  # shares that there are to be for threads: columns are split where rows do not make as many
 SHARE = 2e6  # instructions that are worth a thread of their own
-PART = 1.6e7  # and those that are worth states of their own
+PART = 5e7  # and those that are worth states of their own, which take a call and are merged
 STATES = 1 << 25  # bytes of the states of all parts, at most
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
@@ -188,6 +188,7 @@ def split(spec: KernelSpec, M: int, N: int, batches: int = 1) -> Split:
     units, states = (batches * M, batches * M * lanes) if few else (batches * tiles, batches * M)
     cost = 10 + 2 * sum(v.dim for v in spec.read)
     state = 8 * states * sum(field.size for field in spec.fields)
-    most = min(UNITS // units, int(batches * M * N * cost / PART), STATES // state, N // least)
+    work = batches * (M + few) * N * cost  # of few rows, to stage a column is as much as a pair
+    most = min(UNITS // units, int(work / PART), STATES // state, N // least)
     cut = ceil(N / max(1, most) / least) * least
     return Split(J if few else I, tuple((start, min(start + cut, N)) for start in range(0, N, cut)))

@@ -143,7 +143,7 @@ def test_a_part_that_is_not_finite_is_done_again():
 
 @pytest.mark.parametrize(
     ("M", "N", "along", "parts"),
-    [(1, 10**7, J, range(16, 65)), (10, 10**7, J, range(4, 7)), (12, 10**7, I, range(32, 65)),
+    [(1, 10**7, J, range(8, 17)), (10, 10**7, J, range(4, 7)), (12, 10**7, I, range(32, 65)),
      (100, 10**7, I, range(8, 10)), (2000, 10**6, I, [1]), (10**6, 10**6, I, [1]), (10, 100, I, [1]),
      (1, N, J, range(1, 3))],
 )  # fmt: skip
