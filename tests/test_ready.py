@@ -27,6 +27,7 @@ REDUCTIONS = {
     "Kahan": (TEXT, {"sum_scheme": "kahan_scheme"}),
     "Mean": (TEXT, {"reduction_op": "Mean"}),
     "Max": (TEXT, {"reduction_op": "Max"}),
+    "Min": (TEXT, {"reduction_op": "Min"}),
     "Min_ArgMin": (TEXT, {"reduction_op": "Min_ArgMin"}),
     "ArgKMin": (TEXT, {"reduction_op": "ArgKMin", "opt_arg": 3}),
     "LogSumExp": (TEXT, {"reduction_op": "LogSumExp"}),
@@ -160,7 +161,7 @@ def test_addresses_by_hand(name, monkeypatch):
 
 def test_where_the_kernel_makes_the_state():
     """Where it is a value for each row, and the result but for its type."""
-    direct = {"Sum": True, "Max": True, "Mean": False, "vectors": False, "LogSumExp": False, "Any": False}
+    direct = {"Sum": True, "Max": True, "Min": True, "Mean": False, "vectors": False, "LogSumExp": False, "Any": False}
     for name, dtype in itertools.product(direct, TYPES):
         for how in [{}, {"dtype_acc": "float32"}][: 1 + (name == "Sum" and dtype == "float32")]:
             routine, given = made(name, **how), arrays(dtype=dtype)

@@ -71,25 +71,17 @@ def by_table(sole: Sole | None = None) -> str:
     given = ", ".join(f"{kind} %a{k}" for k, kind in enumerate(kinds))
     begin, end = ("", "") if sole is None else _by_row(sole)
     body = "\n".join(lines)
+    look = """  %there = getelementptr i64, ptr %pointers, i64 %look
+  %object = load ptr, ptr %there, align 8
+  %at = getelementptr i8, ptr %object, i64 %offset
+  %data = load ptr, ptr %at, align 8
+  store ptr %data, ptr %there, align 8"""
     return f"""
 define void @call(ptr %arguments) {{
 start:
 {body}
   %pointers = getelementptr i64, ptr %arguments, i64 {HEAD}
-  br label %next
-next:
-  %k = phi i64 [ 0, %start ], [ %following, %look ]
-  %more = icmp slt i64 %k, %objects
-  br i1 %more, label %look, label %done
-look:
-  %there = getelementptr i64, ptr %pointers, i64 %k
-  %object = load ptr, ptr %there, align 8
-  %at = getelementptr i8, ptr %object, i64 %offset
-  %data = load ptr, ptr %at, align 8
-  store ptr %data, ptr %there, align 8
-  %following = add i64 %k, 1
-  br label %next
-done:
+{_loop("look", "start", "objects", look)}
 {begin}
   call void @fold({given})
 {end}
@@ -104,36 +96,33 @@ def _by_row(sole: Sole) -> tuple[str, str]:
     value, rounded = "%value", ""
     if acc.itemsize > out.itemsize:
         value, rounded = "%rounded", f"  %rounded = fptrunc {acc.scalar} %value to {out.scalar}"
+    fill = f"""  %blank = getelementptr {acc.scalar}, ptr %state, i64 %fill
+  store {acc.scalar} {acc.literal(sole.blank)}, ptr %blank, align {acc.itemsize}"""
+    read = f"""  %from = getelementptr {acc.scalar}, ptr %state, i64 %read
+  %value = load {acc.scalar}, ptr %from, align {acc.itemsize}
+{rounded}
+  %to = getelementptr {out.scalar}, ptr %result, i64 %read
+  store {out.scalar} {value}, ptr %to, align {out.itemsize}"""
     begin = f"""  %result_at = getelementptr i64, ptr %pointers, i64 %place
   %result = load ptr, ptr %result_at, align 8
   %state_at = getelementptr i64, ptr %result_at, i64 1
   %state = load ptr, ptr %state_at, align 8
-  br label %blank
-blank:
-  %n = phi i64 [ 0, %done ], [ %n1, %fill ]
-  %n_more = icmp slt i64 %n, %rows
-  br i1 %n_more, label %fill, label %filled
-fill:
-  %n_at = getelementptr {acc.scalar}, ptr %state, i64 %n
-  store {acc.scalar} {acc.literal(sole.blank)}, ptr %n_at, align {acc.itemsize}
-  %n1 = add i64 %n, 1
-  br label %blank
-filled:"""
-    end = f"""  br label %folded
-folded:
-  %m = phi i64 [ 0, %filled ], [ %m1, %round ]
-  %m_more = icmp slt i64 %m, %rows
-  br i1 %m_more, label %round, label %end
-round:
-  %m_at = getelementptr {acc.scalar}, ptr %state, i64 %m
-  %value = load {acc.scalar}, ptr %m_at, align {acc.itemsize}
-{rounded}
-  %to = getelementptr {out.scalar}, ptr %result, i64 %m
-  store {out.scalar} {value}, ptr %to, align {out.itemsize}
-  %m1 = add i64 %m, 1
-  br label %folded
-end:"""
-    return begin, end
+{_loop("fill", "look_end", "rows", fill)}"""
+    return begin, _loop("read", "fill_end", "rows", read)
+
+
+def _loop(name: str, before: str, count: str, body: str) -> str:
+    """`for name in range(count): body`, behind the block `before`; what follows is in the block `name_end`."""
+    return f"""  br label %{name}_next
+{name}_next:
+  %{name} = phi i64 [ 0, %{before} ], [ %{name}_after, %{name}_body ]
+  %{name}_more = icmp slt i64 %{name}, %{count}
+  br i1 %{name}_more, label %{name}_body, label %{name}_end
+{name}_body:
+{body}
+  %{name}_after = add i64 %{name}, 1
+  br label %{name}_next
+{name}_end:"""
 
 
 @cache
