@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dred.formula.node import I, J
 from dred.kernel.cpu_schedule import SUMS, Schedule, schedule
-from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, Loop, walk
+from dred.kernel.ir import FOLDS, IJ, Expr, Kernel, walk
 from dred.kernel.llvm_large import LargeText
 from dred.kernel.llvm_math import declared, operation
 from dred.kernel.llvm_state import Cells
@@ -101,6 +101,7 @@ class _Fold(LargeText):
         # where the text stands: operands of the loops that are open
         self.state_base: list[str] = []
         self.redo_at = self.item_row = ""
+        self.arriving = False  # whether columns are staged
 
     def program(self) -> Program:
         places, self.nbytes = _placed(self._sizes())
@@ -177,6 +178,10 @@ class _Fold(LargeText):
             self.panel_size = self.smaller(self.integer("sub", stop, column), plan.panel)
             self.panel_column = column
             self.stage_panel()
+            if self.late:
+                self.arriving = True
+                tile("0", [])
+                self.arriving = False
             return self.loop(0, count, plan.tile, [], tile)
 
         def span(v: str, _: list[str]) -> list[str]:
@@ -213,7 +218,7 @@ class _Fold(LargeText):
     # tiles and chains -------------------------------------------------------------------------------------------------
 
     def _columns(self, at: str) -> list[str]:
-        """All columns of a panel for one tile of rows."""
+        """All columns of a panel for one tile of rows; while they are staged, those that fill spans."""
         plan = self.plan
         self.records[I] = self.at(self.staged[I], self.integer("mul", at, self.pitch(I)), element=self.one.scalar)
         whole, steps = self.panel_size, self.panel_size
@@ -225,7 +230,12 @@ class _Fold(LargeText):
         def rest(start: str, _: list[str]) -> list[str]:
             return self._chain(start, self.smaller(self.integer("sub", steps, start), plan.chain), 1, plan.columns > 1)
 
-        self.loop(0, full, plan.span, [], lambda start, _: self._span(start))
+        begin: Operand = 0
+        if self.late and not self.arriving:  # the first row has met them
+            begin = self.put(f"select i1 {self.put(f'icmp eq i64 {at}, 0')}, i64 {full}, i64 0")
+        self.loop(begin, full, plan.span, [], lambda start, _: self._span(start))
+        if self.arriving:
+            return []
         if self.long and plan.span > plan.chain:  # one by one, columns would wait for their sums over components
             first, full = full, self.integer("mul", self.integer("sdiv", whole, plan.chain), plan.chain)
             self.loop(
@@ -319,10 +329,11 @@ class _Fold(LargeText):
         carry = [(self.running_type(f), self.identity(f)) for f, _ in cells]
 
         def block(step: str, held: list[str]) -> list[str]:
-            if self.late and isinstance(count, int) and steps == self.plan.steps:
-                self.arrive(self.integer("add", start, step), steps)
+            late = self.late and isinstance(count, int) and steps == self.plan.steps
+            if late:
+                self.fetch(self.integer("add", start, step))
             mask = self._step(start, step, masked)
-            running = self._pairs(how, steps, dict(zip(cells, held, strict=True)), mask)
+            running = self._pairs(how, steps, dict(zip(cells, held, strict=True)), mask, late and self.arriving)
             return [running[cell] for cell in cells]
 
         def some(first: Operand, last: Operand, held: list[str]) -> list[str]:
@@ -398,16 +409,21 @@ class _Fold(LargeText):
         some = self.put(f"icmp ne {bits} {self.put(f'bitcast {lanes.mask} {some} to {bits}')}, 0")
         self.when(some, lambda: self._join(others, anchored, "", 0, False))
 
-    def _pairs(self, how: Sequence[Sequence[Expr]], steps: int, running: Cells, mask: str) -> Cells:
-        """The running values of the flat roots after some more steps; all roots step at once."""
+    def _pairs(self, how: Sequence[Sequence[Expr]], steps: int, running: Cells, mask: str, arrive: bool) -> Cells:
+        """The running values of the flat roots after some more steps; all roots step at once.
+
+        `arrive`: columns are staged here.
+        """
         self.pairs.columns = steps
         reads = {n: self._stateless(how[n]) for n in self.flat}
         roots = self.kernel.roots
         heads = [e for e in self.kept if e.id in self.stateful]
         with self.pairs.scope():
             if self.plan.staggered:
-                self._write([e for n in self.flat for e in reads[n]], steps)
+                self._write([e for n in self.flat for e in reads[n]], steps, arrive)
             for s in range(steps):
+                if arrive and not self.plan.staggered:
+                    self.arrived(s)
                 for n in self.flat:
                     for e in reads[n]:
                         self.pairs.get(e, s)
@@ -436,15 +452,17 @@ class _Fold(LargeText):
                     found = [self._chosen(mask, self.lanes.type, v, nothing) for v in found]
                     self.rank(n, found, self.column_number)
 
-                self._over(n, candidates, terms[:1])
+                self.over(n, candidates, terms[:1])
         return running
 
-    def _write(self, values: Sequence[Expr], steps: int) -> None:
+    def _write(self, values: Sequence[Expr], steps: int, arrive: bool) -> None:
         """Values of all steps, before what reads running values."""
         for e in self.pairs.lasting(values):
             self.pairs.get(e)
         marks = [len(self.lines)]
         for s in range(steps):
+            if arrive:
+                self.arrived(s)
             for e in values:
                 self.pairs.get(e, s)
             marks.append(len(self.lines))
@@ -471,19 +489,6 @@ class _Fold(LargeText):
                 for n in flat:
                     for f, value in zip(roots[n].fields, merged[n], strict=True):
                         self.write_state(f, roots[n].index, value)
-
-    def _over(self, n: int, body: Callable[[], None], reads: Sequence[Expr] = ()) -> None:
-        """`body`, which reads some values, for every component of a root."""
-
-        def nest(loops: Sequence[Loop]) -> list[str]:
-            if not loops:
-                body()
-                return []
-            for want in self.pairs.invariants(loops[0], reads):
-                self.pairs.get(*want)
-            return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
-
-        nest(self.kernel.roots[n].loops)
 
 
 def _placed(sizes: Sequence[int]) -> tuple[list[int], int]:

@@ -71,6 +71,13 @@ class RecordText(StagingText):
             return self._truth(e, self.load(lanes.type, p, lanes.nbytes))
         return self._truth(e, self.broadcast(lanes, self.load(one.scalar, p, one.itemsize)))
 
+    def arrived(self, step: int) -> None:
+        """Binds the values of a record that is staged here."""
+        first = self.integer("add", self.first[J], step * self.plan.columns)
+        record = self.at(self.records[J], step * self.plan.columns * self.pitch(J), element=self.one.scalar)
+        for e, value in self.arrive(first, record):
+            self.pairs.bind(e, value, step)
+
     def shared_place(self, e: Expr, at: int, step: int, size: int) -> str:
         """Address of a value of pairs that components read."""
         width = self.lanes.width

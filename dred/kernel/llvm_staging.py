@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 
 from dred.formula.node import I, J
 from dred.kernel.cpu_schedule import Schedule
@@ -12,6 +13,7 @@ from dred.kernel.llvm_state import StateText
 from dred.kernel.llvm_values import Operand, Values
 
 FETCHED = 16  # values of a row, at most, that are fetched before they are needed
+SHORT = 6  # components of a row, at most, of which a tile's are loaded at once
 LONG = 8  # cache lines of a record that has some to spare
 
 
@@ -32,13 +34,15 @@ class StagingText(StateText):
         self.values = [self.scalars, self.vectors, self.parts]
         short = not any(b.free or b.op in FOLDS for b in walk([e for e, _ in kernel.slots_j]))
         self.late = plan.along == J and short  # whether columns are staged when the first row meets them
+        short_rows = [(ind, dim) for ind, dim, axes in kernel.loads if axes == J and dim <= FETCHED]
+        self.fetched = short_rows if self.late else []
         # where the text stands: operands of the loops that are open
         self.staged: dict[int, str] = {}  # records, by index
-        self.panel_column = self.panel_size = self.row_number = ""
-        self.fetched: list[tuple[str, str, str]] = []  # where to fetch from, how many lines and bytes at a time
+        self.panel_column = self.panel_size = ""
+        self.fetched_column = self.fetched_steps = ""  # from what column on, and of how many steps at a time
         self.base: dict[int, str] = {}
         self.row = ""  # that is being staged
-        self.wide_loads: dict[int, str] = {}  # variables of the tile that is being staged
+        self.wide_loads: dict[int, list[str]] = {}  # variables of the tile that is being staged
 
     # records ----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +119,7 @@ class StagingText(StateText):
     # columns that are staged when the first row meets them ------------------------------------------------------------
 
     def stage_panel(self) -> None:
-        """Records of a panel of columns, or of those that fill no span: the first row stages the others."""
+        """Records of a panel of columns, or of those that fill no span: the first row stages the others (`arrive`)."""
         first, count, records = self.panel_column, self.panel_size, self.staged[J]
         if self.late:
             span = self.plan.span * self.plan.columns
@@ -124,51 +128,51 @@ class StagingText(StateText):
             records = self.at(records, self.integer("mul", full, self.kernel.size_j), element=self.one.scalar)
         self.stage(J, first, count, records)
 
+    def arrive(self, first: str, record: str) -> list[tuple[Expr, str]]:
+        """Columns from one on, of all lanes, which are staged when the first row meets them: values of the record.
+
+        So what a processor does for staging goes on beside what it computes.
+        """
+        slots, self.row, self.wide_loads = self.kernel.slots_j, first, {}
+        with self.vectors.scope():
+            found = [(e, self.vectors.get(e)) for e, _ in slots]
+        for (e, value), (_, at) in zip(found, slots, strict=True):
+            there = self.at(record, at * self.plan.lanes, element=self.one.scalar)
+            self.store(self.lanes.type, self._number(self.lanes, e, value), there, self.lanes.nbytes)
+        return found
+
     def open_row(self, row: str, rows: str) -> None:
         """Goes to one of some rows, and works out what it fetches of the next panel in each group of steps."""
-        self.row_number, self.fetched = row, []
-        if not self.late:
+        if not self.fetched:
             return
-        plan = self.plan
-        groups = plan.panel // plan.columns // plan.steps
-        shares, next_panel = self.integer("mul", rows, groups), self.integer("add", self.panel_column, plan.panel)
-        for ind, dim, axes in self.kernel.loads:
-            if axes == J and dim <= FETCHED:
-                lines = plan.panel * dim * self.one.itemsize // 64
-                count = self.integer("sdiv", self.integer("add", shares, lines - 1), shares)
-                size = self.integer("mul", count, 64)
-                there = self.at(self.base[ind], self.times(next_panel, dim), element=self.one.scalar)
-                first = self.integer("mul", self.integer("mul", row, groups), size)
-                self.fetched.append((self.at(there, first, element="i8"), count, size))
+        steps = self.plan.panel // self.plan.columns
+        groups = self.integer("mul", rows, steps // self.plan.steps)
+        self.fetched_steps = self.integer("udiv", self.integer("add", groups, steps - 1), groups)
+        before = self.integer("mul", self.integer("mul", row, steps // self.plan.steps), self.fetched_steps)
+        first = self.integer("add", self.panel_column, self.integer("mul", before, self.plan.columns))
+        self.fetched_column = self.integer("add", first, self.plan.panel)
 
-    def arrive(self, step: str, steps: int) -> None:
-        """Before a group of steps: the first row stages their columns, all fetch some of the next panel.
+    def fetch(self, step: str) -> None:
+        """Before a group of steps: all rows fetch some of the next panel.
 
-        So what a processor does for staging goes on beside what it computes, and memory is read all the time, into the
-        L2 cache: fewer lines at a time than it can wait for.
+        So memory is read all the time, into the L2 cache: fewer lines at a time than a processor can wait for.
         """
-        plan, size = self.plan, self.kernel.size_j
+        if not self.fetched:
+            return
+        group = self.integer("sdiv", step, self.plan.steps)
+        columns = self.integer("mul", self.fetched_steps, self.plan.columns)
+        first = self.integer("add", self.fetched_column, self.integer("mul", group, columns))
 
-        def stage() -> None:
-            place = self.integer("mul", step, plan.columns)
-            first = self.integer("add", self.panel_column, place)
-            there = self.at(self.staged[J], self.integer("mul", place, size), element=self.one.scalar)
-            for s in range(steps):
-                self.row, self.wide_loads = self.integer("add", first, s * plan.columns), {}
-                record = self.at(there, s * plan.columns * size, element=self.one.scalar)
-                self._stage(self.kernel.slots_j, record, plan.lanes, True)
+        def ahead(k: str, _: list[str]) -> list[str]:
+            column = self.integer("add", first, self.integer("mul", k, self.plan.columns))
+            for ind, dim in self.fetched:
+                place = self.at(self.base[ind], self.times(column, dim), element=self.one.scalar)
+                for n in range(self.plan.columns * dim * self.one.itemsize // 64):
+                    there = self.at(place, 64 * n, element="i8")
+                    self.do(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 2, i32 1)")
+            return []
 
-        self.when(self.put(f"icmp eq i64 {self.row_number}, 0"), stage)
-        group = self.integer("sdiv", step, steps)
-        for there, count, bytes_ in self.fetched:
-            first = self.at(there, self.integer("mul", group, bytes_), element="i8")
-
-            def line(k: str, _: list[str], first: str = first) -> list[str]:
-                where = self.at(first, self.times(k, 64), element="i8")
-                self.do(f"call void @llvm.prefetch.p0(ptr {where}, i32 0, i32 2, i32 1)")
-                return []
-
-            self.loop(0, count, 1, [], line)
+        self.loop(0, self.fetched_steps, 1, [], ahead)
 
     def _whole(self, count: str) -> str:
         """Rows of as many tiles as there are for some rows."""
@@ -382,16 +386,8 @@ class StagingText(StateText):
         if not axes:
             return self.broadcast(self.lanes, self._variable(e, self.vectors))
         one, lanes = self.one, self.lanes
-        if dim <= 3 and not index.terms:  # all components at once, then every dim-th
-            kind = f"<{lanes.width * dim} x {one.scalar}>"
-            if ind not in self.wide_loads:
-                row = self.at(self.base[ind], self.times(self.row, dim), element=one.scalar)
-                self.wide_loads[ind] = self.load(kind, row, one.itemsize)
-            if dim == 1:
-                return self.wide_loads[ind]
-            which = ", ".join(f"i32 {index.offset + lane * dim}" for lane in range(lanes.width))
-            wide = self.wide_loads[ind]
-            return self.put(f"shufflevector {kind} {wide}, {kind} poison, <{lanes.width} x i32> <{which}>")
+        if dim <= SHORT and not index.terms:
+            return self._every(ind, dim, index.offset)
         place = (self.times(self.row, dim), *self._counted(index, self.vectors))
         first = self.at(self.base[ind], *place, element=one.scalar)
         value = "poison"
@@ -399,6 +395,32 @@ class StagingText(StateText):
             x = self.load(one.scalar, self.at(first, lane * dim, element=one.scalar), one.itemsize)
             value = self.put(f"insertelement {lanes.type} {value}, {one.scalar} {x}, i32 {lane}")
         return value
+
+    def _every(self, ind: int, dim: int, component: int) -> str:
+        """A component of a variable in the rows of the tile: every dim-th of what lies there, which is loaded once.
+
+        With AVX-512, choosing what lies in different lanes of several vectors costs little, and permuting two of them
+        much, which LLVM would do dim - 1 times.
+        """
+        one, lanes = self.one, self.lanes
+        width = lanes.width
+        apart = lanes.scaling and gcd(dim, width) == 1
+        count, length = (dim, width) if apart else (1, dim * width)
+        kind = f"<{length} x {one.scalar}>"
+        if ind not in self.wide_loads:
+            row = self.at(self.base[ind], self.times(self.row, dim), element=one.scalar)
+            places = [self.at(row, n * length, element=one.scalar) for n in range(count)]
+            self.wide_loads[ind] = [self.load(kind, place, one.itemsize) for place in places]
+        value, *others = self.wide_loads[ind]
+        if dim == 1:
+            return value
+        which = [component + row * dim for row in range(width)]
+        for n, other in enumerate(others, 1):
+            taken = {k % width for k in which if k // width == n}
+            mask = ", ".join(f"i1 {'true' if lane in taken else 'false'}" for lane in range(width))
+            value = self.put(f"select {lanes.mask} <{mask}>, {kind} {other}, {kind} {value}")
+        order = ", ".join(f"i32 {k % length}" for k in which)
+        return self.put(f"shufflevector {kind} {value}, {kind} poison, <{width} x i32> <{order}>")
 
     def _fixed(self, e: Expr, values: Values) -> str | None:
         """What varies with component loops at most, and reads nothing."""

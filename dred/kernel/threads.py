@@ -262,7 +262,11 @@ def run(shares: Sequence[Share]) -> None:
     shares : sequence of callable
         Each is given a `Stop`, and asks it between its calls.
     """
-    job = _Job(shares, thread_count())
+    if (limit := thread_count()) == 1:  # nobody helps, here or anywhere
+        for share in shares:
+            share(NEVER)
+        return
+    job = _Job(shares, limit)
     try:
         with _turns:
             _jobs.add(job)

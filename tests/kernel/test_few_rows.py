@@ -55,6 +55,20 @@ def test_short_vectors_inside_loops(dims):
     np.testing.assert_array_equal(fold(spec, arrays, 2, N).T, want)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dim", range(1, 9))
+def test_every_component_is_staged(dim, dtype):
+    """Few of them are loaded as vectors of all, of which every dim-th is taken: each in its row, beside the others."""
+    f = formula("x*b*Square(y|w)", ["x = Vi(1)", f"y = Vj({dim})", "b = Vj(1)", f"w = Pm({dim})"])
+    spec = KernelSpec.of(f.node, "Sum", 1, dtype, "float64", variables=f.variables)
+    rng = np.random.default_rng(dim)
+    x, y, b = (rng.integers(-2, 3, shape).astype(dtype) for shape in ((3, 1), (N, dim), (N, 1)))
+    w = np.arange(1, dim + 1, dtype=dtype)
+    assert lanes_of(spec, 3, N) == J
+    want = x[:, 0].astype(np.float64) * (b[:, 0].astype(np.float64) @ (y.astype(np.float64) @ w) ** 2)
+    np.testing.assert_array_equal(fold(spec, [x, y, b, w], 3, N)[0], want)
+
+
 @pytest.mark.parametrize("more", [0, 1, 15, 16, 17, 255, 1024])
 @pytest.mark.parametrize("case", [Case("Sum"), Case("Min_ArgMin"), Case("LogSumExp"), Case("Count")], ids=str)
 def test_any_number_of_columns(case, more):
@@ -190,10 +204,13 @@ def test_a_pair_has_the_same_value_whatever_the_lanes_are(text, dim, dtype):
 
 
 @pytest.mark.parametrize(
-    ("text", "along", "fetched"),
-    [("Exp(-g*SqDist(x,y))*b", J, 2), ("x*y", J, 1), ("Exp(-g*SqDist(x,y))*b", I, 0), ("e*v*w*Exp(v|w)", J, 0)],
+    ("text", "along", "lines"),
+    [("Exp(-g*SqDist(x,y))*b", J, 4), ("x*y", J, 3), ("Exp(-g*SqDist(x,y))*b", I, 0), ("e*v*w*Exp(v|w)", J, 0)],
 )
-def test_the_next_panel_is_fetched(text, along, fetched):
-    """Of each variable of columns, by all rows in turn; of long vectors, and where rows are many, nothing is."""
+def test_the_next_panel_is_fetched(text, along, lines):
+    """Of each variable of columns, by all rows in turn; of long vectors, and where rows are many, nothing is.
+
+    The lines are those of a vector of columns; the first row, which stages them, has a text of its own.
+    """
     program = llvm.render(lower(made(text), 8, hoist=True), "float32", "float64", 16, along).text
-    assert program.count("call void @llvm.prefetch") == fetched
+    assert program.count("call void @llvm.prefetch") == 2 * lines
