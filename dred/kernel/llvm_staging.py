@@ -34,12 +34,12 @@ class StagingText(StateText):
         self.values = [self.scalars, self.vectors, self.parts]
         short = not any(b.free or b.op in FOLDS for b in walk([e for e, _ in kernel.slots_j]))
         self.late = plan.along == J and short  # whether columns are staged when the first row meets them
-        short_rows = [(ind, dim) for ind, dim, axes in kernel.loads if axes == J and dim <= FETCHED]
-        self.fetched = short_rows if self.late else []
+        fetched = [(ind, dim) for ind, dim, axes in kernel.loads if axes == J and dim <= FETCHED]
+        self.fetched = fetched if self.late else []  # variables, and their dimensions
         # where the text stands: operands of the loops that are open
         self.staged: dict[int, str] = {}  # records, by index
         self.panel_column = self.panel_size = ""
-        self.fetched_column = self.fetched_steps = ""  # from what column on, and of how many steps at a time
+        self.fetching = ("", "")  # groups of steps before this row, and what each of them fetches
         self.base: dict[int, str] = {}
         self.row = ""  # that is being staged
         self.wide_loads: dict[int, list[str]] = {}  # variables of the tile that is being staged
@@ -142,37 +142,41 @@ class StagingText(StateText):
         return found
 
     def open_row(self, row: str, rows: str) -> None:
-        """Goes to one of some rows, and works out what it fetches of the next panel in each group of steps."""
+        """Goes to one of some rows, and works out what it fetches of the next panel in each group of steps.
+
+        Groups are counted over all rows, and have so many steps of 2^32 parts each.
+        """
         if not self.fetched:
             return
         steps = self.plan.panel // self.plan.columns
-        groups = self.integer("mul", rows, steps // self.plan.steps)
-        self.fetched_steps = self.integer("udiv", self.integer("add", groups, steps - 1), groups)
-        before = self.integer("mul", self.integer("mul", row, steps // self.plan.steps), self.fetched_steps)
-        first = self.integer("add", self.panel_column, self.integer("mul", before, self.plan.columns))
-        self.fetched_column = self.integer("add", first, self.plan.panel)
+        groups = steps // self.plan.steps
+        every, before = self.integer("mul", rows, groups), self.integer("mul", row, groups)
+        share = self.integer("udiv", self.integer("add", every, (steps << 32) - 1), every)
+        self.fetching = before, share
 
     def fetch(self, step: str) -> None:
-        """Before a group of steps: all rows fetch some of the next panel.
+        """Before a group of steps: all rows fetch some of the next panel, as many steps of it as any other time.
 
         So memory is read all the time, into the L2 cache: fewer lines at a time than a processor can wait for.
         """
         if not self.fetched:
             return
-        group = self.integer("sdiv", step, self.plan.steps)
-        columns = self.integer("mul", self.fetched_steps, self.plan.columns)
-        first = self.integer("add", self.fetched_column, self.integer("mul", group, columns))
+        plan, (before, share) = self.plan, self.fetching
+        group = self.integer("add", before, self.integer("sdiv", step, plan.steps))
+        ends = [group, self.integer("add", group, 1)]
+        first, last = [self.integer("lshr", self.integer("mul", end, share), 32) for end in ends]
+        panel = self.integer("add", self.panel_column, plan.panel)
 
         def ahead(k: str, _: list[str]) -> list[str]:
-            column = self.integer("add", first, self.integer("mul", k, self.plan.columns))
+            column = self.integer("add", panel, self.integer("mul", k, plan.columns))
             for ind, dim in self.fetched:
                 place = self.at(self.base[ind], self.times(column, dim), element=self.one.scalar)
-                for n in range(self.plan.columns * dim * self.one.itemsize // 64):
+                for n in range(plan.columns * dim * self.one.itemsize // 64):
                     there = self.at(place, 64 * n, element="i8")
                     self.do(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 2, i32 1)")
             return []
 
-        self.loop(0, self.fetched_steps, 1, [], ahead)
+        self.loop(first, last, 1, [], ahead)
 
     def _whole(self, count: str) -> str:
         """Rows of as many tiles as there are for some rows."""
