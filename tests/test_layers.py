@@ -68,6 +68,7 @@ ORDER = [
     "dred.kernel.llvm_staging",
     "dred.kernel.llvm_records",
     "dred.kernel.llvm_large",
+    "dred.kernel.llvm_chains",
     "dred.kernel.llvm",
     "dred.kernel.cpu_memory",
     "dred.kernel.cpu_calls",

@@ -292,16 +292,3 @@ class LargeText(RecordText):
         inside = {e.id for e in walk(merge) if e.free}
         found = {a.id: a for e in walk(merge) if e.id in inside for a in e.args if a.id not in inside}
         return [found[key] for key in sorted(found)]
-
-    def over(self, n: int, body: Callable[[], None], reads: Sequence[Expr] = ()) -> None:
-        """`body`, which reads some values, for every component of a root."""
-
-        def nest(loops: Sequence[Loop]) -> list[str]:
-            if not loops:
-                body()
-                return []
-            for want in self.pairs.invariants(loops[0], reads):
-                self.pairs.get(*want)
-            return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
-
-        nest(self.kernel.roots[n].loops)
