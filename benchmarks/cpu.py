@@ -3,12 +3,12 @@
     python benchmarks/cpu.py [--budget SECONDS] [--rounds N] [--rows TEXT ...] [--peers NAMES] [--dtype TYPE]
                              [--limit SECONDS]
 
-Every figure of the first table is pairs divided by the CPU time of the process, which computes with one thread; those
-of the second are by wall clock, lower where other processes have the core. Both are medians of rounds in which all
-rivals of a row take turns. A call is from NumPy arrays to a NumPy array, with staging, without compilation. It gets as
-many rows as take about `--budget` seconds, each rival its own number (sizes shown are those of dred); where all rows
-take less, there are as many calls. Peers are described in `peers.py`; which of them a row has is a matter of the form
-of its distances:
+Every figure of the first table is pairs divided by the CPU time of the process, which has one CPU (some peers start
+more threads, whatever they are told); those of the second are by wall clock, lower where other processes have the CPU.
+Both are medians of rounds in which all rivals of a row take turns. A call is from NumPy arrays to a NumPy array, with
+staging, without compilation. It gets as many rows as take about `--budget` seconds, each rival its own number (sizes
+shown are those of dred); where all rows take less, there are as many calls. Peers are described in `peers.py`; which of
+them a row has is a matter of the form of its distances:
 
     rows named "expanded"   |x|² + |y|² - 2 x·y, a matrix product: `dred` is what it is by differences, beside them
                             "expand", which is `Genred(..., expand=True)`
@@ -53,6 +53,7 @@ from dred import __version__ as dred_version
 from dred.kernel import machine
 from dred.kernel.ceiling import COUNT, multiply_add_rate
 
+CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 CHECKED = 16  # rows
 
@@ -231,6 +232,7 @@ RATIOS = ("/best", "e/best", "fma", "of fma")
 
 def two_threads(rounds):
     """Wall clock of two threads beside one; and of two that do nothing but multiply and add."""
+    confine(CPUS)
     t = next(tasks(["float32"]))._replace(columns=40_000)
     v = data(t)
     run = dred(t)
@@ -247,6 +249,12 @@ def two_threads(rounds):
     most = statistics.median(rates["2"]) / statistics.median(rates["1"])
     print(f"\ndred, {t.name}, D = 3, float32, wall clock: one thread {rate(one)}, two threads {rate(two)}, "
           f"{two / one:.2f} ×; multiply-adds of two threads: {most:.2f} × those of one")  # fmt: skip
+
+
+def confine(cpus):
+    """The CPUs of this thread, and of those that are started later."""
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
 def load():
@@ -287,6 +295,7 @@ def arguments():
 def main():
     options = arguments()
     warnings.simplefilter("ignore")  # of peers, at their imports
+    confine({max(CPUS)} if CPUS else CPUS)
     names = ["dred", "fast", "expand", *(name for name in PEERS if name in options.peers.split(","))]
     ceilings = cache(multiply_add_rate)
     header(options)

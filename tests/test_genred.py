@@ -938,3 +938,15 @@ def test_the_device_is_handed_on(device, monkeypatch):
     monkeypatch.setattr(cuda, "reduce", reduce)
     Genred(TEXT, ALIASES)(*arrays(), backend="cuda", device_id=device)
     assert seen == {"device_id": int(device), "pattern": None}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("M", "dim"), [(256, 9), (512, 70), (4352, 64), (4352, 130), (300, 70)])
+def test_many_columns_where_rows_are_powers_of_two(M, dim, dtype):
+    """Results are turned round block by block, where components lie in the same places of a cache."""
+    rng = np.random.default_rng(0)
+    x, b = rng.integers(-3, 4, (M, 1)).astype(dtype), rng.integers(-3, 4, (5, dim)).astype(dtype)
+    routine = Genred("x*b", ["x = Vi(1)", f"b = Vj({dim})"], axis=1)
+    result = routine(x, b, backend="cpu")
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, x * b.sum(0))

@@ -16,7 +16,8 @@ from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec, array_type
 from dred.reductions import NONE, REDUCTIONS
 
-AT_ONCE = 16  # components of a result that are converted together
+ALIKE, MANY = 2048, 8  # bytes: components that are a multiple of it apart have few places in a cache, at least as many
+COMPONENTS, ROWS = 64, 4096  # of a result that are turned together
 
 State = tuple[NDArray[Any], ...]
 
@@ -83,10 +84,10 @@ class Output:
             result = result.astype(bool)
         elif not whole or self.saved:
             kind = array_type(spec.dtype if self.saved else spec.given or spec.dtype)
-            if _tall(result):
+            if _alike(result):
                 result = _turned(result.T, kind)
             elif result.dtype != kind:
-                result = result.astype(kind)
+                result = result.astype(kind, order="C")
         if self.places and (dim := mine[0].dim) > 1:
             result = result.reshape(len(result), result.shape[1] // dim, dim)
         return result if result.flags.c_contiguous else array_module(result).ascontiguousarray(result)
@@ -145,16 +146,24 @@ def silently(function: Callable[..., Any], *args: Any) -> Any:
     return SILENCE.copy().run(function, *args)
 
 
-def _tall(result: Any) -> bool:
-    """Whether an array of NumPy has long rows whose components lie far from each other."""
-    return isinstance(result, np.ndarray) and result.shape[1] > AT_ONCE and result.flags.f_contiguous
+def _alike(result: Any) -> bool:
+    """Whether components of an array of NumPy lie where they have the same few places in a cache."""
+    if not isinstance(result, np.ndarray) or result.shape[1] <= MANY:
+        return False
+    return result.flags.f_contiguous and result.strides[1] % ALIKE == 0
 
 
 def _turned(field: NDArray[Any], kind: Any) -> NDArray[Any]:
-    """The rows of a field (size, rows), some components at a time: a cache holds what is read of so many."""
-    out = np.empty(field.shape[::-1], kind)
-    for first in range(0, len(field), AT_ONCE):
-        out[:, first : first + AT_ONCE] = field[first : first + AT_ONCE].T
+    """The rows of a field (size, rows), by way of a small array whose components have different places in a cache."""
+    size, M = field.shape
+    out = np.empty((M, size), kind)
+    near = np.empty((min(size, COMPONENTS), min(M, ROWS) + 64 // out.itemsize), kind)
+    for k in range(0, size, COMPONENTS):
+        for i in range(0, M, ROWS):
+            here = field[k : k + COMPONENTS, i : i + ROWS]
+            there = near[: here.shape[0], : here.shape[1]]
+            there[...] = here
+            out[i : i + ROWS, k : k + COMPONENTS] = there.T
     return out
 
 
