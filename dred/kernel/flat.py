@@ -61,13 +61,9 @@ def straight(
     for word, text in lets:
         known[word] = evaluate(parse_once(text), lambda value: place(float(value)), name, call)
     results = [evaluate(parse_once(text), lambda value: place(float(value)), name, call) for text in texts]
-    if len(steps) == len(results) == 1 and max(steps[0][2]) < len(names):  # a sum, say, which is worth it
-
-        def single(given: Sequence[Any]) -> Values:
-            return [function(*[given[a] for a in args])]
-
+    if len(steps) == 1 and results == [steps[0][1]] and max(steps[0][2]) < len(names):  # a sum, say, without a detour
         ((function, _, args),) = steps
-        return single
+        return lambda given: [function(*[given[a] for a in args])]
     template = [constants.get(k) for k in range(count)]
 
     def run(given: Sequence[Any]) -> Values:

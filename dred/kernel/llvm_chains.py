@@ -175,9 +175,10 @@ class ChainText(LargeText):
         with self.pairs.scope():
             if self.plan.staggered:
                 self._write([e for n in self.flat for e in reads[n]], steps, arrive)
-            for s in range(steps):
-                if arrive and not self.plan.staggered:
+            elif arrive:  # all of them before: sums over components are written for all steps at once
+                for s in range(steps):
                     self.arrived(s)
+            for s in range(steps):
                 for n in self.flat:
                     for e in reads[n]:
                         self.pairs.get(e, s)

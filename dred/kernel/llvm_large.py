@@ -22,7 +22,6 @@ class LargeText(RecordText):
         chained = [n for n, root in enumerate(kernel.roots) if root.places == 1]
         self.flat = [n for n in chained if not kernel.roots[n].loops]
         self.large = [n for n in chained if kernel.roots[n].loops]
-        self.late = self.late and not self.large
         self._share()
         self.shared_base = ""
         self.common: dict[int, str] = {}  # sums over pairs of what is the same for all components

@@ -33,7 +33,9 @@ class StagingText(StateText):
         self.parts = Values(self, self.lanes, self._part_leaf)  # components of a row
         self.values = [self.scalars, self.vectors, self.parts]
         short = not any(b.free or b.op in FOLDS for b in walk([e for e, _ in kernel.slots_j]))
-        self.late = plan.along == J and short  # whether columns are staged when the first row meets them
+        large = any(root.loops and root.places == 1 for root in kernel.roots)
+        # whether columns are staged when the first row meets them
+        self.late = plan.along == J and short and not large
         fetched = [(ind, dim) for ind, dim, axes in kernel.loads if axes == J and dim <= FETCHED]
         self.fetched = fetched if self.late else []  # variables, and their dimensions
         # where the text stands: operands of the loops that are open

@@ -16,7 +16,8 @@ from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec, array_type
 from dred.reductions import NONE, REDUCTIONS
 
-ALIKE, MANY = 2048, 8  # bytes: components that are a multiple of it apart have few places in a cache, at least as many
+ALIKE = 2048  # bytes: components that are a multiple of it apart have the same few places in a cache,
+PLACES = 8  # as many, say
 COMPONENTS, ROWS = 64, 4096  # of a result that are turned together
 
 State = tuple[NDArray[Any], ...]
@@ -148,7 +149,7 @@ def silently(function: Callable[..., Any], *args: Any) -> Any:
 
 def _alike(result: Any) -> bool:
     """Whether components of an array of NumPy lie where they have the same few places in a cache."""
-    if not isinstance(result, np.ndarray) or result.shape[1] <= MANY:
+    if not isinstance(result, np.ndarray) or result.shape[1] <= PLACES:
         return False
     return result.flags.f_contiguous and result.strides[1] % ALIKE == 0
 

@@ -253,16 +253,17 @@ def run(shares: Sequence[Share]) -> None:
     """Compute every share, in this thread and in as many others as there are turns.
 
     Not more than `thread_count()` threads compute at once in the process, however many folds there are, and these have
-    turns in equal numbers; only threads that ask always compute themselves. A helper gives its turn away between two
-    calls of a share, and a share that no helper has begun is taken over by the thread that asks: nothing ever waits
-    for a thread of the pool to become free.
+    turns in equal numbers; only threads that ask always compute themselves, and one that can have no helpers is not
+    counted if it begins when nobody else computes. A helper gives its turn away between two calls of a share, and a
+    share that no helper has begun is taken over by the thread that asks: nothing ever waits for a thread of the pool to
+    become free.
 
     Parameters
     ----------
     shares : sequence of callable
         Each is given a `Stop`, and asks it between its calls.
     """
-    if (limit := thread_count()) == 1:  # nobody helps, here or anywhere
+    if (limit := thread_count()) == 1 and not _jobs:  # nobody helps here, and nobody else computes
         for share in shares:
             share(NEVER)
         return

@@ -1,5 +1,6 @@
 """Few rows and many columns: lanes are columns, columns are split, and what each part has met is merged in order."""
 
+import ctypes
 import itertools
 from functools import partial
 
@@ -9,7 +10,7 @@ import pytest
 from dred import Genred
 from dred.formula.language import formula
 from dred.formula.node import I, J
-from dred.kernel import cpu, cpu_calls, cpu_schedule, engine, llvm
+from dred.kernel import cpu, cpu_calls, cpu_memory, cpu_schedule, engine, llvm
 from dred.kernel.cpu_schedule import LANES, split
 from dred.kernel.lower import lower
 from dred.kernel.output import Output, empty
@@ -67,6 +68,26 @@ def test_every_component_is_staged(dim, dtype):
     assert lanes_of(spec, 3, N) == J
     want = x[:, 0].astype(np.float64) * (b[:, 0].astype(np.float64) @ (y.astype(np.float64) @ w) ** 2)
     np.testing.assert_array_equal(fold(spec, [x, y, b, w], 3, N)[0], want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("M", [1, 2, 3])
+@pytest.mark.parametrize("dim", [9, 20])
+@pytest.mark.parametrize("text", ["SqNorm2(x-y)", "SqNorm2(x-w)+y"])
+def test_sums_over_components_beside_columns_that_arrive(text, dim, M, dtype, monkeypatch):
+    """They are written for several columns at once, which are all staged by then."""
+    monkeypatch.setattr(cpu_memory, "_spare", [])
+    f = formula(text, [f"x = Vi({dim})", "y = Vj(1)", f"w = Pm({dim})"])
+    rng = np.random.default_rng(dim)
+    x, y, w = (rng.integers(-2, 3, shape).astype(dtype) for shape in ((M, dim), (N, 1), dim))
+    pairs = ((x[:, None] - (y if "w" not in text else w)) ** 2).sum(-1) + (y[:, 0] if "w" in text else 0)
+    for reduction, want in (("Sum", pairs.sum(1)), ("Max", pairs.max(1)), ("ArgMin", pairs.min(1))):
+        spec = KernelSpec.of(f.node, reduction, 1, dtype, "float64", variables=f.variables)
+        assert lanes_of(spec, M, N) == J
+        scratch = cpu_memory.taken(cpu.compiled(spec, J).program.scratch, 64)
+        ctypes.memset(scratch.at, 0xFF, scratch.size)  # what has not been written is NaN
+        cpu_memory.given_back(scratch)
+        np.testing.assert_array_equal(fold(spec, [x, y, w], M, N)[0], want)
 
 
 @pytest.mark.parametrize("more", [0, 1, 15, 16, 17, 255, 1024])
