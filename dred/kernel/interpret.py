@@ -102,15 +102,6 @@ def _merged_all(spec: KernelSpec, states: State) -> State:
 
 def _halved(join: Callable[[Values], Values], states: State) -> State:
     """Columns merged until one is left: the first half with the second, where an odd one waits for its turn."""
-    if len(states) == 1:  # as of sums, without a detour
-        (field,) = states
-        while (n := field.shape[1]) > 1:
-            half = n // 2
-            first, second = field[:, :half], field[:, half : 2 * half]
-            (found,) = join([first, second])
-            merged = _shaped(found, first, second)
-            field = _beside(merged, field[:, 2 * half :]) if n > 2 * half else merged
-        return (field,)
     while (n := states[0].shape[1]) > 1:
         half = n // 2
         left, right = [a[:, :half] for a in states], [a[:, half : 2 * half] for a in states]

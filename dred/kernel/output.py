@@ -16,8 +16,8 @@ from dred.kernel.flat import straight
 from dred.kernel.spec import KernelSpec, array_type
 from dred.reductions import NONE, REDUCTIONS
 
-ALIKE = 2048  # bytes: components that are a multiple of it apart have the same few places in a cache,
-PLACES = 8  # as many, say
+ALIKE = 2048  # bytes: components that are a multiple of it apart are in the same few sets of a cache,
+WAYS = 8  # of so many lines each, say
 COMPONENTS, ROWS = 64, 4096  # of a result that are turned together
 
 State = tuple[NDArray[Any], ...]
@@ -148,14 +148,14 @@ def silently(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _alike(result: Any) -> bool:
-    """Whether components of an array of NumPy lie where they have the same few places in a cache."""
-    if not isinstance(result, np.ndarray) or result.shape[1] <= PLACES:
+    """Whether components of an array of NumPy lie where a cache has few lines for them."""
+    if not isinstance(result, np.ndarray) or result.shape[1] <= WAYS:
         return False
     return result.flags.f_contiguous and result.strides[1] % ALIKE == 0
 
 
 def _turned(field: NDArray[Any], kind: Any) -> NDArray[Any]:
-    """The rows of a field (size, rows), by way of a small array whose components have different places in a cache."""
+    """The rows of a field (size, rows), by way of a small array whose components are in different sets of a cache."""
     size, M = field.shape
     out = np.empty((M, size), kind)
     near = np.empty((min(size, COMPONENTS), min(M, ROWS) + 64 // out.itemsize), kind)

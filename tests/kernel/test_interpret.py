@@ -9,6 +9,7 @@ from dred.formula.language import formula
 from dred.formula.node import toposort
 from dred.formula.oracle import dense
 from dred.kernel import engine, interpret
+from dred.kernel.flat import straight
 from dred.kernel.interpret import COLUMNS, ROWS
 from dred.kernel.spec import KernelSpec
 from tests.formula import checks
@@ -154,3 +155,12 @@ def test_the_state_is_of_its_own_type():
         assert state.dtype == acc
         assert state.shape == (1, 1)
     assert state.item() == pytest.approx(1000 * float(np.float32(0.1)), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("lets", "texts", "found"),
+    [((), ("a+b",), [3]), ((), ("a+1",), [2]), ((("t", "a+b"),), ("a",), [1]), ((("t", "a+b"),), ("t", "b"), [3, 2])],
+)
+def test_texts_of_one_step(lets, texts, found):
+    """The short path holds where the only step is the only result, and reads what is given alone."""
+    assert straight(("a", "b"), lets, texts)([1.0, 2.0]) == found

@@ -217,3 +217,20 @@ def test_a_quota_is_rounded_up(allowed, expected, monkeypatch):
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(threads, "quota", lambda: allowed)
     assert threads.thread_count() == expected
+
+
+def test_a_thread_that_can_have_no_helpers_is_counted_beside_others(monkeypatch):
+    monkeypatch.setenv("DRED_NUM_THREADS", "1")
+    seen = []
+
+    def share(stop):
+        seen.append((stop is threads.NEVER, threads._computing()))
+
+    threads.run([share, share])
+    other = threads._Job([], 2)
+    threads._jobs.add(other)
+    try:
+        threads.run([share])
+    finally:
+        threads._jobs.discard(other)
+    assert seen == [(True, 0), (True, 0), (False, 2)]
