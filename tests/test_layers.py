@@ -78,6 +78,7 @@ ORDER = [
     "dred.kernel.cuda_text",
     "dred.kernel.cuda_state",
     "dred.kernel.cuda_tiles",
+    "dred.kernel.cuda_slices",
     "dred.kernel.cuda_source",
     "dred.kernel.cuda_device",
     "dred.kernel.cuda_launch",

@@ -20,12 +20,15 @@ RANKED = 32.0  # instructions that compare a value with the last place of a rank
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running;
 PARTED = 1  # and where there are sums of sums, one more
 ROWS = {4: ((8, 9), (4, 20), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
+SUMS = {2: 46, 1: 90}  # by rows: registers of a row, at most, where they are mainly sums, and loops have copies
 ROOM = ((4, 66), (3, 100))  # blocks, and registers of a thread's rows and of a column's record that leave room for them
+FAR = ((4, 44), (3, 80))  # the same where rows are in memory, of what rows hold beside their records
 PAIRS = {4: 64, 8: 32}  # by bytes: of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
 WORDS = 8  # of a column that each thread reads at once, at most
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
+LOOPED = {"float32": 16, "float64": 16}  # and so do those longer than this that let a thread have one row alone
 
 
 class Schedule(NamedTuple):
@@ -41,8 +44,8 @@ class Schedule(NamedTuple):
         Columns that are accumulated in the compute type.
     part : int
         Columns of a chain that are added to each other first: shorter than a chain where all its sums are `added`.
-    unroll, parts : int
-        Copies of the loops over the columns of a part, and over parts.
+    unroll, parts, folded : int
+        Copies of the loops over the columns of a part, over parts, and over the components of a fold.
     rows_in_memory : bool
         Row records are too long for registers: a kernel of its own writes them to memory.
     wide : bool
@@ -65,6 +68,7 @@ class Schedule(NamedTuple):
     part: int
     unroll: int
     parts: int
+    folded: int
     rows_in_memory: bool
     wide: bool
     group: int
@@ -150,7 +154,10 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         chain = short if short * record <= SHARED else chain
         part = min(part, chain)
         if fused or long_j or rows_in_memory:
-            C = next(c for c in (8, 4, 2, 1) if part % c == 0 and (c == 1 or c * load <= BODY))
+            # rows come from far away: the more columns meet them at a time, the better
+            most = 16 if rows_in_memory and size == 4 and fused == 1 else 8
+            C = next(c for c in (16, 8, 4, 2, 1) if c <= most and chain % c == 0 and (c == 1 or c * load <= BODY))
+            part = max(part, C)
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += PARTED * sum(field.kind == "sum" for field in values) if part < chain else 0
     registers += 2 * len({e.id for e in factors(k.roots) if e.axes})
@@ -160,6 +167,10 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     by_column = all(e.op == "row" and e.attr == J for root in k.roots if root.places > 1 for e in root.terms[1:])
     listed = 0 < places <= LISTED and by_column and not (wide or rows_in_memory)
     R = 4 if rows_in_memory else next((r for r, most in ROWS[size] if registers <= most), 1)
+    # several sums take most of the registers
+    gathered = size == 4 and plain and len(values) > 2 and C == 1 and not (rows_in_memory or wide)
+    if gathered and R == 1 and registers <= SUMS[2]:
+        R = 2
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
         C //= 2
@@ -178,6 +189,8 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     fits = few >= 2 * C and 2 * C * load <= BODY and 2 * C * record <= SHARED and max(fused, len(common)) <= 2
     if wide and plain and C == chain > 1 and fits:
         C *= 2  # a component of the state is read and written once for two chains
+    if size == 4 and wide and plain and rows_in_memory and C >= 16 and 2 * C * max(1, fused, len(common)) <= 64:
+        R = 2  # a column that is read meets two rows
 
     most = min(COLUMNS // size, SHARED // max(1, record))
     columns = "none" if not k.size_j else "memory" if most < max(C, chain) else "packed" if packed else "block"
@@ -187,11 +200,18 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
     most = min(PAIRS[size], int(BODY / (2 * load))) // R  # columns in a turn of the loop
     copies = 1 if full else max(1, min(part // C if part < chain else chain // (2 * C), most // C))
+    if full and gathered and R <= 2 and registers <= SUMS[1]:
+        copies = max(1, min(part, 4) // R)
     parts = max(1, min(chain, most) // part) if part < chain and copies * C == part else 1
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
-    simple = size == 4 and not (rows_in_memory or wide or fused or long_j or ranked)
-    taken = R * registers + k.size_j
-    blocks = next((n for n, most in ROOM if simple and taken <= most), 2)
+    far = size == 4 and rows_in_memory and not wide and fused == 1
+    simple = size == 4 and not (rows_in_memory or wide or fused or long_j or ranked or (gathered and full and R > 1))
+    room = FAR if far else ROOM if simple else ()
+    taken = max(R, 2) * (C + registers + flat_i) if far else R * registers + k.size_j
+    blocks = next((n for n, most in room if taken <= most), 2)
+    folded = 8 if far and blocks > 2 and not ranked else 4
     unroll, parts = (1 << (n.bit_length() - 1) for n in (copies, parts))
-    return Schedule(R, C, TJ, chain, part, unroll, parts, rows_in_memory, wide, together, listed, blocks, columns)
+    return Schedule(
+        R, C, TJ, chain, part, unroll, parts, folded, rows_in_memory, wide, together, listed, blocks, columns
+    )

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dred.kernel.cuda_schedule import THREADS, UNROLL, schedule
+from dred.kernel.cuda_schedule import LOOPED, THREADS, UNROLL, Schedule, schedule
+from dred.kernel.cuda_slices import Slices
 from dred.kernel.cuda_text import C_NAME, PRELUDE, Lines, indented, literal, loop
-from dred.kernel.cuda_tiles import Tiles
 from dred.kernel.ir import Kernel, Loop, Root, walk
 from dred.kernel.lower import lower
 from dred.kernel.spec import KernelSpec
@@ -97,7 +97,7 @@ class Source:
         return tuple(ind for ind, _, _ in self.loads)
 
 
-class _Kernel(Tiles):
+class _Kernel(Slices):
     """The entry points of one kernel."""
 
     def __init__(self, kernel: Kernel, dtype: str, acc: str, chain: int, name: str, plain: Kernel | None) -> None:
@@ -345,8 +345,25 @@ def render(
 
 
 def rendered(spec: KernelSpec, name: str = "dred", unroll: int = 0) -> Source:
-    """The CUDA C++ that computes a spec; vectors of at most `unroll` components, by default `UNROLL`, are no loops."""
-    unroll = unroll or UNROLL[spec.dtype]
+    """The CUDA C++ that computes a spec; vectors of at most `unroll` components are no loops (default: `_unrolled`)."""
+    unroll = unroll or _unrolled(spec)
     kernel = lower(spec, unroll, hoist=True, approximate=True)
     plain = lower(spec, unroll) if any(root.posts or root.quick for root in kernel.roots) else None
     return render(kernel, spec.dtype, spec.acc, spec.chain, name, plain)
+
+
+def _unrolled(spec: KernelSpec) -> int:
+    """`UNROLL`; or `LOOPED`, where long vectors leave a thread one row if they are no loops, and several if they are.
+
+    Not where the state would go to memory: that costs more than rows save.
+    """
+    many, few = UNROLL[spec.dtype], LOOPED[spec.dtype]
+
+    def cut(unroll: int) -> Schedule:
+        kernel = lower(spec, unroll, hoist=True, approximate=True)
+        return schedule(kernel, np.dtype(spec.dtype).itemsize, spec.chain)
+
+    if few == many or cut(many).R > 1:
+        return many
+    loops = cut(few)
+    return few if loops.R > 1 and not loops.wide else many

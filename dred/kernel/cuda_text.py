@@ -339,9 +339,12 @@ class Writer:
 
     def read_row(self, e: Expr, once: Lines) -> str:
         name = self.fresh("x")
-        source = f"xs[(i64)({self.place(e, self.slot_i[e.id])}) * pitch + {THREADS} * r]"
-        once += [f"{self.T} {name}[{self.s.R}];", *loop(self.every_row, [f"{name}[r] = {source};"], "all")]
+        once += [f"{self.T} {name}[{self.s.R}];", *loop(self.every_row, [f"{name}[r] = {self.far_row(e)};"], "all")]
         return f"{name}[r]"
+
+    def far_row(self, e: Expr) -> str:
+        """A component of the record of row r, in memory."""
+        return f"xs[(i64)({self.place(e, self.slot_i[e.id])}) * pitch + {THREADS} * r]"
 
     def read_column(self, e: Expr, column: Lines) -> str:
         s, offset = self.s, self.slot_j[e.id]
@@ -410,7 +413,7 @@ class Writer:
             inner = open | {counter}
             self.scopes.append({})
             body = self.folds(terms, inner)
-            unroll = 1 if body else 4  # loops in loops have enough to do
+            unroll = 1 if body else self.s.folded  # loops in loops have enough to do
             puts = [Put(self.terms(e), self.adding(e, name + self.at)) for e, name in names.items()]
             body += self.phase(puts, inner)
             self.scopes.pop()

@@ -1,4 +1,4 @@
-"""The pairs of a tile in CUDA C++: chains of columns by quick steps, what is done again, and large states by slices."""
+"""The pairs of a tile in CUDA C++: chains of columns by quick steps, and what is done again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from math import inf
 from dred.formula.node import I
 from dred.kernel.cuda_schedule import THREADS, Schedule
 from dred.kernel.cuda_state import State
-from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, literal, loop, over
-from dred.kernel.ir import Expr, Kernel, Loop, Post, Root, Slot, walk
+from dred.kernel.cuda_text import C_NAME, CLOSED, Lines, Open, Put, literal, loop
+from dred.kernel.ir import Expr, Kernel, Post, Root, Slot
 
 
 class Tiles(State):
-    """The text that meets all pairs of a tile.
+    """The text that meets all pairs of a tile, where the state is in registers.
 
     Attributes
     ----------
@@ -102,20 +102,26 @@ class Tiles(State):
         runs, starts = self.started(roots, "run", self.running)
         left, full, rest = (", const int left", f", {s.C}", f", min({s.C}, count - t)") if s.C > 1 else ("", "", "")
         passes = {"columns": [self.step(root) for root in roots]}
-        if self.rankings:
-            if s.group > 1:
-                passes["columns"] += [self.best(root) for root in self.rankings]
-                passes["ranks"] = [self.step(root) for root in self.rankings]
-                runs += [f"{self.T} {self.best_of(root)}[{s.R}];" for root in self.rankings]
-            else:
-                passes["columns"] += [self.step(root) for root in self.rankings]
+        ranked = [self.step(root) for root in self.rankings]
+        if s.group > 1:
+            passes["columns"] += [self.best(root) for root in self.rankings]
+            runs += [f"{self.T} {self.best_of(root)}[{s.R}];" for root in self.rankings]
+        if s.group > s.C:
+            passes["ranks"] = ranked
+        elif s.group == 1:
+            passes["columns"] += ranked
         parts = self.parts(roots)
         runs += [f"{C_NAME[self.running[slot.field]]} {self.held(slot, 'part')}[{s.R}];" for slot in parts]
         chain = [*runs, *(loop(self.every_row, starts, "all") if starts else [])]
         for name, puts in passes.items():
             exprs = [e for put in puts for e in put.exprs]
             self.scopes.append({})
-            body = self.folds(exprs, CLOSED) + self.phase(puts, CLOSED, bounded=True)
+            body = self.folds(exprs, CLOSED)
+            if 1 < s.group == s.C:  # the values of a group are in registers
+                body += [*self.emptied(), *self.phase(puts, CLOSED, bounded=True)]
+                body += self.if_some(self.phase(ranked, CLOSED, bounded=True))
+            else:
+                body += self.phase(puts, CLOSED, bounded=True)
             self.scopes.pop()
             chain += [f"const auto {name} = [&](const int t{left}) {{", *body, "};"]
         every = [f"{name}(t{rest});" for name in passes]
@@ -176,18 +182,17 @@ class Tiles(State):
         """A group of columns: only if one of them may come before a last place, they are put where they belong."""
         s = self.s
         every = f"int u = 0; u < {s.group}; u += {s.C}"
-        near = []
-        for root in self.rankings:
-            near.append(f"{self.ranks(root)}_near({self.last(root)}, {self.best_of(root)}[r])")
         return [
             *self.emptied(),
             *loop(every, [f"columns(c0 + t + u{full});"], "all"),
-            "bool some = false;",
-            *loop(self.every_row, [f"some |= {' | '.join(near)};"], "all"),
-            "if (some) {",
-            *loop(every, [f"ranks(c0 + t + u{full});"], 1),
-            "}",
+            *self.if_some(loop(every, [f"ranks(c0 + t + u{full});"], 1)),
         ]
+
+    def if_some(self, ranks: Lines) -> Lines:
+        """What is done if one of a group of columns may come before a last place."""
+        near = [f"{self.ranks(root)}_near({self.last(root)}, {self.best_of(root)}[r])" for root in self.rankings]
+        some = loop(self.every_row, [f"some |= {' | '.join(near)};"], "all")
+        return ["bool some = false;", *some, "if (some) {", *ranks, "}"]
 
     # -- joining a chain ---------------------------------------------------------------------------------------------
 
@@ -331,131 +336,3 @@ class Tiles(State):
         new = {name: p.text(e) for name, e in steps}
         body += [f"{name} = {value};" for name, value in new.items()]
         return [*out, *loop(f"int u = {start}; u < {stop}; u++", body, 1)], names
-
-    # -- large states ------------------------------------------------------------------------------------------------
-
-    def slices(self) -> Lines:
-        """Many components: what they share for C columns first, then one after another, each joined to its state."""
-        s, k = self.s, self.k
-        uses: dict[int, int] = {}
-        for root in k.roots:
-            for e in walk(root.steps):
-                uses[e.id] = uses.get(e.id, 0) + 1
-        body = self.folds(k.steps, CLOSED) + self.slices_of_heads(uses)
-        for root in (*self.rest, *self.rankings):
-            body += self.kept(self.common(root, uses), CLOSED)
-            body += self.slice(root)
-        joins = [self.join(root, self.names(root, "acc"), self.names(root)) for root in self.heads]
-        body += loop(self.every_row, joins, "all") if joins else []
-        call = ["columns(c0);"]
-        if s.C > 1:
-            call = [f"if (count - c0 >= {s.C}) {{", f"columns(c0, {s.C});", "} else {", "columns(c0, count - c0);", "}"]
-        left = ", const int left" if s.C > 1 else ""
-        return [f"const auto columns = [&](const int t{left}) {{", *body, "};",
-                *loop(f"int c0 = 0; c0 < count; c0 += {s.C}", call, 1)]  # fmt: skip
-
-    def common(self, root: Root, uses: dict[int, int]) -> list[Expr]:
-        """Values that every component of a root, or another root, reads."""
-        several = bool(root.loops)
-        return self.outermost(root.steps, lambda e: self.paired(e) and not e.free and (several or uses[e.id] > 1))
-
-    def slices_of_heads(self, uses: dict[int, int]) -> Lines:
-        """The running values of heads over C columns, what others read of them at each, and what joining reads."""
-        if not self.heads:
-            return []
-        looped = {e.id for root in self.rest if root.loops for e in walk(root.steps)}
-        wanted = self.outermost(
-            [e for root in self.rest for e in root.steps],
-            lambda e: self.of_heads(e) and not e.free and (e.op == "state" or e.id in looped or uses[e.id] > 1),
-        )
-        declared, started = self.started(self.heads, "run", self.running)
-        out = [*declared, *loop(self.every_row, started, "all")]
-        names = {e: self.fresh("q") for e in wanted}
-        out += [f"{self.type(e)} {name}{self.block};" for e, name in names.items()]
-        puts = [Put([e], self.assigning(name + self.at)) for e, name in names.items()]
-        out += self.phase([*puts, *map(self.step, self.heads)], CLOSED, bounded=True)
-        self.scopes[-1].update({e.id: name + self.at for e, name in names.items()})
-
-        factors = {e.id: e for root in self.rest for e in self.factors[root.fields]}
-        targets = {id: self.fresh("h") for id in factors}
-        self.scopes.append({})
-        body = self.merging(list(factors.values()), self.running_leaf(self.run), self.acc)
-        body += [f"{targets[id]}[r] = {self.text(e, self.acc)};" for id, e in factors.items()]
-        self.scopes.pop()
-        out += [f"{self.type(e, self.acc)} {targets[id]}[{self.s.R}];" for id, e in factors.items()]
-        out += loop(self.every_row, body, "all")
-        self.scopes[-1].update({id: f"{name}[r]" for id, name in targets.items()})
-        return out
-
-    def slice(self, root: Root) -> Lines:
-        """One component, or each of its loops, over C columns."""
-        component = self.component(root.index)
-        state = [self.partial(f, component) for f in root.fields]
-        several = self.s.chain < self.s.C  # chains, whose sums are added up before they join the state
-        runs = self.names(root, "sum" if several else "run")
-        if root.places > 1:
-            declared, _ = self.started([root], "acc", self.types)
-            before = [f"{name} = {place};" for name, place in zip(self.names(root, "acc"), state, strict=True)]
-        else:
-            declared, before = self.started([root], "run", self.running)
-
-        def nest(open: Open, loops: Sequence[Loop]) -> Lines:
-            self.scopes.append({})
-            if loops:
-                inner = open | {loops[0]}
-                shared = self.outermost(root.steps, lambda e: self.paired(e) and e.free <= open) if open else []
-                body = self.folds(shared, open) + self.kept(shared, open) if shared else []
-                body += over(loops[0], nest(inner, loops[1:]), 1)
-            else:
-                start = [*declared, *loop(self.every_row, before, "all")]
-                body = self.folds(root.steps, open)
-                if several:
-                    sums, empty = self.started([root], "sum", self.types)
-                    joins = loop(self.every_row, [self.join(root, runs, self.names(root))], "all")
-                    body += [*sums, *loop(self.every_row, empty, "all")]
-                    body += self.phase([self.step(root)], open, bounded=True, around=(start, joins))
-                else:
-                    body = [*start, *body, *self.phase([self.step(root)], open, bounded=True)]
-                body += [] if root.places > 1 else self.slice_joins(root, state, runs, open)
-            self.scopes.pop()
-            return body
-
-        body = nest(CLOSED, root.loops)
-        return body if root.loops else ["{", *body, "}"]
-
-    def slice_joins(self, root: Root, state: Sequence[str], runs: Sequence[str], open: Open) -> Lines:
-        """Join the values of one component over C columns; where they are not finite, they are computed again."""
-        if root not in self.redone:
-            return loop(self.every_row, [self.join(root, state, runs)], "all")
-        before: Lines = []
-        row: Lines = []
-        values: list[str] = []
-        fine: list[str] = []
-        for post, run in zip(self.posted(root), runs, strict=True):
-            if post is None:
-                values.append(run)
-                continue
-            text = run if self.T == self.A or self.s.chain < self.s.C else f"({self.A}){run}"
-            if post.factor is not None:
-                lines, factor = self.row_value(post.factor)
-                before += lines
-                text = f"{text} * ({self.times(post.scale, factor)})"
-            elif post.scale != 1.0:
-                text = f"{text} * {literal(post.scale, self.acc)}"
-            name = self.fresh("w")
-            row.append(f"const {self.A} {name} = {text};")
-            values.append(name)
-            fine.append(f"({self.abs_sum(name)} < {self.infinite_sum})")
-        row += [f"if ({' & '.join(fine)}) {{", self.join(root, state, values), "} else {", "bad |= 1u << r;", "}"]
-        last, each = "t + left" if self.s.C > 1 else "t + 1", f"h + {self.s.chain}"
-        several = self.s.chain < self.s.C
-        again, names = self.again([root], "r", *(("h", f"min({each}, {last})") if several else ("t", last)), open)
-        again.append(self.join(root, state, [names[Slot(f, root.index, False)] for f in root.fields]))
-        if several:
-            again = loop(f"int h = t; h < {last}; h += {self.s.chain}", again, 1)
-        return [
-            "unsigned bad = 0;", *before, *loop(self.every_row, row, "all"),
-            "if (bad != 0) {",
-            *loop(self.every_row, ["if (bad >> r & 1) {", *again, "}"], 1),
-            "}",
-        ]  # fmt: skip

@@ -21,7 +21,7 @@ from dred.reductions import MONOIDS, REDUCTIONS, monoid_name, stored
 
 CHAIN = 16  # terms that are added in the compute type before they join the state: 16 * 2^-24 < 1e-6
 HALF = ("bfloat16", "float16")  # types of arrays that are computed in float32
-VERSION = 12  # of the arithmetic: raised when the same spec gives other bits
+VERSION = 13  # of the arithmetic: raised when the same spec gives other bits
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dred.formula.language import formula
 from dred.kernel import cuda, cuda_launch, interpret
+from dred.kernel.cuda_schedule import THREADS
 from dred.kernel.cuda_source import rendered
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
@@ -223,6 +226,75 @@ def test_rankings_get_long_splits():
     few, many = (rendered(Case("KMin", 1, parameter=K).spec) for K in (3, 5000))
     assert cuda.splits_of(few, 1, 4000) == cuda_launch.RANKED
     assert 1 < cuda.splits_of(many, 1, 4000) <= 4000 * many.tile_columns / 5000 / 7
+
+
+# -- rankings of long vectors --------------------------------------------------------------------------------------
+
+LONG = 40  # components: rows are in memory, and the values of a group of columns in registers
+
+
+def long_ranking(K: int, D: int = LONG) -> KernelSpec:
+    f = formula("SqDist(x, y)", [f"x = Vi({D})", f"y = Vj({D})"])
+    return KernelSpec.of(f.node, "KMin_ArgKMin", 1, "float32", "float64", parameter=K)
+
+
+def fold_of(text: str) -> str:
+    """The entry point that meets the pairs."""
+    return text[text.index("dred_fold(") : text.index("dred_merge(")]
+
+
+@needs_compiler
+def test_rankings_of_long_vectors():
+    """Of whole numbers, so that there are ties, around the edges of groups, chains and tiles; and planted bugs."""
+    bugs = {"": "", "= fminf(best": "= fmaxf(best", "some |= ": "some &= ", " + c)))) {": " + 0)))) {"}
+    specs = [long_ranking(3), long_ranking(30)]
+    sources = [rendered(spec, f"l{n}") for n, spec in enumerate(specs)]
+    wrong = [(rendered(specs[0], f"w{n}"), old, new) for n, (old, new) in enumerate(bugs.items())]
+    wrong = [
+        (source, replace(source, text=source.text.replace(old, new)) if old else source) for source, old, new in wrong
+    ]
+    assert [a == b for a, b in wrong] == [True, False, False, False]
+    library = shim.compile_sources([*sources, *(changed for _, changed in wrong)], ["-O0"])
+    rng = np.random.default_rng(0)
+
+    def agrees(spec, source, M, N, splits):
+        given = [rng.integers(0, 3, (n, LONG)).astype("float32") for n in (M, N)]
+        got = shim.run(library, source, given, M, N, splits=splits, column0=FAR)
+        want = interpret.fold(spec, empty(spec, M), given, M, N, j0=FAR)
+        return all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+    TJ = sources[0].tile_columns
+    for spec, source in zip(specs, sources, strict=True):
+        for M, N, splits in (
+            (1, 15, 1),
+            (257, 16, 1),
+            (5, 17, 1),
+            (3, 64 + 9, 1),
+            (130, 2 * TJ + 21, 1),
+            (2, 3 * TJ, 3),
+        ):
+            assert agrees(spec, source, M, N, splits), (M, N, splits)
+    assert [agrees(specs[0], changed, 130, 2 * TJ + 21, 1) for _, changed in wrong] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("D", [24, LONG, 1000])
+def test_pairs_that_may_rank_are_computed_once(D):
+    """Rankings compare what is in registers: there is one loop over components."""
+    assert fold_of(rendered(long_ranking(10, D)).text).count("for (int k0 = 0;") == 1
+
+
+@pytest.mark.parametrize(("reduction", "D", "rows"), [("Sum", 20, 2), ("Sum", 24, 4), ("Min", 32, 4), ("KMin", 32, 2)])
+def test_vectors_become_loops_where_a_thread_had_one_row(reduction, D, rows):
+    f = formula("SqDist(x, y)", [f"x = Vi({D})", f"y = Vj({D})"])
+    source = rendered(KernelSpec.of(f.node, reduction, 1, "float32", "float64", parameter=10))
+    assert source.tile_rows == rows * THREADS
+    assert ("dred_rows(" in source.text) == (D > 20)
+
+
+def test_gradients_of_short_vectors_stay_in_registers():
+    """A loop over their components would read and write the state at every few columns."""
+    f = formula("Grad(Exp(-SqDist(x, y)), x, e)", ["x = Vi(32)", "y = Vj(32)", "e = Vi(1)"])
+    assert "dred_rows(" not in rendered(KernelSpec.of(f.node, "Sum", 1, "float32", "float64")).text
 
 
 # -- the tests can fail --------------------------------------------------------------------------------------------

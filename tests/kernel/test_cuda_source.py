@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tests.kernel.cuda_cases import (
     assert_sums,
     data,
     gaussian,
+    gaussian_gradient,
     pairs,
     rendered,
     spec,
@@ -41,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshots") / "gaussian_3_float32.cu"
 DTYPES = ("float32", "float64")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-REGISTERS = {"float32": 208, "float64": 255}  # two blocks to a multiprocessor
+REGISTERS = {"float32": 255, "float64": 255}  # two blocks to a multiprocessor
 
 SUM = Output.of("Sum")
 
@@ -312,6 +314,33 @@ def test_planted_bugs_are_found(planted, bug):
         except AssertionError:
             wrong += 1
     assert (wrong == 0) == (bug == "none")
+
+
+AHEAD = {  # of what is asked for a turn ahead
+    "none": ("", ""),
+    "not ahead": ("min(k0 + 1, 63)", "min(k0, 63)"),
+    "another component": ("const int k0 = after;", "const int k0 = after ^ 1;"),
+    "a state that is lost": ("was0_0[r] = next_was0_0[r];", "was0_0[r] = 0.0;"),
+    "a state that is not written": ("* r] = was0_0[r];", "* r] = next_was0_0[r];"),
+}
+
+
+@needs_compiler
+def test_planted_bugs_of_long_states_are_found():
+    """Both rows of a thread, and two groups of columns."""
+    case, M, N = gaussian_gradient(64, "x"), 2 * THREADS, 70
+    arrays = data(case, M, N, "float32")
+    sources = []
+    for n, (old, new) in enumerate(AHEAD.values()):
+        source = rendered(case, "float32", f"a{n}")
+        text = source.text.replace(old, new) if old else source.text
+        assert (text == source.text) == (not old)
+        sources.append(replace(source, text=text))
+    library = shim.compile_sources(sources)
+    for bug, source in zip(AHEAD, sources, strict=True):
+        out = shim.run(library, source, list(arrays.values()), M, N)[0]
+        wanted = pairs(case, arrays).sum(1).T
+        assert (np.abs(out - wanted).max() < 1e-4 * np.abs(wanted).max()) == (bug == "none"), bug
 
 
 @needs_compiler
