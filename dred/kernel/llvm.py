@@ -84,7 +84,7 @@ def render(
     scaling, moderate : bool
         Whether it may have instructions that not every machine has, and exponents have no limits: see `Lanes`.
     """
-    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along), scaling, moderate).program()
+    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along, many=scaling), scaling, moderate).program()
 
 
 class _Fold(ChainText):
@@ -100,9 +100,11 @@ class _Fold(ChainText):
 
     def program(self) -> Program:
         places, self.nbytes = _placed(self._sizes())
-        rows, columns, shared, self.terms_at = (self.at("%scratch", place, element="i8") for place in places[:4])
-        self.staged, self.shared_base = {I: rows, J: columns}, shared
-        self.place_states(places[4], *self.tile_layout)
+        rows, columns, self.shared_base, self.terms_at, self.waiting_at = (
+            self.at("%scratch", place, element="i8") for place in places[:5]
+        )
+        self.staged = {I: rows, J: columns}
+        self.place_states(places[5], *self.tile_layout)
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
@@ -122,6 +124,7 @@ class _Fold(ChainText):
             plan.panel * self.pitch(J) * itemsize,
             plan.span * self.shared_size * width * itemsize,
             plan.steps * width * itemsize if self.ranking else 0,
+            self.waiting_size * width * itemsize,
             plan.rows // plan.tile * self.tile_layout[1],
         ]
 
