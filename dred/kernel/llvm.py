@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dred.formula.node import I, J
@@ -33,8 +34,10 @@ class Program(NamedTuple):
     items           rows of (batch, first row, one past the last row, first interval, one past the last, first row of
                     redo)
     intervals       rows of (first column, one past the last)
-    states          base pointer of each state field, an array (size, rows) whose rows are contiguous
-    pitch           elements from one component of a state field to the next
+    states          base pointer of each state field, an array (size, rows) whose rows are contiguous; of no pitch, that
+                    of the result (rows, size) in the compute type
+    pitch           elements from one component of a state field to the next; 0, for finishing programs alone: states
+                    begin with no terms, and are rounded to the result
     scratch         `scratch` bytes, aligned to 64, for this call alone
     row0, column0   global numbers of the first row and of the first column of the arrays
     redo            rows of (interval, column), one per tile of an item: -1 before; then the first ones of an item where
@@ -53,12 +56,16 @@ class Program(NamedTuple):
         Where lanes are columns, a row of the arrays of states is `lanes` of them, side by side.
     hoisted : bool
         Whether `redo` is read and written.
+    finishing : bool
+        Whether it makes states, and results of them, itself: of a vector of numbers for each row, of which copies would
+        take long.
     """
 
     text: str
     scratch: int
     plan: Schedule
     hoisted: bool = False
+    finishing: bool = False
 
 
 def render(
@@ -94,6 +101,8 @@ class _Fold(ChainText):
         super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         self.long = bool(self.large) or any(e.op in FOLDS and e.axes == IJ for e in walk(kernel.steps))
         self.tile_layout = _placed([self.state_bytes(f) for f in self.numbers])
+        alone = plan.along == I and len(kernel.fields) == 1 and bool(self.large)
+        self.finishing = alone and kernel.fields[0].size >= plan.lanes and self.element(0) != "i64"
         # where the text stands: operands of the loops that are open
         self.state_base: list[str] = []
         self.redo_at = self.item_row = ""
@@ -114,7 +123,8 @@ class _Fold(ChainText):
             for n, words in enumerate(('"stackrealign" ', "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
-        return Program(self.declarations() + text + attributes, self.nbytes, self.plan, self.kernel.hoisted)
+        text = self.declarations() + text + attributes
+        return Program(text, self.nbytes, self.plan, self.kernel.hoisted, self.finishing)
 
     def _sizes(self) -> list[int]:
         """Bytes of what lies in scratch memory."""
@@ -164,7 +174,8 @@ class _Fold(ChainText):
         place, rows = row, count
         if plan.along == J:
             place, rows = self.integer("mul", row, width), self.integer("mul", count, width)
-        self.copy_states(self.state_base, place, rows, load=True)
+        copy = partial(self.copy_states, self.state_base, place, rows)
+        self._given(lambda: copy(load=True), lambda: self._blank(count))
 
         def tile(at: str, _: list[str]) -> list[str]:
             self.first[I] = self.integer("add", row, at)
@@ -190,8 +201,55 @@ class _Fold(ChainText):
         self.loop(interval, intervals, 1, [], span)
         if self.kernel.hoisted:
             self.loop(0, count, plan.tile, [], lambda at, _: self._checked(row, at, count, interval))
-        self.copy_states(self.state_base, place, rows, load=False)
+        self._given(lambda: copy(load=False), lambda: self._finish(row, count))
         return []
+
+    def _given(self, given: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+        """What is done with states that the caller has; and with others, where it wants a result."""
+        if not self.finishing:
+            given()
+            return
+        wanted = self.put("icmp eq i64 %pitch, 0")
+        self.when(self.put(f"xor i1 {wanted}, true"), given)
+        if otherwise:
+            self.when(wanted, otherwise)
+
+    def _blank(self, count: str) -> None:
+        """States that have met no term."""
+        kind, (field,) = self.lanes.of(self.element(0)), self.kernel.fields
+        nothing = (self.lanes if field.kind == "value" else self.wide).literal(field.identity)
+        tiles = self.integer("sdiv", self.integer("add", count, self.plan.tile - 1), self.plan.tile)
+        self.open_tile(0)
+
+        def component(k: str, _: list[str]) -> list[str]:
+            place = self.at(self.state_at[0], self.integer("mul", k, self.lanes.width), element=self.element(0))
+            self.store(kind, nothing, place, self.aligned(0))
+            return []
+
+        self.loop(0, self.integer("mul", tiles, field.size), 1, [], component)
+
+    def _finish(self, row: str, count: str) -> None:
+        """The result, row by row, from states in which it is component by component."""
+        one, element, width, size = self.one.scalar, self.element(0), self.lanes.width, self.kernel.fields[0].size
+        last = self.integer("sub", count, 1)
+
+        def tile(at: str, _: list[str]) -> list[str]:
+            self.open_tile(self.integer("sdiv", at, width))
+            # lanes that are no rows write to the last row, before it does itself
+            numbers = [self.integer("add", row, self.smaller(self.plus(at, lane), last)) for lane in range(width)]
+            rows = [self.at(self.state_base[0], self.integer("mul", n, size), element=one) for n in numbers]
+
+            def part(k: Operand) -> None:
+                first = self.at(self.state_at[0], self.times(k, width), element=element)
+                places = [self.at(first, u * width, element=element) for u in range(width)]
+                found = [self.load(self.lanes.of(element), place, self.aligned(0)) for place in places]
+                turned = self._turned([self.cast(value, element, one) for value in found])
+                for place, value in reversed([*zip(rows, turned, strict=True)]):
+                    self.store(self.lanes.type, value, self.at(place, k, element=one), self.one.itemsize)
+
+            return self._over_parts(size, part)
+
+        self.loop(0, count, width, [], tile)
 
     def _checked(self, row: str, at: str, count: str, interval: str) -> list[str]:
         """A tile whose sums are not finite gets back the states that it has had, and waits for being done again."""
@@ -208,7 +266,7 @@ class _Fold(ChainText):
             redo = self.at(self.redo_at, self.integer("mul", tile, 2), element="i64")
             self.store("i64", interval, redo, 8)
             self.store("i64", self._table(entry, 0), self.at(redo, 1, element="i64"), 8)
-            self.copy_states(self.state_base, place, rows, load=True, tile=number)
+            self._given(lambda: self.copy_states(self.state_base, place, rows, load=True, tile=number))
 
         self.when(self.put(f"xor i1 {self._finite(rows)}, true"), again)
         return []
