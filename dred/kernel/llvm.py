@@ -175,7 +175,7 @@ class _Fold(ChainText):
         if plan.along == J:
             place, rows = self.integer("mul", row, width), self.integer("mul", count, width)
         copy = partial(self.copy_states, self.state_base, place, rows)
-        self._given(lambda: copy(load=True), lambda: self._blank(count))
+        self._either(lambda: copy(load=True), lambda: self._blank(count))
 
         def tile(at: str, _: list[str]) -> list[str]:
             self.first[I] = self.integer("add", row, at)
@@ -201,18 +201,16 @@ class _Fold(ChainText):
         self.loop(interval, intervals, 1, [], span)
         if self.kernel.hoisted:
             self.loop(0, count, plan.tile, [], lambda at, _: self._checked(row, at, count, interval))
-        self._given(lambda: copy(load=False), lambda: self._finish(row, count))
+        self._either(lambda: copy(load=False), lambda: self._finish(row, count))
         return []
 
-    def _given(self, given: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
-        """What is done with states that the caller has; and with others, where it wants a result."""
-        if not self.finishing:
+    def _either(self, given: Callable[[], None], wanted: Callable[[], None]) -> None:
+        """What is done where the caller has given states; and where it wants a result."""
+        if self.finishing:
+            self.when(self.put("icmp eq i64 %pitch, 0"), wanted)
+            self.when(self.put("icmp ne i64 %pitch, 0"), given)
+        else:
             given()
-            return
-        wanted = self.put("icmp eq i64 %pitch, 0")
-        self.when(self.put(f"xor i1 {wanted}, true"), given)
-        if otherwise:
-            self.when(wanted, otherwise)
 
     def _blank(self, count: str) -> None:
         """States that have met no term."""
@@ -235,7 +233,7 @@ class _Fold(ChainText):
 
         def tile(at: str, _: list[str]) -> list[str]:
             self.open_tile(self.integer("sdiv", at, width))
-            # lanes that are no rows write to the last row, before it does itself
+            # lanes that are no rows hold what the last row does
             numbers = [self.integer("add", row, self.smaller(self.plus(at, lane), last)) for lane in range(width)]
             rows = [self.at(self.state_base[0], self.integer("mul", n, size), element=one) for n in numbers]
 
@@ -244,7 +242,7 @@ class _Fold(ChainText):
                 places = [self.at(first, u * width, element=element) for u in range(width)]
                 found = [self.load(self.lanes.of(element), place, self.aligned(0)) for place in places]
                 turned = self._turned([self.cast(value, element, one) for value in found])
-                for place, value in reversed([*zip(rows, turned, strict=True)]):
+                for place, value in zip(rows, turned, strict=True):
                     self.store(self.lanes.type, value, self.at(place, k, element=one), self.one.itemsize)
 
             return self._over_parts(size, part)
@@ -252,7 +250,10 @@ class _Fold(ChainText):
         self.loop(0, count, width, [], tile)
 
     def _checked(self, row: str, at: str, count: str, interval: str) -> list[str]:
-        """A tile whose sums are not finite gets back the states that it has had, and waits for being done again."""
+        """A tile whose sums are not finite gets back the states that it has had, and waits for being done again.
+
+        Where a result is wanted there are none: what it gets means nothing.
+        """
         plan, width = self.plan, self.lanes.width
         first, number = self.integer("add", row, at), self.integer("sdiv", at, plan.tile)
         self.open_tile(number)
@@ -266,7 +267,7 @@ class _Fold(ChainText):
             redo = self.at(self.redo_at, self.integer("mul", tile, 2), element="i64")
             self.store("i64", interval, redo, 8)
             self.store("i64", self._table(entry, 0), self.at(redo, 1, element="i64"), 8)
-            self._given(lambda: self.copy_states(self.state_base, place, rows, load=True, tile=number))
+            self.copy_states(self.state_base, place, rows, load=True, tile=number)
 
         self.when(self.put(f"xor i1 {self._finite(rows)}, true"), again)
         return []

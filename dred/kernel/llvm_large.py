@@ -23,8 +23,7 @@ class LargeText(RecordText):
         self.flat = [n for n in chained if not kernel.roots[n].loops]
         self.large = [n for n in chained if kernel.roots[n].loops]
         self._share()
-        fields = max((len(kernel.roots[n].fields) for n in self.large), default=0)
-        self.waiting_size = plan.components * fields if plan.behind else 0
+        self.waiting_size = plan.components if plan.behind else 0
         self.shared_base = self.waiting_at = ""
         self.common: dict[int, str] = {}  # sums over pairs of what is the same for all components
         self.span_step = ""  # number of the first step of the chain, within the span
@@ -151,12 +150,12 @@ class LargeText(RecordText):
             if loops:
                 return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
             rest = inner.length % width
-            full = inner.length - rest
+            full, last = inner.length - rest, rest or width
             self.loop(0, full, width, [], lambda first, _: some(first, width))
             if rest:
                 some(full, rest)
-            for k in range(rest or width if behind else 0):
-                self._join_waiting(n, inner.length - (rest or width), k)
+            for k in range(last if behind else 0):
+                self._join_waiting(n, inner.length - last, k)
             return []
 
         nest(root.loops[:-1])
@@ -292,7 +291,7 @@ class LargeText(RecordText):
     # joins that wait --------------------------------------------------------------------------------------------------
 
     def _waiting(self, k: Operand) -> str:
-        """Where the running value number k of some components waits."""
+        """Where the sum of component number k of some waits."""
         return self.at(self.waiting_at, self.times(k, self.lanes.width), element=self.one.scalar)
 
     def _joins(self, n: int, first: Operand, width: int) -> Callable[[str], None]:
@@ -307,10 +306,8 @@ class LargeText(RecordText):
 
     def _join_waiting(self, n: int, first: Operand, k: Operand) -> None:
         """Joins number k of the components that wait, which are those from `first` on."""
-        fields = len(self.kernel.roots[n].fields)
-        places = [self._waiting(self.plus(self.times(k, fields), f)) for f in range(fields)]
-        running = [self.load(self.lanes.type, place, self.lanes.nbytes) for place in places]
-        self._join_component(n, self.plus(first, k), running)
+        value = self.load(self.lanes.type, self._waiting(k), self.lanes.nbytes)
+        self._join_component(n, self.plus(first, k), [value])
 
     def _widened(self, n: int, running: Sequence[str], posts: Sequence[Post | None] | None = None) -> list[str]:
         """Running values as they are merged: with the factors that have left the terms."""
