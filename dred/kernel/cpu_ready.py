@@ -136,11 +136,12 @@ def prepared(spec: KernelSpec, arrays: Arrays, M: int, N: int, outputs: Sequence
     """The reduction of arrays like these, if what is in them does not decide too much about it; else None."""
     if M == 0 or N == 0:
         return None
-    sizes, given = cpu._sizes(spec, M, N, 1, None), spec.arrays(arrays)
-    if cpu._checked(spec, sizes, given, 1) is not given:
+    sizes, given, direct = cpu._sizes(spec, M, N, 1, None), spec.arrays(arrays), converted(spec, outputs) == spec.dtype
+    vector = direct and spec.blank[0][0] > cpu.UNROLL
+    if (sizes.looked and not vector) or cpu._checked(spec, sizes, given, 1) is not given:
         return None
     kernel = cpu.fitting(spec, sizes, given, empty(spec, 0))
-    plan, one, direct = kernel.program.plan, len(sizes.parts) == 1, converted(spec, outputs) == spec.dtype
+    plan, one = kernel.program.plan, len(sizes.parts) == 1
     finished = kernel.program.finishing and one and direct and meets(plan, kernel.cost, M, N)
     if sizes.looked:
         return Finished(spec, M, sizes, outputs) if finished else None
