@@ -122,7 +122,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I, many: bool 
     room = PANEL_FEW if along == J else PANEL_BYTES
     panel = max(min(PANEL_MOST, room // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)
-    behind = many and bool(large) and span > chain >= 2 * MANY
+    # where lanes are columns, each component is a load for each step: no multiplication waits for a join
+    behind = many and along == I and bool(large) and span > chain >= 2 * MANY
     return Schedule(
         along,
         lanes,
