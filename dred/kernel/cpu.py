@@ -129,10 +129,14 @@ def fold(
         return tuple([field.copy() for field in state])
     sizes = _sizes(spec, M, N, batches, None if pattern is None else pattern.pairs)
     arrays = _checked(spec, sizes, arrays, batches)
-    along = sizes.along
-    moderate = sizes.looked and exponents(spec).moderate(spec.dtype, arrays, state)
-    kernel, careful = compiled(spec, along, moderate=moderate), partial(compiled, spec, along, hoist=False)
+    kernel, careful = fitting(spec, sizes, arrays, state), partial(compiled, spec, sizes.along, hoist=False)
     return folded(spec, kernel, careful, sizes.parts, state, arrays, M, (i0, j0), threads, batches, pattern, own)
+
+
+def fitting(spec: KernelSpec, sizes: _Sizes, arrays: Sequence[NDArray[Any]], state: State) -> Compiled:
+    """The kernel of a fold of these sizes; where they ask for it, what is in the arrays decides, too."""
+    moderate = sizes.looked and exponents(spec).moderate(spec.dtype, arrays, state)
+    return compiled(spec, sizes.along, moderate=moderate)
 
 
 def warm(spec: KernelSpec) -> None:
@@ -192,6 +196,18 @@ def folded(
         work = partial(_share, kernel, arrays, states, numbers, careful, strides)
         _run([partial(work, share) for share in shares])
     return new if states[0] is new else merge_states(spec, new, _merged(spec, states, lanes))
+
+
+def finished(
+    kernel: Compiled,
+    careful: Callable[[], Compiled],
+    shares: Sequence[Share],
+    result: NDArray[Any],
+    arrays: Sequence[NDArray[Any]],
+) -> None:
+    """The result (rows, size) of a kernel that finishes, by shares whose calls meet all columns."""
+    work = partial(_share, kernel, arrays, [(result,)], (0, 0), careful, None, pitch=0)
+    _run([partial(work, share) for share in shares])
 
 
 def _strides(spec: KernelSpec, arrays: Sequence[NDArray[Any]], rows: int) -> NDArray[np.int64]:
@@ -405,10 +421,11 @@ def _share(
     strides: NDArray[np.int64] | None,
     share: Share,
     stop: Stop,
+    pitch: int | None = None,
 ) -> None:
     """What one thread does."""
     for part, calls in share:
-        _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides)
+        _calls(kernel, arrays, states[part], calls, numbers, stop, careful, strides, pitch)
 
 
 def _calls(
@@ -420,9 +437,14 @@ def _calls(
     stop: Stop,
     careful: Callable[[], Compiled] | None = None,
     strides: NDArray[np.int64] | None = None,
+    pitch: int | None = None,
 ) -> None:
-    """Folds the calls of one part; `careful` is what goes on where sums are not finite."""
-    program, pitch, (i0, j0) = kernel.program, state[0].shape[1], numbers
+    """Folds the calls of one part; `careful` is what goes on where sums are not finite.
+
+    `pitch`: as of `dred.kernel.llvm.Program`, by default that of states.
+    """
+    program, (i0, j0) = kernel.program, numbers
+    pitch = state[0].shape[1] if pitch is None else pitch
     if strides is None:
         _, strides_at = _none(1 + len(arrays))
     else:
@@ -448,7 +470,7 @@ def _calls(
         if scratch.redo != scratch.blank:
             redo = scratch.noted()
             if careful is not None and (again := call.again(program.plan, redo)) is not None:
-                _calls(careful(), arrays, state, [again], numbers, stop, strides=strides)
+                _calls(careful(), arrays, state, [again], numbers, stop, None, strides, pitch)
     given_back(scratch)
 
 

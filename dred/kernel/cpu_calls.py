@@ -91,7 +91,9 @@ def alone(plan: Schedule, cost: float, M: int, parts: tuple[tuple[int, int], ...
     return _remembered(plan, M, parts, 1, CALL / cost)[0]
 
 
-def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int) -> Sequence[Share]:
+def whole(
+    plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]], threads: int, meet: bool = False
+) -> Sequence[Share]:
     """For each thread its tiles of rows of its parts of the columns; within a part, columns are cut at whole panels.
 
     Parameters
@@ -105,14 +107,23 @@ def whole(plan: Schedule, cost: float, M: int, parts: Sequence[tuple[int, int]],
         First and one past the last column.
     threads : int
         At most.
+    meet : bool
+        Whether columns are not cut: each call meets all of its part, with fewer rows instead.
     """
     pairs = M * (parts[-1][1] - parts[0][0])
     threads = max(1, min(threads, -(-M // plan.tile) * len(parts), int(pairs * cost / SHARE)))
     cut = _remembered if pairs * cost <= FEW * CALL else _cut
-    return cut(plan, M, tuple(parts), threads, CALL / cost)
+    return cut(plan, M, tuple(parts), threads, CALL / cost, meet)
 
 
-def _cut(plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float) -> tuple[Share, ...]:
+def meets(plan: Schedule, cost: float, M: int, N: int) -> bool:
+    """Whether calls that meet all columns have half a block of rows at least: columns are staged for each of them."""
+    return 2 * CALL / cost >= N * min(plan.rows, M)
+
+
+def _cut(
+    plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: int, most: float, meet: bool = False
+) -> tuple[Share, ...]:
     """The shares of so many threads, in calls of at most so many pairs."""
     tiles = -(-M // plan.tile)
     units = tiles * len(parts)
@@ -122,8 +133,10 @@ def _cut(plan: Schedule, M: int, parts: tuple[tuple[int, int], ...], threads: in
         share: list[tuple[int, tuple[Call, ...]]] = []
         for part, (start, stop) in enumerate(parts):
             first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
-            rows = plan.rows * max(1, int(most / (plan.rows * (stop - start))))
-            columns = plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
+            fit = int(most / (stop - start))
+            unit = plan.tile if meet and fit < plan.rows else plan.rows
+            rows = unit * max(1, fit // unit)
+            columns = stop - start if meet else plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
             calls = tuple(
                 Call.of(plan, i, min(i + rows, last), j, min(j + columns, stop))
                 for i in range(first, last, rows)

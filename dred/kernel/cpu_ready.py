@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dred.kernel import cpu
-from dred.kernel.cpu_calls import Call, alone
+from dred.kernel.cpu_calls import Call, alone, meets, whole
 from dred.kernel.cpu_memory import BEHIND, DATA, HEAD, Scratch, addresses, given_back, packer, taken
 from dred.kernel.llvm import Program
 from dred.kernel.output import Output, converted, empty, read, silently
 from dred.kernel.spec import KernelSpec
-from dred.kernel.threads import NEVER, declared
+from dred.kernel.threads import NEVER, declared, thread_count
 
 MOST = 1 << 14  # bytes of a state of no terms, which is kept to be copied, or made in scratch memory
 
@@ -39,6 +39,22 @@ class Prepared:
         state = cpu.folded(spec, kernel, self.careful, self.parts, state, given, self.M, threads=None, own=True)
         found: tuple[NDArray[Any], ...] = silently(read, spec, state, self.outputs)
         return found
+
+
+class Finished(Prepared):
+    """One whose kernel makes the states of large vectors, and the results: each call meets all columns."""
+
+    def __init__(self, spec: KernelSpec, M: int, sizes: cpu._Sizes, outputs: Sequence[Output]) -> None:
+        super().__init__(spec, M, sizes, outputs)
+        self.sizes, self.none = sizes, empty(spec, 0)
+
+    def __call__(self, arrays: Arrays) -> tuple[NDArray[Any], ...]:
+        spec, given = self.spec, self.spec.arrays(arrays)
+        kernel = cpu.fitting(spec, self.sizes, given, self.none)
+        result = np.empty((self.M, spec.blank[0][0]), spec.dtype)
+        shares = whole(kernel.program.plan, kernel.cost, self.M, self.parts, thread_count(), meet=True)
+        cpu.finished(kernel, self.careful, shares, result, given)
+        return (result,)
 
 
 class Quick(Prepared):
@@ -117,18 +133,22 @@ class Direct(Quick):
 
 
 def prepared(spec: KernelSpec, arrays: Arrays, M: int, N: int, outputs: Sequence[Output]) -> Prepared | None:
-    """The reduction of arrays like these, if what is in them does not decide which kernel does it; else None."""
+    """The reduction of arrays like these, if what is in them does not decide too much about it; else None."""
     if M == 0 or N == 0:
         return None
-    sizes, given = cpu._sizes(spec, M, N, 1, None), spec.arrays(arrays)
-    if sizes.looked or cpu._checked(spec, sizes, given, 1) is not given:
+    sizes, given, direct = cpu._sizes(spec, M, N, 1, None), spec.arrays(arrays), converted(spec, outputs) == spec.dtype
+    vector = direct and spec.blank[0][0] > cpu.UNROLL
+    if (sizes.looked and not vector) or cpu._checked(spec, sizes, given, 1) is not given:
         return None
-    kernel = cpu.compiled(spec, sizes.along)
+    kernel = cpu.fitting(spec, sizes, given, empty(spec, 0))
     plan, one = kernel.program.plan, len(sizes.parts) == 1
+    finished = kernel.program.finishing and one and direct and meets(plan, kernel.cost, M, N)
+    if sizes.looked:
+        return Finished(spec, M, sizes, outputs) if finished else None
     if plan.columns == 1 and one and M * sum(size * kind.itemsize for size, _, kind in spec.blank) <= MOST:
         share = alone(plan, kernel.cost, M, sizes.parts)
         if share is not None:
             ((_, (call,)),) = share
-            direct = cpu.sole(spec) is not None and converted(spec, outputs) == spec.dtype
+            direct = direct and cpu.sole(spec) is not None
             return (Direct if direct else Quick)(spec, M, sizes, outputs, kernel.program, call, len(given))
-    return Prepared(spec, M, sizes, outputs)
+    return (Finished if finished else Prepared)(spec, M, sizes, outputs)

@@ -25,11 +25,12 @@ STATES = 1 << 25  # bytes of the states of all parts, at most
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
 RANKED = (8, 45)  # the same of a short ranking
+COMPONENTS, MANY = 4, 8  # of a large state, whose sums are in registers at a time; and where there are many registers
 SUMS = ("add", "fma")  # steps that add up
 
 
 class Schedule(NamedTuple):
-    """Blocking of a kernel. Neither it nor anything else that decides about bits depends on the machine.
+    """Blocking of a kernel. What decides about bits depends neither here nor elsewhere on the machine.
 
     The lanes of a vector are rows (`along` = I; a column's record is broadcast), or columns where there are few rows
     (`along` = J; a row's record is broadcast, and every lane has a state of its own). In what follows a step is one
@@ -46,7 +47,7 @@ class Schedule(NamedTuple):
         Steps whose pairs are written next to each other: they share what is loaded for rows, and hide each other's
         latency. A divisor of the chain.
     components : int
-        Components of a large state that are in registers at a time, while pairs go by.
+        Components of a large state that are in registers at a time, while pairs go by. No bit depends on them.
     span : int
         Steps of pairs that go by before they join the state. Where all is plain sums they are more than a chain: sums
         of half as many steps as a chain has, of which half as many are added up, have the rounding error of a chain.
@@ -55,6 +56,8 @@ class Schedule(NamedTuple):
         arrays is far apart, a component from the next, and read and written once.
     panel : int
         Columns whose records are staged together: a number of whole chains.
+    behind : bool
+        Whether sums of components join the state while pairs go by the next ones. No bit depends on it.
     """
 
     along: int
@@ -65,6 +68,7 @@ class Schedule(NamedTuple):
     span: int
     rows: int
     panel: int
+    behind: bool
 
     @property
     def staggered(self) -> bool:
@@ -82,7 +86,7 @@ class Schedule(NamedTuple):
         return self.lanes if self.along == I else 1
 
 
-def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule:
+def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I, many: bool = False) -> Schedule:
     """Blocking of a kernel.
 
     Costs are counted in vector instructions. A step of a short formula is loads of its column's record plus
@@ -90,8 +94,9 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     component of a long vector is one load for the row, and one load and two operations for each step: four steps spread
     the former, and more need more registers than there are. A component of a large state costs a load, a conversion and
     a store of the accumulator per span, and one load of the pair's value for each step, which several components share:
-    as many as there are registers for. Steps of a ranking share one test, whether any term may have a place: eight, as
-    long as their text is short.
+    as many as there are registers for. Of many, a processor has nothing to multiply while all of their sums are joined:
+    one is joined in each part of the next ones' span. Steps of a ranking share one test, whether any term may have a
+    place: eight, as long as their text is short.
 
     Parameters
     ----------
@@ -101,6 +106,8 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
         Columns that are added in the compute type, at most.
     along : int
         I or J: what the lanes are.
+    many : bool
+        Whether there are as many as 32 registers for vectors of 64 bytes.
     """
     itemsize = {"float32": 4, "float64": 8}[dtype]
     lanes = LANES[dtype]
@@ -115,15 +122,18 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I) -> Schedule
     room = PANEL_FEW if along == J else PANEL_BYTES
     panel = max(min(PANEL_MOST, room // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)
+    # where lanes are columns, each component is a load for each step: no multiplication waits for a join
+    behind = many and along == I and bool(large) and span > chain >= 2 * MANY
     return Schedule(
         along,
         lanes,
         chain,
         _steps(kernel, chain),
-        max(1, 4 // fields),
+        max(1, (MANY if behind else COMPONENTS) // fields),
         span,
         ceil(rows / tile) * tile,
         max(1, panel // (span * columns)) * span * columns,
+        behind,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from dred.formula.node import I, J
@@ -33,8 +34,10 @@ class Program(NamedTuple):
     items           rows of (batch, first row, one past the last row, first interval, one past the last, first row of
                     redo)
     intervals       rows of (first column, one past the last)
-    states          base pointer of each state field, an array (size, rows) whose rows are contiguous
-    pitch           elements from one component of a state field to the next
+    states          base pointer of each state field, an array (size, rows) whose rows are contiguous; of no pitch, that
+                    of the result (rows, size) in the compute type
+    pitch           elements from one component of a state field to the next; 0, for finishing programs alone: states
+                    begin with no terms, and are rounded to the result
     scratch         `scratch` bytes, aligned to 64, for this call alone
     row0, column0   global numbers of the first row and of the first column of the arrays
     redo            rows of (interval, column), one per tile of an item: -1 before; then the first ones of an item where
@@ -53,12 +56,16 @@ class Program(NamedTuple):
         Where lanes are columns, a row of the arrays of states is `lanes` of them, side by side.
     hoisted : bool
         Whether `redo` is read and written.
+    finishing : bool
+        Whether it makes states, and results of them, itself: of a vector of numbers for each row, of which copies would
+        take long.
     """
 
     text: str
     scratch: int
     plan: Schedule
     hoisted: bool = False
+    finishing: bool = False
 
 
 def render(
@@ -84,7 +91,7 @@ def render(
     scaling, moderate : bool
         Whether it may have instructions that not every machine has, and exponents have no limits: see `Lanes`.
     """
-    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along), scaling, moderate).program()
+    return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along, many=scaling), scaling, moderate).program()
 
 
 class _Fold(ChainText):
@@ -94,15 +101,19 @@ class _Fold(ChainText):
         super().__init__(kernel, dtype, acc, plan, scaling, moderate)
         self.long = bool(self.large) or any(e.op in FOLDS and e.axes == IJ for e in walk(kernel.steps))
         self.tile_layout = _placed([self.state_bytes(f) for f in self.numbers])
+        alone = plan.along == I and len(kernel.fields) == 1 and bool(self.large)
+        self.finishing = alone and kernel.fields[0].size >= plan.lanes and self.element(0) != "i64"
         # where the text stands: operands of the loops that are open
         self.state_base: list[str] = []
         self.redo_at = self.item_row = ""
 
     def program(self) -> Program:
         places, self.nbytes = _placed(self._sizes())
-        rows, columns, shared, self.terms_at = (self.at("%scratch", place, element="i8") for place in places[:4])
-        self.staged, self.shared_base = {I: rows, J: columns}, shared
-        self.place_states(places[4], *self.tile_layout)
+        rows, columns, self.shared_base, self.terms_at, self.waiting_at = (
+            self.at("%scratch", place, element="i8") for place in places[:5]
+        )
+        self.staged = {I: rows, J: columns}
+        self.place_states(places[5], *self.tile_layout)
         self.loop("%first", "%last", 1, [], self._item)
         body = "\n".join(self.lines)
         text = f"define void @fold({_ARGUMENTS}) #0 {{\nentry:\n{body}\n  ret void\n}}\n"
@@ -112,7 +123,8 @@ class _Fold(ChainText):
             for n, words in enumerate(('"stackrealign" ', "noinline "))
         )
         text = declared(text, (self.one, self.lanes, self.wide))
-        return Program(self.declarations() + text + attributes, self.nbytes, self.plan, self.kernel.hoisted)
+        text = self.declarations() + text + attributes
+        return Program(text, self.nbytes, self.plan, self.kernel.hoisted, self.finishing)
 
     def _sizes(self) -> list[int]:
         """Bytes of what lies in scratch memory."""
@@ -122,6 +134,7 @@ class _Fold(ChainText):
             plan.panel * self.pitch(J) * itemsize,
             plan.span * self.shared_size * width * itemsize,
             plan.steps * width * itemsize if self.ranking else 0,
+            self.waiting_size * width * itemsize,
             plan.rows // plan.tile * self.tile_layout[1],
         ]
 
@@ -161,7 +174,8 @@ class _Fold(ChainText):
         place, rows = row, count
         if plan.along == J:
             place, rows = self.integer("mul", row, width), self.integer("mul", count, width)
-        self.copy_states(self.state_base, place, rows, load=True)
+        copy = partial(self.copy_states, self.state_base, place, rows)
+        self._either(lambda: copy(load=True), lambda: self._blank(count))
 
         def tile(at: str, _: list[str]) -> list[str]:
             self.first[I] = self.integer("add", row, at)
@@ -187,11 +201,59 @@ class _Fold(ChainText):
         self.loop(interval, intervals, 1, [], span)
         if self.kernel.hoisted:
             self.loop(0, count, plan.tile, [], lambda at, _: self._checked(row, at, count, interval))
-        self.copy_states(self.state_base, place, rows, load=False)
+        self._either(lambda: copy(load=False), lambda: self._finish(row, count))
         return []
 
+    def _either(self, given: Callable[[], None], wanted: Callable[[], None]) -> None:
+        """What is done where the caller has given states; and where it wants a result."""
+        if self.finishing:
+            self.when(self.put("icmp eq i64 %pitch, 0"), wanted)
+            self.when(self.put("icmp ne i64 %pitch, 0"), given)
+        else:
+            given()
+
+    def _blank(self, count: str) -> None:
+        """States that have met no term."""
+        kind, (field,) = self.lanes.of(self.element(0)), self.kernel.fields
+        nothing = (self.lanes if field.kind == "value" else self.wide).literal(field.identity)
+        tiles = self.integer("sdiv", self.integer("add", count, self.plan.tile - 1), self.plan.tile)
+        self.open_tile(0)
+
+        def component(k: str, _: list[str]) -> list[str]:
+            place = self.at(self.state_at[0], self.integer("mul", k, self.lanes.width), element=self.element(0))
+            self.store(kind, nothing, place, self.aligned(0))
+            return []
+
+        self.loop(0, self.integer("mul", tiles, field.size), 1, [], component)
+
+    def _finish(self, row: str, count: str) -> None:
+        """The result, row by row, from states in which it is component by component."""
+        one, element, width, size = self.one.scalar, self.element(0), self.lanes.width, self.kernel.fields[0].size
+        last = self.integer("sub", count, 1)
+
+        def tile(at: str, _: list[str]) -> list[str]:
+            self.open_tile(self.integer("sdiv", at, width))
+            # lanes that are no rows hold what the last row does
+            numbers = [self.integer("add", row, self.smaller(self.plus(at, lane), last)) for lane in range(width)]
+            rows = [self.at(self.state_base[0], self.integer("mul", n, size), element=one) for n in numbers]
+
+            def part(k: Operand) -> None:
+                first = self.at(self.state_at[0], self.times(k, width), element=element)
+                places = [self.at(first, u * width, element=element) for u in range(width)]
+                found = [self.load(self.lanes.of(element), place, self.aligned(0)) for place in places]
+                turned = self._turned([self.cast(value, element, one) for value in found])
+                for place, value in zip(rows, turned, strict=True):
+                    self.store(self.lanes.type, value, self.at(place, k, element=one), self.one.itemsize)
+
+            return self._over_parts(size, part)
+
+        self.loop(0, count, width, [], tile)
+
     def _checked(self, row: str, at: str, count: str, interval: str) -> list[str]:
-        """A tile whose sums are not finite gets back the states that it has had, and waits for being done again."""
+        """A tile whose sums are not finite gets back the states that it has had, and waits for being done again.
+
+        Where a result is wanted there are none: what it gets means nothing.
+        """
         plan, width = self.plan, self.lanes.width
         first, number = self.integer("add", row, at), self.integer("sdiv", at, plan.tile)
         self.open_tile(number)

@@ -23,7 +23,8 @@ class LargeText(RecordText):
         self.flat = [n for n in chained if not kernel.roots[n].loops]
         self.large = [n for n in chained if kernel.roots[n].loops]
         self._share()
-        self.shared_base = ""
+        self.waiting_size = plan.components if plan.behind else 0
+        self.shared_base = self.waiting_at = ""
         self.common: dict[int, str] = {}  # sums over pairs of what is the same for all components
         self.span_step = ""  # number of the first step of the chain, within the span
 
@@ -123,6 +124,7 @@ class LargeText(RecordText):
         inner = root.loops[-1]
         nested = any(e.op in FOLDS and e.free & set(root.loops) for e in walk(root.steps) if e.id not in self.places)
         width = 1 if nested else min(self.plan.components, inner.length)
+        behind = self.plan.behind and count == self.plan.span
         records, self.shared = self.pairs.records, self.places
         self.pairs.records = records | self.places.keys()
 
@@ -132,21 +134,29 @@ class LargeText(RecordText):
             if post and post.common
         }
 
-        def some(first: Operand, width: int) -> list[str]:
-            places = [self.plus(first, u) for u in range(width)]
-            held = self._passed(n, places, start, count, masked)
+        def some(first: Operand, many: int) -> list[str]:
+            places = [self.plus(first, u) for u in range(many)]
+            before = self._joins(n, first, width) if behind else None
+            held = self._passed(n, places, start, count, masked, before)
+            if behind:
+                for k, value in enumerate(held):
+                    self.store(self.lanes.type, value, self._waiting(k), self.lanes.nbytes)
+                return []
             for place in places:
-                self.pairs.counters[inner] = place
-                self._join_component(n, [held.pop(0) for _ in root.fields])
-            self.pairs.counters.pop(inner)
+                self._join_component(n, place, [held.pop(0) for _ in root.fields])
             return []
 
         def nest(loops: Sequence[Loop]) -> list[str]:
             if loops:
                 return self.pairs.components(loops[0], [], lambda _: nest(loops[1:]), 1)
-            full = inner.length - inner.length % width
+            rest = inner.length % width
+            full, last = inner.length - rest, rest or width
             self.loop(0, full, width, [], lambda first, _: some(first, width))
-            return some(full, inner.length - full) if full < inner.length else []
+            if rest:
+                some(full, rest)
+            for k in range(last if behind else 0):
+                self._join_waiting(n, inner.length - last, k)
+            return []
 
         nest(root.loops[:-1])
         self.pairs.records, self.shared = records, {}
@@ -173,6 +183,7 @@ class LargeText(RecordText):
         carry: Sequence[Carry],
         sums: Sequence[bool],
         some: Callable[[Operand, Operand, list[str]], list[str]],
+        beside: Callable[[str], None] | None = None,
     ) -> list[str]:
         """The running values after some steps; those of a span are sums of sums, with the rounding error of a chain.
 
@@ -185,12 +196,16 @@ class LargeText(RecordText):
             Which of them are sums.
         some : callable
             Writes the steps from one on, to another one, given what the values are before.
+        beside : callable, optional
+            Writes what else is to be done in each part of a span, given its first step.
         """
 
         kinds, nothing = [kind for kind, _ in carry], [value for _, value in carry]
         half = self.plan.chain // 2
 
         def part(at: str, held: list[str]) -> list[str]:
+            if beside:
+                beside(at)
             mine = [zero if s else h for s, h, zero in zip(sums, held, nothing, strict=True)]
             new = some(at, self.plus(at, half), mine)
             return [
@@ -202,7 +217,15 @@ class LargeText(RecordText):
             return self.loop(0, count, half, carry, part)
         return some(0, count, nothing)
 
-    def _passed(self, n: int, places: Sequence[Operand], start: str, count: Operand, masked: bool) -> list[str]:
+    def _passed(
+        self,
+        n: int,
+        places: Sequence[Operand],
+        start: str,
+        count: Operand,
+        masked: bool,
+        beside: Callable[[str], None] | None,
+    ) -> list[str]:
         """The running values of some components of a large root after some steps, those of a component together."""
         root = self.kernel.roots[n]
         carry = [(self.running_type(f), self.identity(f)) for _ in places for f in root.fields]
@@ -217,7 +240,7 @@ class LargeText(RecordText):
                 first, last, steps, kinds, lambda step, held: self._go_by(n, places, start, step, steps, masked, held)
             )
 
-        return self.added(count, carry, [True] * len(carry), some)
+        return self.added(count, carry, [True] * len(carry), some, beside)
 
     def _go_by(
         self, n: int, places: Sequence[Operand], start: str, step: str, steps: int, masked: bool, held: Sequence[str]
@@ -256,12 +279,35 @@ class LargeText(RecordText):
         self.pairs.counters.pop(root.loops[-1])
         return out
 
-    def _join_component(self, n: int, running: Sequence[str]) -> None:
+    def _join_component(self, n: int, place: Operand, running: Sequence[str]) -> None:
         root = self.kernel.roots[n]
+        self.pairs.counters[root.loops[-1]] = place
         with self.merged.scope():
             merged = self.merge_root(n, self._widened(n, running))
             for f, value in zip(root.fields, merged, strict=True):
                 self.write_state(f, root.index, value)
+        self.pairs.counters.pop(root.loops[-1])
+
+    # joins that wait --------------------------------------------------------------------------------------------------
+
+    def _waiting(self, k: Operand) -> str:
+        """Where the sum of component number k of some waits."""
+        return self.at(self.waiting_at, self.times(k, self.lanes.width), element=self.one.scalar)
+
+    def _joins(self, n: int, first: Operand, width: int) -> Callable[[str], None]:
+        """In each part of a span, joins one of the components before `first`, of which `width` wait: or none do."""
+        before, count = self.plus(first, -width), self.smaller(first, width)
+
+        def join(at: str) -> None:
+            k = self.integer("udiv", at, self.plan.chain // 2)
+            self.when(self.put(f"icmp slt i64 {k}, {count}"), lambda: self._join_waiting(n, before, k))
+
+        return join
+
+    def _join_waiting(self, n: int, first: Operand, k: Operand) -> None:
+        """Joins number k of the components that wait, which are those from `first` on."""
+        value = self.load(self.lanes.type, self._waiting(k), self.lanes.nbytes)
+        self._join_component(n, self.plus(first, k), [value])
 
     def _widened(self, n: int, running: Sequence[str], posts: Sequence[Post | None] | None = None) -> list[str]:
         """Running values as they are merged: with the factors that have left the terms."""

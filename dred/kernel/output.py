@@ -108,9 +108,9 @@ class Output:
 
 
 def converted(spec: KernelSpec, outputs: Sequence[Output]) -> np.dtype[Any] | None:
-    """The type of the only value of a row, where that is all of a state, and is read off it as it is; else None."""
-    (part, *others), (output, *more) = spec.layout, outputs
-    sole = not others and not more and part[0].size == 1 and output.texts == spec.sole[0] and not spec.batch
+    """The type of the only field, where that is all of a state, and is read off it as it is; else None."""
+    (output, *more), alone = outputs, len(spec.layout) == 1 and not spec.batch
+    sole = alone and not more and output.texts == spec.sole[0]
     if not sole or output.truth or spec.blank[0][2].kind != "f":
         return None
     return array_type(spec.dtype if output.saved else spec.given or spec.dtype)
