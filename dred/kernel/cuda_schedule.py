@@ -154,7 +154,8 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         chain = short if short * record <= SHARED else chain
         part = min(part, chain)
         if fused or long_j or rows_in_memory:
-            # rows come from far away: the more columns meet them at a time, the better
+            # rows come from far away: the more columns meet them at a time, the better; their terms have more rounding
+            # errors of their own than the sums that then are of 16 terms
             most = 16 if rows_in_memory and size == 4 and fused == 1 else 8
             C = next(c for c in (16, 8, 4, 2, 1) if c <= most and chain % c == 0 and (c == 1 or c * load <= BODY))
             part = max(part, C)
