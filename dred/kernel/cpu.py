@@ -85,7 +85,7 @@ def available() -> bool:
 
 
 def source(spec: KernelSpec) -> str:
-    """The LLVM IR of a kernel, for every machine; where there is AVX-512, powers of 2 are written otherwise."""
+    """The LLVM IR of a kernel, for every machine; with AVX-512, powers of 2 and large states are written otherwise."""
     return render(lower(spec, UNROLL, hoist=True), spec.dtype, spec.acc, spec.chain).text
 
 
@@ -445,6 +445,7 @@ def _calls(
     """
     program, (i0, j0) = kernel.program, numbers
     pitch = state[0].shape[1] if pitch is None else pitch
+    assert pitch or not calls or program.finishing, "states of no pitch"
     if strides is None:
         _, strides_at = _none(1 + len(arrays))
     else:

@@ -117,8 +117,11 @@ def whole(
 
 
 def meets(plan: Schedule, cost: float, M: int, N: int) -> bool:
-    """Whether calls that meet all columns have half a block of rows at least: columns are staged for each of them."""
-    return 2 * CALL / cost >= N * min(plan.rows, M)
+    """Whether calls that meet all columns have half a block of rows at least: columns are staged for each of them.
+
+    And a tile, or such a call would take too long.
+    """
+    return CALL / cost >= N * max(plan.tile, min(plan.rows, M) / 2)
 
 
 def _cut(
@@ -134,8 +137,8 @@ def _cut(
         for part, (start, stop) in enumerate(parts):
             first, last = (min(M, min(max(unit - part * tiles, 0), tiles) * plan.tile) for unit in (low, high))
             fit = int(most / (stop - start))
-            unit = plan.tile if meet and fit < plan.rows else plan.rows
-            rows = unit * max(1, fit // unit)
+            step = plan.tile if meet and fit < plan.rows else plan.rows
+            rows = step * max(1, fit // step)
             columns = stop - start if meet else plan.panel * max(1, int(most / (min(rows, M) * plan.panel)))
             calls = tuple(
                 Call.of(plan, i, min(i + rows, last), j, min(j + columns, stop))

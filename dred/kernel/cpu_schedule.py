@@ -25,7 +25,7 @@ STATES = 1 << 25  # bytes of the states of all parts, at most
 STEPS = ((4, 18), (8, 45), (4, 80), (2, 160))  # and what one of them takes at most, in instructions
 STAGGERED = 8  # of these
 RANKED = (8, 45)  # the same of a short ranking
-COMPONENTS, MANY = 4, 8  # of a large state, whose sums are in registers at a time; and where there are many registers
+COMPONENTS = {False: 4, True: 8}  # of a large state, in registers at a time; and where their sums wait in memory
 SUMS = ("add", "fma")  # steps that add up
 
 
@@ -123,13 +123,13 @@ def schedule(kernel: Kernel, dtype: str, chain: int, along: int = I, many: bool 
     panel = max(min(PANEL_MOST, room // (max(1, kernel.size_j) * itemsize)), PANEL_LEAST)
     fields = max((len(root.fields) for root in large), default=1)
     # where lanes are columns, each component is a load for each step: no multiplication waits for a join
-    behind = many and along == I and bool(large) and span > chain >= 2 * MANY
+    behind = many and along == I and bool(large) and fields == 1 and span > chain >= 2 * COMPONENTS[True]
     return Schedule(
         along,
         lanes,
         chain,
         _steps(kernel, chain),
-        max(1, (MANY if behind else COMPONENTS) // fields),
+        max(1, COMPONENTS[behind] // fields),
         span,
         ceil(rows / tile) * tile,
         max(1, panel // (span * columns)) * span * columns,

@@ -20,12 +20,15 @@ RANKED = 32.0  # instructions that compare a value with the last place of a rank
 HELD_BY = {"value": 2, "sum": 3, "count": 3, "index": 3}  # registers of a field: of the state, and running;
 PARTED = 1  # and where there are sums of sums, one more
 ROWS = {4: ((8, 9), (4, 20), (2, 24)), 8: ((8, 7), (4, 16), (2, 24))}  # by bytes: rows, and values of a row at most
-SUMS = {2: 46, 1: 90}  # by rows: registers of a row, at most, where they are mainly sums, and loops have copies
+GATHERED = {2: 46, 1: 90}  # by rows: registers of a row, at most, where most are sums, and loops have copies:
+COPIES = 4  # as many pairs in a turn
 ROOM = ((4, 66), (3, 100))  # blocks, and registers of a thread's rows and of a column's record that leave room for them
 FAR = ((4, 44), (3, 80))  # the same where rows are in memory, of what rows hold beside their records
 PAIRS = {4: 64, 8: 32}  # by bytes: of rows and columns in a turn of the loop over columns
 CHOICES = 64  # columns of a chain that adds nothing up
+MEETING = 16  # columns that meet rows in memory at a time
 GROUP = 8  # columns of which the best is compared with the last place of a ranking
+FOLDED = (4, 8)  # copies of the loop of a fold; and where there is room for more
 WORDS = 8  # of a column that each thread reads at once, at most
 UNROLL = {"float32": 32, "float64": 16}  # longer vectors become loops: for `lower`
 LOOPED = {"float32": 16, "float64": 16}  # and so do those longer than this that let a thread have one row alone
@@ -152,12 +155,17 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
         while short > 8 and short % 2 == 0 and short * record > SHARED:
             short //= 2
         chain = short if short * record <= SHARED else chain
-        part = min(part, chain)
+        part = part if chain % part == 0 else chain
         if fused or long_j or rows_in_memory:
             # rows come from far away: the more columns meet them at a time, the better; their terms have more rounding
             # errors of their own than the sums that then are of 16 terms
-            most = 16 if rows_in_memory and size == 4 and fused == 1 else 8
-            C = next(c for c in (16, 8, 4, 2, 1) if c <= most and chain % c == 0 and (c == 1 or c * load <= BODY))
+            most = MEETING if rows_in_memory and size == 4 and fused == 1 else GROUP
+
+            def fits_in(c: int) -> bool:
+                longer = max(part, c)
+                return c <= most and longer % c == 0 == chain % longer and c * load <= BODY
+
+            C = next((c for c in (16, 8, 4, 2) if fits_in(c)), 1)
             part = max(part, C)
     registers = (0 if rows_in_memory else k.size_i) + sum(HELD_BY[field.kind] for field in values)
     registers += PARTED * sum(field.kind == "sum" for field in values) if part < chain else 0
@@ -170,7 +178,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     R = 4 if rows_in_memory else next((r for r, most in ROWS[size] if registers <= most), 1)
     # several sums take most of the registers
     gathered = size == 4 and plain and len(values) > 2 and C == 1 and not (rows_in_memory or wide)
-    if gathered and R == 1 and registers <= SUMS[2]:
+    if gathered and R == 1 and registers <= GATHERED[2]:
         R = 2
     # single components are held while the columns and rows of a block run
     while C > 1 and rows_in_memory and not wide and (flat_i + C * flat_j) * size > HELD:
@@ -190,7 +198,7 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     fits = few >= 2 * C and 2 * C * load <= BODY and 2 * C * record <= SHARED and max(fused, len(common)) <= 2
     if wide and plain and C == chain > 1 and fits:
         C *= 2  # a component of the state is read and written once for two chains
-    if size == 4 and wide and plain and rows_in_memory and C >= 16 and 2 * C * max(1, fused, len(common)) <= 64:
+    if size == 4 and wide and plain and rows_in_memory and MEETING <= C <= few // max(1, fused, len(common)):
         R = 2  # a column that is read meets two rows
 
     most = min(COLUMNS // size, SHARED // max(1, record))
@@ -201,8 +209,8 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     full = registers > 24 or (rows_in_memory and 2 * (R * flat_i + C * flat_j) * size > HELD)
     most = min(PAIRS[size], int(BODY / (2 * load))) // R  # columns in a turn of the loop
     copies = 1 if full else max(1, min(part // C if part < chain else chain // (2 * C), most // C))
-    if full and gathered and R <= 2 and registers <= SUMS[1]:
-        copies = max(1, min(part, 4) // R)
+    if full and gathered and R <= 2 and registers <= GATHERED[1]:
+        copies = max(1, min(part, COPIES) // R)
     parts = max(1, min(chain, most) // part) if part < chain and copies * C == part else 1
     ranked = any(root.places > 1 for root in k.roots) and not wide
     together = max(GROUP, C) if ranked and chain % max(GROUP, C) == 0 else 1
@@ -211,8 +219,9 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     room = FAR if far else ROOM if simple else ()
     taken = max(R, 2) * (C + registers + flat_i) if far else R * registers + k.size_j
     blocks = next((n for n, most in room if taken <= most), 2)
-    folded = 8 if far and blocks > 2 and not ranked else 4
+    folded = FOLDED[far and blocks > 2 and not ranked]
     unroll, parts = (1 << (n.bit_length() - 1) for n in (copies, parts))
+    assert chain % part == part % min(C, part) == 0
     return Schedule(
         R, C, TJ, chain, part, unroll, parts, folded, rows_in_memory, wide, together, listed, blocks, columns
     )

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dred.formula.node import toposort
 from dred.kernel.cuda_schedule import LOOPED, THREADS, UNROLL, Schedule, schedule
 from dred.kernel.cuda_slices import Slices
 from dred.kernel.cuda_text import C_NAME, PRELUDE, Lines, indented, literal, loop
@@ -329,7 +330,7 @@ def render(
     Parameters
     ----------
     kernel : Kernel
-        Lowered with vectors unrolled up to `UNROLL[dtype]` components.
+        Lowered with vectors of a few components unrolled.
     dtype, acc : {"float32", "float64"}
         Type of the variables and of the arithmetic per pair; type of sums in the state.
     chain : int
@@ -363,7 +364,8 @@ def _unrolled(spec: KernelSpec) -> int:
         kernel = lower(spec, unroll, hoist=True, approximate=True)
         return schedule(kernel, np.dtype(spec.dtype).itemsize, spec.chain)
 
-    if few == many or cut(many).R > 1:
+    between = any(few < node.dim <= many for part in spec.parts for node in toposort(part.formulas))
+    if not between or cut(many).R > 1:
         return many
     loops = cut(few)
     return few if loops.R > 1 and not loops.wide else many

@@ -89,7 +89,8 @@ def render(
     along : int
         The lanes are rows (I) or columns (J).
     scaling, moderate : bool
-        Whether it may have instructions that not every machine has, and exponents have no limits: see `Lanes`.
+        Whether it may have instructions, and registers, that not every machine has; and exponents have no limits: see
+        `Lanes`.
     """
     return _Fold(kernel, dtype, acc, schedule(kernel, dtype, chain, along, many=scaling), scaling, moderate).program()
 

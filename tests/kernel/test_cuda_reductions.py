@@ -9,8 +9,9 @@ import pytest
 
 from dred.formula.language import formula
 from dred.kernel import cuda, cuda_launch, interpret
-from dred.kernel.cuda_schedule import THREADS
+from dred.kernel.cuda_schedule import THREADS, schedule
 from dred.kernel.cuda_source import rendered
+from dred.kernel.lower import lower
 from dred.kernel.output import empty
 from dred.kernel.spec import KernelSpec
 from dred.reductions import REDUCTIONS
@@ -280,7 +281,10 @@ def test_rankings_of_long_vectors():
 @pytest.mark.parametrize("D", [24, LONG, 1000])
 def test_pairs_that_may_rank_are_computed_once(D):
     """Rankings compare what is in registers: there is one loop over components."""
-    assert fold_of(rendered(long_ranking(10, D)).text).count("for (int k0 = 0;") == 1
+    text = fold_of(rendered(long_ranking(10, D)).text)
+    assert text.count("for (int k0 = 0;") == 1
+    first = text[text.index("const auto columns") : text.index("fminf(best")]
+    assert "best0_0[r] = __int_as_float(0x7f800000);" in first  # of each group anew
 
 
 @pytest.mark.parametrize(("reduction", "D", "rows"), [("Sum", 20, 2), ("Sum", 24, 4), ("Min", 32, 4), ("KMin", 32, 2)])
@@ -291,10 +295,24 @@ def test_vectors_become_loops_where_a_thread_had_one_row(reduction, D, rows):
     assert ("dred_rows(" in source.text) == (D > 20)
 
 
-def test_gradients_of_short_vectors_stay_in_registers():
+@pytest.mark.parametrize(("D", "rows", "copies"), [(8, 2, 2), (16, 1, 4), (32, 1, 1)])
+def test_gradients_of_short_vectors_stay_in_registers(D, rows, copies):
     """A loop over their components would read and write the state at every few columns."""
-    f = formula("Grad(Exp(-SqDist(x, y)), x, e)", ["x = Vi(32)", "y = Vj(32)", "e = Vi(1)"])
-    assert "dred_rows(" not in rendered(KernelSpec.of(f.node, "Sum", 1, "float32", "float64")).text
+    f = formula("Grad(Exp(-SqDist(x, y)), x, e)", [f"x = Vi({D})", f"y = Vj({D})", "e = Vi(1)"])
+    source = rendered(KernelSpec.of(f.node, "Sum", 1, "float32", "float64"))
+    assert "dred_rows(" not in source.text
+    assert source.tile_rows == rows * THREADS
+    assert re.search(rf"#pragma unroll {copies}\n *for \(int t = h; t < h \+ 8; t \+= 1\)", source.text)
+
+
+@pytest.mark.parametrize("D", [3, LONG, 1000])
+def test_chains_of_any_length_are_whole_parts_of_whole_turns(D):
+    f = formula("SqDist(x, y)", [f"x = Vi({D})", f"y = Vj({D})"])
+    for chain in range(1, 80):
+        spec = KernelSpec.of(f.node, "Sum", 1, "float32", "float64", chain=chain)
+        kernel = lower(spec, 8, hoist=True, approximate=True)
+        s = schedule(kernel, 4, chain)
+        assert s.chain % s.part == s.part % s.C == s.TJ % s.chain == 0
 
 
 # -- the tests can fail --------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ def test_results_are_those_of_states(reduction, dtype, monkeypatch):
         made = routine(E, reduction_op=reduction)
         for M in (1, 15, 16, 17, 300):
             given = data(E, M, 150, dtype)
+            if reduction != "Sum":  # terms of one sign, so that a state of no term is another one than 0
+                given[4] = {"Max": -1, "Min": 1}[reduction] * np.abs(given[4])
             got, want = made(*given), by_states(made, given)
             assert (got.dtype, got.shape, got.tobytes()) == (want.dtype, want.shape, want.tobytes())
         assert {type(found) for found in made._ready.values()} == {cpu_ready.Finished}
@@ -122,19 +124,29 @@ def test_what_is_more_than_a_field_has_a_state(monkeypatch):
         made, given = routine(40, reduction_op=reduction, **more), data(40, 30, 150, "float32")
         assert made(*given).tobytes() == by_states(made, given).tobytes()
         assert type(ready(made)) is cpu_ready.Prepared
+    parted, given = routine(40), data(40, 64, 40_000, "float32")  # columns in parts, whose states are merged
+    assert parted(*given).tobytes() == by_states(parted, given).tobytes()
+    assert type(ready(parted)) is cpu_ready.Prepared
+    halves, given = routine(40), [a.astype("float16") for a in data(40, 30, 150, "float32")]  # of another type
+    got, want = halves(*given), by_states(halves, given)
+    assert (got.dtype, got.tobytes()) == (np.float16, want.tobytes())
     short = routine(12)  # fewer components than lanes
     short(*data(12, 30, 150, "float32"))
     assert type(ready(short)) is cpu_ready.Prepared
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_any_threads_and_calls(dtype, monkeypatch):
-    E, M, N = 40, 700, 300
+@pytest.mark.parametrize(("E", "M", "N"), [(40, 700, 300), (1000, 40, 600)])
+def test_any_threads_and_calls(E, M, N, dtype, monkeypatch):
+    """Calls of few rows, and of columns that would be cut if they had to: panels are shorter."""
     made, given = routine(E), data(E, M, N, dtype)
     want = by_states(made, given).tobytes()
     monkeypatch.setattr(cpu_calls, "SHARE", 1.0)
-    (cost,) = {cpu.compiled(made.spec(dtype)).cost}
-    for rows, kind in ((2000, cpu_ready.Finished), (400, cpu_ready.Finished), (100, cpu_ready.Prepared)):
+    kernel = cpu.compiled(made.spec(dtype))
+    plan, cost = kernel.program.plan, kernel.cost
+    assert E < 1000 or plan.panel < N
+    half = min(plan.rows, M) // 2
+    for rows, kind in ((2000, cpu_ready.Finished), (half, cpu_ready.Finished), (half // 2, cpu_ready.Prepared)):
         monkeypatch.setattr(cpu_calls, "CALL", cost * N * rows)
         for threads in ("1", "2", "5"):
             monkeypatch.setenv("DRED_NUM_THREADS", threads)
