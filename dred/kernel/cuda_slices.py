@@ -120,16 +120,17 @@ class Slices(Tiles):
                 far[name] = self.dtype, self.far_row(e)
                 self.scopes[-1][e.id] = f"({name}[r] != 0)" if e.boolean else f"{name}[r]"
 
+        def declared(prefix: str) -> Lines:
+            return [f"{C_NAME[dtype]} {prefix}{name}[{self.s.R}];" for name, (dtype, _) in far.items()]
+
+        def fetched(at: str) -> Lines:
+            row = [f"next_{name}[r] = {source};" for name, (_, source) in far.items()]
+            return ["{", f"const int {k} = {at};", *loop(self.every_row, row, "all"), "}"]
+
         k = f"k{counter.depth}"
-        declared = [f"{C_NAME[dtype]} NAME{name}[{self.s.R}];" for name, (dtype, _) in far.items()]
-        fetched = loop(self.every_row, [f"next_{name}[r] = {source};" for name, (_, source) in far.items()], "all")
-        taken = loop(self.every_row, [f"{name}[r] = next_{name}[r];" for name in far], "all")
+        taken = loop(self.every_row, self.copies([f"{n}[r]" for n in far], [f"next_{n}[r]" for n in far]), "all")
         after = f"const int after = min({k} + 1, {counter.length - 1});"
-        return (
-            [*(line.replace("NAME", "next_") for line in declared), "{", f"const int {k} = 0;", *fetched, "}"],
-            [*(line.replace("NAME", "") for line in declared), *taken,
-             after, "{", f"const int {k} = after;", *fetched, "}"],
-        )  # fmt: skip
+        return [*declared("next_"), *fetched("0")], [*declared(""), *taken, after, *fetched("after")]
 
     @staticmethod
     def copies(targets: Sequence[str], values: Sequence[str]) -> Lines:
