@@ -198,7 +198,8 @@ def schedule(k: Kernel, size: int, chain: int) -> Schedule:
     fits = few >= 2 * C and 2 * C * load <= BODY and 2 * C * record <= SHARED and max(fused, len(common)) <= 2
     if wide and plain and C == chain > 1 and fits:
         C *= 2  # a component of the state is read and written once for two chains
-    if size == 4 and wide and plain and rows_in_memory and MEETING <= C <= few // max(1, fused, len(common)):
+    alone = len(k.roots) == 1 and bool(k.roots[0].loops)  # others hold values of their own meanwhile
+    if size == 4 and alone and plain and rows_in_memory and MEETING <= C <= few // max(1, fused, len(common)):
         R = 2  # a column that is read meets two rows
 
     most = min(COLUMNS // size, SHARED // max(1, record))

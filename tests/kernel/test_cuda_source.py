@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("snapshots") / "gaussian_3_float32.cu"
 DTYPES = ("float32", "float64")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-REGISTERS = {"float32": 255, "float64": 255}  # two blocks to a multiprocessor
+REGISTERS = {"float32": 216, "float64": 255}  # two blocks to a multiprocessor
 
 SUM = Output.of("Sum")
 
